@@ -1,0 +1,1 @@
+"""The token broker: one authoritative count for one Keepa account."""

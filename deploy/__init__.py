@@ -1,0 +1,1 @@
+"""Everything that runs the system somewhere, and the stand-in for Keepa."""

@@ -1,0 +1,1 @@
+"""Stateless fetchers: lease, call, settle, write."""
