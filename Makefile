@@ -34,8 +34,8 @@ check: $(VENV)/.ready  ## Linters, types, dependency rules, contract
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
-	  --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/tokenbroker/v1/token_broker.proto
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \
+	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/tokenbroker/v1/token_broker.proto
 
 format: $(VENV)/.ready  ## Format code and contract
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
