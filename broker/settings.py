@@ -1,0 +1,163 @@
+"""Settings: the environment, then `.env`; the only place that reads either.
+
+A malformed or missing setting becomes a `SettingsError`, one line that names the
+variable and the remedy and never repeats a value: it may be the key.
+"""
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    NonNegativeInt,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from broker.listen import Listen
+
+FINGERPRINT_DIGITS: Final = 12
+
+
+class SettingsError(Exception):
+    """A setting is missing or malformed; the message names it and the remedy."""
+
+
+class LogLevel(StrEnum):
+    """Least severity that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; auto is console on a terminal, else JSON."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def _address(text: str) -> str:
+    Listen.parse(text)
+    return text
+
+
+def _base_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.query:
+        raise ValueError("must look like https://api.keepa.com")
+    return text.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+CONFIG: Final = SettingsConfigDict(
+    env_file=".env",
+    env_ignore_empty=True,
+    extra="ignore",
+    # A rejected value may be the key.
+    hide_input_in_errors=True,
+)
+
+
+class ServeSettings(BaseSettings):
+    """What `tokenbroker serve` needs."""
+
+    model_config = CONFIG
+
+    keepa_api_key: SecretStr = SecretStr("")
+    # A mounted secret; the file's content is the key.
+    keepa_api_key_file: Path | None = None
+    keepa_base_url: Annotated[str, AfterValidator(_base_url)] = "https://api.keepa.com"
+    broker_listen: Address = "127.0.0.1:50051"
+    broker_http_listen: Address = "127.0.0.1:9464"
+    # Tokens that are never granted: room for other users of the same key.
+    broker_floor_tokens: NonNegativeInt = 0
+    # How far below zero a lone lease may take the balance.
+    broker_max_debt_tokens: NonNegativeInt = 0
+    # A heartbeat renews it, so this is how long a dead client's lease stays open.
+    broker_lease_ttl_ms: PositiveInt = 15_000
+    # After a start without a journal, how long living clients have to renew.
+    broker_recovery_grace_ms: NonNegativeInt = 3_000
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.AUTO
+
+    @model_validator(mode="after")
+    def _read_key(self) -> Self:
+        key = self.keepa_api_key.get_secret_value().strip()
+        if self.keepa_api_key_file is not None and not key:
+            key = _read_secret(self.keepa_api_key_file)
+        if not key:
+            raise ValueError(
+                "KEEPA_API_KEY is not set: export it, or name a file that holds it"
+                " in KEEPA_API_KEY_FILE"
+            )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("KEEPA_API_KEY holds blanks or strange characters: copy it again")
+        self.keepa_api_key = SecretStr(key)
+        return self
+
+    @property
+    def key_fingerprint(self) -> str:
+        """Short hash of the key, fit for people to see and compare."""
+        return key_fingerprint(self.keepa_api_key)
+
+
+class ClientSettings(BaseSettings):
+    """What the commands that talk to a running broker need."""
+
+    model_config = CONFIG
+
+    # A gRPC target: host:port, or dns:///name:port.
+    broker_address: str = "127.0.0.1:50051"
+
+
+def key_fingerprint(key: SecretStr) -> str:
+    """Tell keys apart without telling them: the first digits of a salted SHA-256."""
+    text = "keepa-token-broker:" + key.get_secret_value()
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        raise ValueError(f"KEEPA_API_KEY_FILE: {path} can't be read ({reason})") from None
+    if not key:
+        raise ValueError(f"KEEPA_API_KEY_FILE: {path} is empty: put the key in it")
+    return key
+
+
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+
+
+def load(settings: type[AnySettings]) -> AnySettings:
+    """Read *settings* from the environment.
+
+    Raises:
+        SettingsError: a variable is missing or malformed.
+    """
+    try:
+        return settings()
+    except ValidationError as exc:
+        problems = "; ".join(
+            _line(tuple(error["loc"]), error["msg"]) for error in exc.errors(include_input=False)
+        )
+        raise SettingsError(problems) from None
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    # Our own validators name the variable themselves where pydantic can't.
+    message = message.removeprefix("Value error, ")
+    name = ".".join(str(part) for part in location).upper()
+    return f"{name}: {message}" if name else message
