@@ -1,0 +1,137 @@
+"""Starting a Postgres of our own."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from deploy.local.postgres import (
+    Installation,
+    PostgresError,
+    PostgresServer,
+    find_installation,
+    installations,
+)
+from tests.fix_postgres import FAST
+
+# One of each major version: what is found twice is not tested twice.
+BY_MAJOR = {found.major: found for found in reversed(list(installations()))}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the account which root's Postgres runs as can enter."""
+    with tempfile.TemporaryDirectory(prefix="keepa-postgres-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("installation", BY_MAJOR.values(), ids=[f"{m}" for m in BY_MAJOR])
+def test_data_survives_a_restart(installation: Installation, folder: Path) -> None:
+    """What was written is there again after the server has been stopped and started."""
+    server = PostgresServer(
+        folder / "data", log_path=folder / "log", options=FAST, installation=installation
+    )
+    with server:
+        url = server.create_database("shop")
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE deals AS SELECT 42 AS price")
+    with server, psycopg.connect(server.create_database("shop")) as connection:
+        price = connection.execute("SELECT price FROM deals").fetchone()
+
+    assert price == (42,)
+
+
+def test_the_server_dies_with_its_parent(folder: Path) -> None:
+    """A parent killed with SIGKILL leaves no server behind."""
+    program = f"""
+        import pathlib, signal
+        from deploy.local.postgres import PostgresServer
+        folder = pathlib.Path({str(folder)!r})
+        server = PostgresServer(folder / "data", log_path=folder / "log")
+        server.start()
+        print('started', flush=True)
+        signal.pause()
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    pid_file = folder / "data" / "postmaster.pid"
+    ran = pid_file.exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline_s = time.monotonic() + 10
+    while pid_file.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+
+    assert ran
+    assert not pid_file.exists()
+
+
+def test_a_second_server_on_the_same_data_is_refused_in_one_line(folder: Path) -> None:
+    """Two servers over one data directory would ruin it, so the second says why it stops."""
+    first = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
+    second = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
+    with first, pytest.raises(PostgresError) as caught:
+        second.start()
+
+    assert "postmaster.pid" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_an_unknown_version_is_left_alone(folder: Path) -> None:
+    """Data that no program here can read is named, not overwritten."""
+    (folder / "data").mkdir()
+    (folder / "data" / "PG_VERSION").write_text("99\n")
+    with pytest.raises(PostgresError, match=r"PostgreSQL 99.*DATABASE_URL"):
+        PostgresServer(folder / "data", log_path=folder / "log").start()
+
+    assert (folder / "data" / "PG_VERSION").read_text() == "99\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as somebody else")
+def test_root_runs_it_as_nobody_wherever_the_data_was_meant_to_be(folder: Path) -> None:
+    """A folder that only root can enter is no obstacle."""
+    private = folder / "private"
+    private.mkdir(mode=0o700)
+    with PostgresServer(private / "data", log_path=folder / "log", options=FAST) as server:
+        owner = server.data_dir.owner()
+        mode = stat.S_IMODE(server.data_dir.stat().st_mode)
+        with psycopg.connect(server.url()) as connection:
+            alive = connection.execute("SELECT 1").fetchone()
+    server.erase()
+
+    assert (owner, mode, alive) == ("nobody", 0o700, (1,))
+
+
+def test_the_newest_system_server_is_preferred() -> None:
+    """The first installation found is new enough and really there."""
+    found = find_installation()
+
+    assert found.major >= 15
+    assert Path(found.program("initdb")).exists()
+
+
+def test_stopping_twice_does_no_harm(folder: Path) -> None:
+    """Cleaning up after cleaning up is quiet."""
+    server = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
+    server.start()
+    pid = server.pid
+    server.stop()
+    server.stop()
+
+    assert server.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid or 0, signal.SIG_DFL)
