@@ -1,0 +1,44 @@
+"""A client of the token broker for any Python program; needs nothing else of the fetcher.
+
+    from fetcher.broker_client import BrokerClient, Envelope
+
+    with BrokerClient("127.0.0.1:50051") as broker:
+        with broker.lease("deal", units=1, tokens_per_unit=5) as lease:
+            lease.calling()
+            reply = session.get(url, timeout=(30, 120))
+            lease.settle_replied(Envelope.from_body(reply.json()))
+
+Entering the block waits, in the broker, until the tokens are there. Leaving it
+without a settle means "not sent", or "cost unknown" once `calling` was said.
+A background thread renews open leases and repeats settles that the broker has
+not taken yet. All methods may be called from any thread.
+"""
+
+from fetcher.broker_client.client import BrokerClient
+from fetcher.broker_client.errors import (
+    BrokerAwayError,
+    BrokerClientError,
+    BrokerRefusedError,
+    KeyMismatchError,
+    LeaseDeniedError,
+    LeaseLostError,
+    WaitCancelledError,
+)
+from fetcher.broker_client.lease import Lease
+from fetcher.broker_client.wire import BucketView, Priority
+from fetcher.keepa_envelope import Envelope
+
+__all__ = [
+    "BrokerAwayError",
+    "BrokerClient",
+    "BrokerClientError",
+    "BrokerRefusedError",
+    "BucketView",
+    "Envelope",
+    "KeyMismatchError",
+    "Lease",
+    "LeaseDeniedError",
+    "LeaseLostError",
+    "Priority",
+    "WaitCancelledError",
+]

@@ -1,0 +1,147 @@
+"""A lease: the right to make one call, and the duty to say what it cost."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from fetcher.broker_client.errors import LeaseLostError
+from fetcher.broker_client.wire import Settlement, Terms
+from fetcher.keepa_envelope import Envelope
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+# A call that starts later might outlive its lease before the next heartbeat.
+# A quarter of the lease for short ones, as in tests.
+CALL_MARGIN_S = 2.0
+
+
+class Lease:
+    """Tokens held for one call; made by `BrokerClient`.
+
+    The first settle counts, later ones do nothing, so that an exception after
+    the settle can't report the call a second time.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        ttl_s: float,
+        waited_s: float,
+        settle: Callable[["Lease", Settlement], None],
+    ) -> None:
+        self._terms = terms
+        self._settle = settle
+        self._lock = threading.Lock()
+        self._ttl_s = ttl_s
+        self._ends_at_s = time.monotonic() + ttl_s
+        self._calling_since_s: float | None = None
+        self._settled = False
+        self.waited_s = waited_s
+
+    @property
+    def lease_id(self) -> str:
+        """The client's UUID of the lease."""
+        return self._terms.lease_id
+
+    @property
+    def units(self) -> int:
+        """Units granted; may be fewer than wanted when min_units was set."""
+        return self._terms.units
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held."""
+        return self._terms.tokens
+
+    @property
+    def terms(self) -> Terms:
+        """What the broker granted, with its newest epoch."""
+        return self._terms
+
+    @property
+    def ttl_s(self) -> float:
+        """Length of one renewal in seconds."""
+        return self._ttl_s
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcome has been said."""
+        return self._settled
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the lease lapses unless renewed; never negative."""
+        return max(0.0, self._ends_at_s - time.monotonic())
+
+    def calling(self) -> None:
+        """Mark the start of the call; say it just before sending.
+
+        Raises:
+            LeaseLostError: The lease has lapsed or is about to.
+        """
+        if self._settled or self.time_left < min(CALL_MARGIN_S, self._ttl_s / 4):
+            raise LeaseLostError(f"lease {self.lease_id} ends too soon for a call")
+        self._calling_since_s = time.monotonic()
+
+    def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
+        """Report an answer with its envelope, whatever the HTTP status.
+
+        A reply without an envelope counts as an unknown cost. *units* is what
+        the call asked for if that was less than granted.
+        """
+        outcome = pb.OUTCOME_REPLIED if envelope is not None else pb.OUTCOME_UNKNOWN
+        self._end(outcome, envelope, units)
+
+    def settle_refused(self, envelope: Envelope | None) -> None:
+        """Report an HTTP 429: nothing was spent."""
+        self._end(pb.OUTCOME_REFUSED, envelope)
+
+    def settle_not_sent(self) -> None:
+        """Give the tokens back: no call was made."""
+        self._end(pb.OUTCOME_NOT_SENT)
+
+    def settle_unknown(self) -> None:
+        """Report a call without a usable answer: nobody knows what it cost."""
+        self._end(pb.OUTCOME_UNKNOWN)
+
+    def settle_unsaid(self) -> None:
+        """Settle what nobody settled: unknown if the call had begun, else not sent."""
+        if self._calling_since_s is None:
+            self.settle_not_sent()
+        else:
+            self.settle_unknown()
+
+    def renewed(self, *, epoch: int, ttl_s: float, asked_at_s: float) -> None:
+        """Take in a heartbeat's answer, counted from when it was asked."""
+        self._terms = replace(self._terms, epoch=epoch)
+        self._ttl_s = ttl_s
+        self._ends_at_s = asked_at_s + ttl_s
+
+    def lost(self) -> None:
+        """The broker does not know the lease any more: no call may start."""
+        self._ends_at_s = 0.0
+
+    def _end(
+        self,
+        outcome: pb.Outcome.ValueType,
+        envelope: Envelope | None = None,
+        units: int | None = None,
+    ) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+        now_s = time.monotonic()
+        called = self._calling_since_s
+        terms = self._terms if units is None else replace(self._terms, units=units)
+        self._settle(
+            self,
+            Settlement(
+                terms=terms,
+                outcome=outcome,
+                ended_at_s=now_s,
+                envelope=envelope,
+                call_duration_s=None if called is None else now_s - called,
+            ),
+        )

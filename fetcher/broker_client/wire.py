@@ -1,0 +1,156 @@
+"""Between plain values and the messages of tokenbroker.v1."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fetcher.keepa_envelope import Envelope
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+# The broker may be restarting or out of reach: the same request is sent again.
+TRY_AGAIN = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+
+
+class Priority(Enum):
+    """Class of a request; the classes share tokens 8 : 4 : 1."""
+
+    HIGH = pb.PRIORITY_HIGH
+    NORMAL = pb.PRIORITY_NORMAL
+    LOW = pb.PRIORITY_LOW
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a grant promised; every later message about the lease repeats it."""
+
+    lease_id: str
+    epoch: int
+    holder: str
+    operation: str
+    units: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one lease ended; *ended_at_s* is this process's monotonic clock."""
+
+    terms: Terms
+    outcome: pb.Outcome.ValueType
+    ended_at_s: float
+    envelope: Envelope | None = None
+    call_duration_s: float | None = None
+
+    def request(self, now_s: float) -> pb.SettleLeaseRequest:
+        """The message as of *now_s*: the envelope's age grows while it waits."""
+        message = pb.SettleLeaseRequest(
+            lease_id=self.terms.lease_id,
+            epoch=self.terms.epoch,
+            holder=self.terms.holder,
+            operation=self.terms.operation,
+            units=self.terms.units,
+            tokens=self.terms.tokens,
+            outcome=self.outcome,
+        )
+        if self.envelope is not None:
+            message.envelope.CopyFrom(_envelope(self.envelope, now_s - self.ended_at_s))
+        if self.call_duration_s is not None:
+            message.call_duration.CopyFrom(duration(self.call_duration_s))
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class BucketView:
+    """The broker's bucket at one instant; plain counts are tokens."""
+
+    balance: int
+    reserved: int
+    available: int
+    capacity: int
+    refill_rate: int
+    next_refill_in_s: float
+    observed_tokens: int
+    observed_age_s: float
+    drift_tokens: int
+    foreign_tokens: int
+    open_leases: int
+    waiting: int
+    epoch: int
+    state: str
+    key_fingerprint: str
+
+
+def bucket_view(bucket: pb.Bucket) -> BucketView:
+    """A plain copy of *bucket*; *state* is the enum's last word in small letters."""
+    state = pb.BucketState.Name(bucket.state).removeprefix("BUCKET_STATE_").lower()
+    return BucketView(
+        balance=bucket.balance,
+        reserved=bucket.reserved,
+        available=bucket.available,
+        capacity=bucket.capacity,
+        refill_rate=bucket.refill_rate,
+        next_refill_in_s=seconds(bucket.next_refill_in),
+        observed_tokens=bucket.last_observation.tokens_left,
+        observed_age_s=seconds(bucket.last_observation.age),
+        drift_tokens=bucket.drift_tokens,
+        foreign_tokens=bucket.foreign_tokens,
+        open_leases=bucket.open_leases,
+        waiting=bucket.waiting,
+        epoch=bucket.epoch,
+        state=state,
+        key_fingerprint=bucket.key_fingerprint,
+    )
+
+
+def renewal(terms: Terms, ttl_s: float) -> pb.RenewLeaseRequest:
+    """A heartbeat that would let a restarted broker adopt the lease."""
+    return pb.RenewLeaseRequest(
+        lease_id=terms.lease_id,
+        epoch=terms.epoch,
+        holder=terms.holder,
+        operation=terms.operation,
+        units=terms.units,
+        tokens=terms.tokens,
+        ttl=duration(ttl_s),
+    )
+
+
+def duration(value_s: float) -> Duration:
+    """*value_s* seconds as a Duration; negative counts as zero."""
+    message = Duration()
+    message.FromTimedelta(timedelta(seconds=max(0.0, value_s)))
+    return message
+
+
+def seconds(message: Duration) -> float:
+    """A Duration in seconds."""
+    return message.seconds + message.nanos / 1e9
+
+
+def _envelope(envelope: Envelope, age_s: float) -> pb.Envelope:
+    server_time = Timestamp()
+    server_time.FromMilliseconds(envelope.timestamp_ms)
+    return pb.Envelope(
+        server_time=server_time,
+        processing_time=duration(envelope.processing_ms / 1000),
+        tokens_left=envelope.tokens_left,
+        tokens_consumed=envelope.tokens_consumed,
+        refill_in=duration(envelope.refill_in_ms / 1000),
+        refill_rate=envelope.refill_rate,
+        token_flow_reduction=envelope.token_flow_reduction,
+        age=duration(age_s),
+    )

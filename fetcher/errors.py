@@ -1,0 +1,80 @@
+"""Fetcher errors, split by what the caller does next.
+
+* FetcherError
+  - SettingsError            tell the person, exit 2
+  - KeepaError
+    + KeepaThrottledError    wait for tokens, then call again; no failed attempt
+    + KeepaUnavailableError  call again later; counts as an attempt
+    + KeepaResponseError     give up on this request, tell somebody
+  - DatabaseAwayError        keep what was paid for, try again
+  - ClaimLostError           somebody else has the work now: drop it
+"""
+
+from fetcher.keepa_envelope import Envelope
+
+
+class FetcherError(Exception):
+    """Anything that the fetcher expects to go wrong."""
+
+
+class SettingsError(FetcherError):
+    """A setting is missing or malformed; one line per problem, with its remedy."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class KeepaError(FetcherError):
+    """A call to Keepa that brought no usable answer.
+
+    The message never holds the request's URL, because the key is part of it.
+    """
+
+    def __init__(self, message: str, *, envelope: Envelope | None = None) -> None:
+        super().__init__(message)
+        self.envelope = envelope
+
+
+class KeepaThrottledError(KeepaError):
+    """HTTP 429: the balance was not above zero; nothing was spent."""
+
+
+class KeepaUnavailableError(KeepaError):
+    """A server error, a timeout, a reset, or a body that is cut or no JSON.
+
+    Without an envelope nobody knows whether the call was charged, unless
+    *sent* is false: then it never left this machine.
+    """
+
+    def __init__(
+        self, message: str, *, envelope: Envelope | None = None, sent: bool = True
+    ) -> None:
+        super().__init__(message, envelope=envelope)
+        self.sent = sent
+
+
+class KeepaResponseError(KeepaError):
+    """Keepa understood the request and refuses it: the same request fails again."""
+
+    def __init__(
+        self, message: str, *, status: int, kind: str = "", envelope: Envelope | None = None
+    ) -> None:
+        super().__init__(message, envelope=envelope)
+        self.status = status
+        self.kind = kind
+
+    @property
+    def concerns_key(self) -> bool:
+        """Whether the key itself is unknown, unpaid or without access."""
+        # An unknown key is answered with refillRate 0 (recorded body): no bucket.
+        no_bucket = self.envelope is not None and self.envelope.refill_rate == 0
+        return self.status in {401, 402, 403} or (self.kind == "invalidParameter" and no_bucket)
+
+
+class DatabaseAwayError(FetcherError):
+    """Postgres can't be reached or dropped the connection."""
+
+
+class ClaimLostError(FetcherError):
+    """The claim ran out and another process may hold the work."""
