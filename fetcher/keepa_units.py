@@ -1,0 +1,110 @@
+"""Keepa's units and code tables.
+
+Sources: the official clients (keepacom/api_backend, keepacom/php_api) and recorded
+replies. Times are Keepa minutes there and Unix milliseconds (UTC) everywhere else.
+"""
+
+from typing import Final
+
+KEEPA_EPOCH_MINUTES: Final = 21_564_000
+MS_PER_MINUTE: Final = 60_000
+
+# Later than any real date (the year 2201); anything above is noise, not time.
+LATEST_KEEPA_MINUTES: Final = 100_000_000
+
+ROWS_PER_PAGE: Final = 150
+# Keepa serves at most this many rows of a selection, whatever it matches.
+MOST_ROWS: Final = 10_000
+PAGES_MAX: Final = -(-MOST_ROWS // ROWS_PER_PAGE)
+
+TOKENS_PER_DEAL_PAGE: Final = 5
+
+# Keepa answers the same selection from a cache for about this long.
+CACHE_MS: Final = 120_000
+
+# Date ranges, by index: the period over which a drop is measured.
+DATE_RANGES: Final = ("24 hours", "7 days", "31 days", "90 days")
+
+DOMAINS: Final = {
+    1: "amazon.com",
+    2: "amazon.co.uk",
+    3: "amazon.de",
+    4: "amazon.fr",
+    5: "amazon.co.jp",
+    6: "amazon.ca",
+    8: "amazon.it",
+    9: "amazon.es",
+    10: "amazon.in",
+    11: "amazon.com.mx",
+    12: "amazon.com.br",
+}
+
+AMAZON: Final = 0
+NEW: Final = 1
+SALES_RANK: Final = 3
+COUNT_NEW: Final = 11
+COUNT_USED: Final = 12
+RATING: Final = 16
+COUNT_REVIEWS: Final = 17
+BUY_BOX: Final = 18
+
+PRICE_TYPES: Final = (
+    "AMAZON",
+    "NEW",
+    "USED",
+    "SALES",
+    "LISTPRICE",
+    "COLLECTIBLE",
+    "REFURBISHED",
+    "NEW_FBM_SHIPPING",
+    "LIGHTNING_DEAL",
+    "WAREHOUSE",
+    "NEW_FBA",
+    "COUNT_NEW",
+    "COUNT_USED",
+    "COUNT_REFURBISHED",
+    "COUNT_COLLECTIBLE",
+    "EXTRA_INFO_UPDATES",
+    "RATING",
+    "COUNT_REVIEWS",
+    "BUY_BOX_SHIPPING",
+    "USED_NEW_SHIPPING",
+    "USED_VERY_GOOD_SHIPPING",
+    "USED_GOOD_SHIPPING",
+    "USED_ACCEPTABLE_SHIPPING",
+    "COLLECTIBLE_NEW_SHIPPING",
+    "COLLECTIBLE_VERY_GOOD_SHIPPING",
+    "COLLECTIBLE_GOOD_SHIPPING",
+    "COLLECTIBLE_ACCEPTABLE_SHIPPING",
+    "REFURBISHED_SHIPPING",
+    "EBAY_NEW_SHIPPING",
+    "EBAY_USED_SHIPPING",
+    "TRADE_IN",
+    "RENT",
+    "BUY_BOX_USED_SHIPPING",
+    "PRIME_EXCL",
+)
+
+# What each sort type really orders by; no value sorts by last update. The official
+# clients agree, and recorded pages of type 4 are ordered by percent without exception.
+SORT_MEANINGS: Final = {
+    0: "undocumented order",
+    1: "deal age, newest first",
+    2: "absolute drop, largest first",
+    3: "sales rank, best first",
+    4: "percent drop, largest first",
+    -2: "absolute drop, smallest first",
+    -3: "sales rank, worst first",
+    -4: "percent drop, smallest first",
+}
+NEWEST_FIRST: Final = 1
+
+
+def minutes_to_ms(keepa_minutes: int) -> int:
+    """Unix time in milliseconds of a time in Keepa minutes."""
+    return (keepa_minutes + KEEPA_EPOCH_MINUTES) * MS_PER_MINUTE
+
+
+def ms_to_minutes(unix_ms: int) -> int:
+    """The Keepa minute in which *unix_ms* (Unix milliseconds) lies."""
+    return unix_ms // MS_PER_MINUTE - KEEPA_EPOCH_MINUTES
