@@ -1,0 +1,219 @@
+"""Keepa's token bucket, as far as its own words let us know it.
+
+Rule 1: Keepa's count is the truth. An observation replaces the balance; nothing
+        but a newer observation lowers it, and only whole ticks raise it.
+Rule 2: no clock. `now_ms` is the broker's monotonic clock, in milliseconds;
+        Keepa's own clock appears only inside envelopes and is never compared
+        with it.
+
+Facts: keepa-api.md, section 1 (one lump a tick, 60 ticks deep, next tick at
+timestamp + processingTimeInMs + refillIn).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil, floor
+from typing import Final
+
+# Measured on 109 recorded envelopes; the true period is learned from replies.
+DEFAULT_PERIOD_MS: Final = 60_200
+# A token lives for 60 ticks.
+CAPACITY_TICKS: Final = 60
+# Recorded ticks lie within 6 ms of their place; ours must not come early.
+TICK_GUARD_MS: Final = 20
+# Two estimates this close speak of the same tick; more for long gaps.
+SAME_TICK_MS: Final = 100
+# How fast the learned period follows a drifting one.
+PERIOD_GAIN: Final = 0.2
+# A tick where none should be, this often in a row: the period has changed.
+MISFITS_MAX: Final = 2
+
+
+class Source(Enum):
+    """Where an observation came from."""
+
+    PROBE = "probe"
+    SETTLE = "settle"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What Keepa says of its bucket in every reply.
+
+    Times in milliseconds; `server_time_ms` is Keepa's Unix clock when it began
+    processing, `refill_in_ms` counts from the end of processing.
+    """
+
+    server_time_ms: int
+    processing_ms: int
+    tokens_left: int
+    tokens_consumed: int
+    refill_in_ms: int
+    refill_rate: int
+    token_flow_reduction: float = 0.0
+
+    @property
+    def end_ms(self) -> int:
+        """End of processing on Keepa's clock."""
+        return self.server_time_ms + self.processing_ms
+
+    @property
+    def next_tick_ms(self) -> int:
+        """The next tick on Keepa's clock."""
+        return self.server_time_ms + self.processing_ms + self.refill_in_ms
+
+    @property
+    def is_observation(self) -> bool:
+        """Whether it tells a balance: an invalid key yields zeros only."""
+        return self.refill_rate > 0 and self.server_time_ms > 0
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens the bucket holds by refill."""
+        return CAPACITY_TICKS * self.refill_rate
+
+    @property
+    def lump(self) -> float:
+        """Tokens one tick brings, after token-flow reduction."""
+        return max(0.0, self.refill_rate - self.token_flow_reduction)
+
+    def refilled(self, ticks: int) -> int:
+        """The balance after *ticks* more ticks and no spending."""
+        if ticks <= 0:
+            return self.tokens_left
+        raised = floor(self.tokens_left + ticks * self.lump)
+        # After a downgrade the balance may stand above capacity: it stays there.
+        return max(self.tokens_left, min(raised, self.capacity))
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An envelope and when it reached us, in ms of the broker's clock.
+
+    `requested_ms` is the earliest moment at which the call may have been sent.
+    """
+
+    envelope: Envelope
+    arrived_ms: int
+    requested_ms: int
+    source: Source
+
+
+class TickPeriod:
+    """Learns the time between ticks from where envelopes place the next one.
+
+    Works on Keepa's clock alone, so network delays do not blur it.
+    """
+
+    def __init__(self) -> None:
+        self.ms: float = DEFAULT_PERIOD_MS
+        self.placed = False
+        # Where the last tick was placed, less where it was predicted.
+        self.error_ms = 0.0
+        self._last_tick_ms: int | None = None
+        self._misfits = 0
+
+    def count(self, gap_ms: int) -> int | None:
+        """Whole ticks in *gap_ms*; None if they do not fit."""
+        if abs(gap_ms) <= SAME_TICK_MS:
+            return 0
+        ticks = round(gap_ms / self.ms)
+        slack_ms = min(SAME_TICK_MS + 0.02 * abs(gap_ms), self.ms / 4)
+        if ticks < 1 or abs(gap_ms - ticks * self.ms) > slack_ms:
+            return None
+        return ticks
+
+    def place(self, envelope: Envelope) -> None:
+        """Take in where *envelope* puts the next tick."""
+        last_ms, self._last_tick_ms = self._last_tick_ms, envelope.next_tick_ms
+        if last_ms is None:
+            return
+        gap_ms = envelope.next_tick_ms - last_ms
+        ticks = self.count(gap_ms)
+        if self.placed and ticks is None:
+            self._misfits += 1
+            self.placed = self._misfits < MISFITS_MAX
+        elif self.placed and ticks:
+            self._misfits = 0
+            self.error_ms = gap_ms - ticks * self.ms
+            self.ms += PERIOD_GAIN * (gap_ms / ticks - self.ms)
+        # refillIn never exceeds the period, so less than two of it is one tick.
+        elif not self.placed and SAME_TICK_MS < gap_ms < 2 * envelope.refill_in_ms:
+            self.ms, self.placed, self._misfits = float(gap_ms), True, 0
+
+
+class Bucket:
+    """The balance projected from the last observation."""
+
+    def __init__(self) -> None:
+        self.observation: Observation | None = None
+        self.period = TickPeriod()
+        self._tick_ms = 0
+
+    def supersedes(self, observation: Observation) -> bool:
+        """Whether *observation* is news: later by Keepa's clock, or asked later.
+
+        Of two that end in the same millisecond the lower balance is kept: the
+        call behind the other one stays reserved until a later observation.
+        """
+        known = self.observation
+        if known is None:
+            return True
+        if observation.source is Source.PROBE and observation.requested_ms >= known.arrived_ms:
+            return True
+        new, old = observation.envelope, known.envelope
+        if new.end_ms != old.end_ms:
+            return new.end_ms > old.end_ms
+        return new.tokens_left < old.tokens_left
+
+    def ticks_between(self, observation: Observation) -> int:
+        """Ticks that landed from the known observation to *observation*."""
+        known = self.observation
+        assert known is not None
+        gap_ms = observation.envelope.next_tick_ms - known.envelope.next_tick_ms
+        ticks = self.period.count(gap_ms)
+        if ticks is None and 0 < gap_ms < 2 * observation.envelope.refill_in_ms:
+            ticks = 1
+        return self.ticks_landed(observation.arrived_ms) if ticks is None else ticks
+
+    def adopt(self, observation: Observation) -> None:
+        """Take *observation* as the truth."""
+        known, envelope = self.observation, observation.envelope
+        self.period.place(envelope)
+        tick_ms = observation.arrived_ms + envelope.refill_in_ms + TICK_GUARD_MS
+        # A reply's way back only makes a tick look later: the earliest is right.
+        if known is not None and (
+            abs(envelope.next_tick_ms - known.envelope.next_tick_ms) <= SAME_TICK_MS
+        ):
+            tick_ms = min(tick_ms, self._tick_ms)
+        self.observation, self._tick_ms = observation, tick_ms
+
+    def ticks_landed(self, now_ms: int) -> int:
+        """Ticks since the observation, by the learned period."""
+        if now_ms < self._tick_ms:
+            return 0
+        return 1 + int((now_ms - self._tick_ms) / self.period.ms)
+
+    def tick_ms(self, number: int) -> int:
+        """When the *number*-th tick after the observation lands (from 1)."""
+        return self._tick_ms + ceil((number - 1) * self.period.ms)
+
+    def next_tick_ms(self, now_ms: int) -> int:
+        """When the next tick lands, after *now_ms*."""
+        return self.tick_ms(self.ticks_landed(now_ms) + 1)
+
+    def balance(self, now_ms: int) -> int:
+        """The observed balance and the lumps that have landed since; may be negative."""
+        if self.observation is None:
+            return 0
+        return self.observation.envelope.refilled(self.ticks_landed(now_ms))
+
+    @property
+    def observed(self) -> int:
+        """The balance that Keepa last confirmed."""
+        return 0 if self.observation is None else self.observation.envelope.tokens_left
+
+    @property
+    def capacity(self) -> int:
+        """Most the bucket holds by refill; 0 before the first observation."""
+        return 0 if self.observation is None else self.observation.envelope.capacity

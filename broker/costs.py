@@ -1,0 +1,147 @@
+"""What a call is likely to cost, learned per operation and batch size.
+
+A call's cost is known only afterwards, and a batch is not a multiple of one
+unit: 50 ASINs reserved at 2 tokens each have cost 386. So whole calls are
+remembered, in bands of similar batch size, and a high quantile of them is
+reserved.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from itertools import accumulate
+from math import ceil, floor
+from typing import Final
+
+# Long enough to hold a tail, short enough to forget last week's prices.
+SAMPLES_MAX: Final = 256
+SAMPLE_AGE_MS_MAX: Final = 6 * 3_600_000
+# Fewer whole calls than this say less than the caller's prior.
+SAMPLES_MIN: Final = 5
+QUANTILE: Final = 0.995
+# This many calls in a row outside everything before them: the price has changed.
+PRICE_CHANGE_CALLS: Final = 8
+# Rounding of stored ratios must not push an exact cost over the next integer.
+EPSILON: Final = 1e-6
+OPERATIONS_MAX: Final = 1_000
+
+
+class Band:
+    """Recent whole-call costs of one operation at similar batch sizes.
+
+    Stored per unit of the call's own batch, so that within a band (sizes differ
+    by less than two times) a cost scales to the size asked for.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque()
+        self._sorted: list[float] = []
+        self._calls = 0
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, ratio: float, now_ms: int) -> None:
+        """Remember a call that cost *ratio* tokens per unit."""
+        self._recent.append((now_ms, ratio))
+        insort(self._sorted, ratio)
+        if len(self._recent) > SAMPLES_MAX:
+            self._forget_oldest()
+        self.age(now_ms)
+        self._calls += 1
+        if self._calls % PRICE_CHANGE_CALLS == 0:
+            self._forget_old_price()
+
+    def age(self, now_ms: int) -> None:
+        """Forget what is too old, but never the last few calls."""
+        while len(self._recent) > SAMPLES_MIN and now_ms - self._recent[0][0] > SAMPLE_AGE_MS_MAX:
+            self._forget_oldest()
+
+    @property
+    def ratio(self) -> float:
+        """The high quantile, in tokens per unit of the call's batch."""
+        rank = ceil(QUANTILE * len(self._sorted)) - 1
+        return self._sorted[rank]
+
+    def _forget_oldest(self) -> None:
+        _, ratio = self._recent.popleft()
+        del self._sorted[bisect_left(self._sorted, ratio)]
+
+    def _forget_old_price(self) -> None:
+        """Drop all calls before the point where the price clearly changed.
+
+        Clearly: everything since lies on one side of everything before. By
+        chance that happens to one split in thousands.
+        """
+        ratios = [ratio for _, ratio in self._recent]
+        since = zip(
+            accumulate(reversed(ratios), min), accumulate(reversed(ratios), max), strict=True
+        )
+        low_since, high_since = zip(*reversed(list(since)), strict=True)
+        before = zip(accumulate(ratios, min), accumulate(ratios, max), strict=True)
+        for split, (low_before, high_before) in enumerate(before, start=1):
+            if split > len(ratios) - PRICE_CHANGE_CALLS:
+                return
+            if split >= SAMPLES_MIN and (
+                high_since[split] < low_before or low_since[split] > high_before
+            ):
+                self._recent = deque(list(self._recent)[split:])
+                self._sorted = sorted(ratios[split:])
+                return
+
+
+class CostBook:
+    """Learned costs of every operation."""
+
+    def __init__(self) -> None:
+        self._bands: dict[str, dict[int, Band]] = {}
+
+    def learn(self, operation: str, units: int, tokens: int, now_ms: int) -> None:
+        """Remember that a call for *units* units cost *tokens*."""
+        assert units > 0
+        assert tokens >= 0
+        bands = self._bands.get(operation)
+        if bands is None:
+            if len(self._bands) >= OPERATIONS_MAX:
+                del self._bands[next(iter(self._bands))]
+            bands = self._bands[operation] = {}
+        band = bands.get(units.bit_length())
+        if band is None:
+            band = bands[units.bit_length()] = Band()
+        band.add(tokens / units, now_ms)
+
+    def estimate(self, operation: str, units: int, prior: float) -> int:
+        """Tokens to reserve for a call for *units* units; at least 1.
+
+        Args:
+            operation: Key of the cost.
+            units: Size of the batch; positive.
+            prior: Tokens per unit that the caller expects, used until learned.
+        """
+        ratio = self._ratio(operation, units.bit_length(), prior)
+        return max(1, ceil(units * ratio - EPSILON))
+
+    def affordable(
+        self, operation: str, most: int, least: int, tokens: int, prior: float
+    ) -> int | None:
+        """The largest batch from *least* to *most* units that *tokens* cover."""
+        for band in range(most.bit_length(), least.bit_length() - 1, -1):
+            ratio = self._ratio(operation, band, prior)
+            largest = min(most, (1 << band) - 1)
+            if ratio > 0:
+                largest = min(largest, floor((tokens + EPSILON) / ratio))
+            if largest >= max(least, 1 << (band - 1)) and tokens >= 1:
+                return largest
+        return None
+
+    def _ratio(self, operation: str, band: int, prior: float) -> float:
+        bands = self._bands.get(operation)
+        if not bands:
+            return prior
+        own = bands.get(band)
+        if own is not None and len(own) >= SAMPLES_MIN:
+            return own.ratio
+        # Too few calls of this size: the nearest size that is known, if dearer.
+        near = min(
+            (b for b in bands if len(bands[b]) > 0), key=lambda b: (abs(b - band), b), default=None
+        )
+        return prior if near is None else max(prior, bands[near].ratio)
