@@ -30,6 +30,7 @@ ASIN: Final = re.compile(r"[A-Z0-9]{10}\Z")
 UNKNOWN_ROOT: Final = INT64_MAX
 
 RATING_MAX: Final = 50
+NO_OFFER: Final = -1
 NO_DATA: Final = (-1, -2)
 EXCERPT_CHARS: Final = 200
 
@@ -58,6 +59,7 @@ class Deal:
     drop_percent: int | None
     last_drop_minor: int | None
     amazon_minor: int | None
+    amazon_offers: bool | None
     buy_box_minor: int | None
     rank: int | None
     rating: int | None
@@ -192,6 +194,7 @@ def _read_deal(
         drop_percent=_percent(record.signed("deltaPercent", date_range, price_type), drop),
         last_drop_minor=_drop(record.signed("deltaLast", price_type), price, None),
         amazon_minor=record.count("current", AMAZON),
+        amazon_offers=_amazon_offers(record),
         buy_box_minor=record.count("current", BUY_BOX),
         rank=record.positive("current", SALES_RANK),
         rating=_rating(record),
@@ -227,6 +230,14 @@ def _percent(percent: int | None, drop: int | None) -> int | None:
 def _root(record: Record) -> int | None:
     root = record.positive("rootCat", limit=INT64_MAX)
     return None if root == UNKNOWN_ROOT else root
+
+
+def _amazon_offers(record: Record) -> bool | None:
+    """Whether Amazon itself offers it: its price is the one where "none" is an answer."""
+    price = record.signed("current", AMAZON)
+    if price is None or price < NO_OFFER:
+        return None
+    return price != NO_OFFER
 
 
 def _rating(record: Record) -> int | None:
