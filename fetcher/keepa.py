@@ -107,22 +107,15 @@ class Keepa:
         asins: Sequence[str],
         *,
         domain_id: int,
-        stats_days: int = 90,
-        offers: int | None = None,
+        parameters: Mapping[str, int],
     ) -> Reply:
-        """Fetch up to 100 products: 1 token each, about 6 per page of offers.
+        """Fetch up to 100 products; *parameters* such as stats and offers set the price.
 
         Raises as `deals` does.
         """
-        parameters = {
-            "domain": str(domain_id),
-            "asin": ",".join(asins),
-            "stats": str(stats_days),
-            "history": "0",
-        }
-        if offers:
-            parameters["offers"] = str(offers)
-        return self._call("GET", "/product", parameters)
+        fields = {name: str(value) for name, value in parameters.items()}
+        fields |= {"domain": str(domain_id), "asin": ",".join(asins)}
+        return self._call("GET", "/product", fields)
 
     def token_status(self) -> Reply:
         """Ask for the balance: free. Raises as `deals` does."""
@@ -137,7 +130,7 @@ class Keepa:
             # Raised here, outside the handler: the original error names the URL.
             raise answer
         status, content = answer
-        body = decode(content)
+        body = _decode(content)
         envelope = Envelope.from_body(body)
         failure = _failure(status, body, envelope)
         if failure is not None:
@@ -185,7 +178,7 @@ def _read(response: requests.Response, deadline: float) -> Iterator[bytes]:
         yield chunk
 
 
-def decode(content: bytes) -> object:
+def _decode(content: bytes) -> object:
     """The JSON value of a body; None when it is cut or no JSON."""
     try:
         return json.loads(content)

@@ -1,0 +1,88 @@
+"""Logging of the process: structlog, with other libraries' lines in the same form.
+
+Lines go to stderr: on a terminal for people, elsewhere as JSON, one object a line.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Final, TextIO
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import Processor, WrappedLogger
+
+from fetcher.settings import LogFormat, LogLevel
+
+REDACTED: Final = "[redacted]"
+# Their lines hold URLs, or repeat what we say once.
+QUIET: Final = ("urllib3", "requests", "grpc", "psycopg", "yoyo")
+
+
+class Redaction:
+    """The last processor: no line leaves with a secret in it, wherever it came from."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets = {
+            form for text in secrets for form in (text, quote(text), quote_plus(text)) if form
+        }
+
+    def __call__(self, _logger: WrappedLogger, _name: str, line: str) -> str:
+        """Blank the secrets out of a rendered *line*."""
+        for secret in self._secrets:
+            line = line.replace(secret, REDACTED)
+        return line
+
+
+def configure(
+    level: LogLevel,
+    style: LogFormat,
+    *,
+    secrets: Sequence[str] = (),
+    stream: TextIO = sys.stderr,
+) -> None:
+    """Send all logging of this process to *stream*; call once, at the start."""
+    console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+    ]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(console=console, colors=stream.isatty()),
+                # A renderer yields text; structlog's types can't say so.
+                Redaction(secrets),  # type: ignore[list-item]
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _renderers(*, console: bool, colors: bool) -> list[Processor]:
+    if console:
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=colors, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
