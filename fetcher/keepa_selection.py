@@ -157,9 +157,9 @@ def included_categories(selection: Selection) -> frozenset[int]:
     return _ids(selection, "includeCategories")
 
 
-def excludes_categories(selection: Selection) -> bool:
-    """Whether some categories are excluded, so that category counts are upper bounds only."""
-    return bool(_ids(selection, "excludeCategories"))
+def excluded_categories(selection: Selection) -> frozenset[int]:
+    """The category ids whose deals it leaves out."""
+    return _ids(selection, "excludeCategories")
 
 
 def _ids(selection: Selection, key: str) -> frozenset[int]:
@@ -197,9 +197,9 @@ def selection_words(selection: Selection) -> tuple[str, ...]:
         f"{PRICE_TYPES[price_type(selection)]} prices on {DOMAINS[domain_id(selection)]}",
         f"drops over {_period(date_range(selection))}",
     ]
-    if included := _ids(selection, "includeCategories"):
+    if included := included_categories(selection):
         found.append(f"in categories {', '.join(map(str, sorted(included)))}")
-    if excluded := _ids(selection, "excludeCategories"):
+    if excluded := excluded_categories(selection):
         found.append(f"not in categories {', '.join(map(str, sorted(excluded)))}")
     if _on(selection, "isRangeEnabled"):
         found += [f"{key} {_ends(selection[key])}" for key in RANGES if selection.get(key)]

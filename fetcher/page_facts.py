@@ -1,0 +1,119 @@
+"""What a scan remembers of a page it has read, and whether two pages join without a seam."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fetcher import keepa_selection
+from fetcher.deals import DealPage
+from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE
+from fetcher.order import Order, OrderKeys, PageEnd, measure_order, page_end
+
+STALE_AFTER_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+
+@dataclass(frozen=True, slots=True)
+class RowEstimate:
+    """How many rows a selection has, as far as the category counts tell.
+
+    ``at_most`` is None where they give no bound.
+    """
+
+    at_least: int
+    at_most: int | None
+
+
+def estimate_rows(selection: Mapping[str, object], counts: Mapping[int, int]) -> RowEstimate:
+    """Bound the rows of *selection* by the *counts* of a reply, by root category.
+
+    The counts ignore the selection's category filters and honour all others. An included
+    or excluded id without a count may be a sub-category, whose share nobody tells.
+    """
+    included = keepa_selection.included_categories(selection)
+    excluded = keepa_selection.excluded_categories(selection)
+    asked = (included or counts.keys()) - excluded
+    listed = sum(count for category, count in counts.items() if category in asked)
+    at_least = listed if excluded <= counts.keys() else 0
+    # Without included categories, an unlisted one might hold more.
+    bounded = bool(included) and included <= counts.keys()
+    return RowEstimate(at_least, listed if bounded else None)
+
+
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """What a scan needs to remember of a page it has read; times in Unix ms.
+
+    ``server_ms`` is the reply's own time, ``newest_ms`` and ``oldest_ms`` the extreme
+    creation times on it, ``order`` includes the border to the page before.
+    """
+
+    number: int
+    row_count: int
+    asins: tuple[str, ...]
+    last: OrderKeys
+    newest_ms: int | None
+    oldest_ms: int | None
+    order: Order
+    server_ms: int
+    cached: bool
+    rows: RowEstimate
+
+    @property
+    def end(self) -> PageEnd:
+        """What the next page's order is measured against."""
+        return PageEnd(self.last, self.asins)
+
+    @property
+    def newest_age_ms(self) -> int | None:
+        """Age of the newest deal when it was served; None without dated deals."""
+        return None if self.newest_ms is None else self.server_ms - self.newest_ms
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether even the newest deal is so old that somebody should know."""
+        return self.newest_age_ms is not None and self.newest_age_ms > STALE_AFTER_MS
+
+
+def page_facts(
+    number: int,
+    page: DealPage,
+    selection: Mapping[str, object],
+    *,
+    server_ms: int,
+    before: PageFacts | None,
+) -> PageFacts:
+    """The facts of *page*, whose predecessor *before* has been read, if it has."""
+    creations = [deal.creation_ms for deal in page.deals if deal.creation_ms is not None]
+    end = page_end(page.deals)
+    return PageFacts(
+        number=number,
+        row_count=page.row_count,
+        asins=end.asins,
+        last=end.last,
+        newest_ms=max(creations, default=None),
+        oldest_ms=min(creations, default=None),
+        order=measure_order(page.deals, before.end if before is not None else None),
+        server_ms=server_ms,
+        cached=page.cached,
+        rows=estimate_rows(selection, page.category_counts),
+    )
+
+
+SeamProblem = Literal["staler", "moved"]
+
+
+def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
+    """Why rows might lie unseen between two consecutive pages; None if they can't.
+
+    ``staler``: *page* may come from a cache older than *before*, from when the rows now
+    at its head were still above it. ``moved``: rows have vanished meanwhile, so that
+    others moved up over the border. Two pages that share a product hide nothing.
+    New deals enter at the top and push rows down, so they only make pages overlap.
+    """
+    if not frozenset(before.asins).isdisjoint(page.asins):
+        return None
+    if page.cached and page.server_ms - CACHE_MS < before.server_ms:
+        return "staler"
+    if page.rows.at_least < before.rows.at_least:
+        return "moved"
+    return None

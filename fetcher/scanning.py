@@ -1,0 +1,280 @@
+"""Reading a query's pages: what to read next, when to stop, what is then known.
+
+Rule 1: the watermark is the newest deal time fully ingested. It moves with a finished
+        scan only, never backwards, and never past the server time of the first page.
+Rule 2: a scan stops early only at rows strictly older than watermark less overlap, and only
+        while the rows it has seen come newest first.
+Rule 3: what a cap cuts off is a gap, and stays one until it is read or has expired.
+Rule 4: no page past a known end is asked for; an empty page costs as much as a full one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal
+
+from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
+from fetcher.page_facts import PageFacts, seam_problem
+
+# Deal times are even minutes, ties are normal, and a few run ahead of the server's clock.
+OVERLAP_MS: Final = 10 * MS_PER_MINUTE
+
+# Keepa lists products updated within about half a day; what is older is gone from it.
+GAP_EXPIRES_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+ScanKind = Literal["incremental", "full", "gap"]
+
+EndReason = Literal[
+    "short page",
+    "counted end",
+    "watermark reached",
+    "page cap",
+    "row limit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows that a page cap cut off; times in Unix ms.
+
+    They are older than ``until_ms`` and no older than ``from_ms`` (None: as old as there
+    are), and began at page ``page`` when the scan of ``since_ms`` was cut.
+    """
+
+    from_ms: int | None
+    until_ms: int | None
+    page: int
+    since_ms: int
+    tried_ms: int
+
+    def has_expired(self, now_ms: int) -> bool:
+        """Whether its rows have left Keepa's list by now."""
+        return now_ms - self.since_ms >= GAP_EXPIRES_MS
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPlan:
+    """What one scan reads: from ``first_page`` on, at most ``max_pages``.
+
+    It may stop at rows older than ``stop_before_ms`` (None: it reads to the end). A scan
+    that fills ``gap`` must touch the rows above the gap.
+    """
+
+    kind: ScanKind
+    first_page: int
+    max_pages: int
+    stop_before_ms: int | None
+    gap: Gap | None = None
+
+    @property
+    def page_limit(self) -> int:
+        """The first page number that it may not read."""
+        return min(self.first_page + self.max_pages, PAGES_MAX)
+
+    @property
+    def in_background(self) -> bool:
+        """Whether fresh deals go before it."""
+        return self.kind != "incremental"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where one query's reading stands; times in Unix ms, None is never.
+
+    ``last_scan_ms`` and ``last_full_ms`` are starts of scans that have ended, of which a
+    full scan is one too; ``last_read_ms`` is when the latest page was read, background
+    scans apart.
+    """
+
+    watermark_ms: int | None = None
+    last_scan_ms: int | None = None
+    last_read_ms: int | None = None
+    last_full_ms: int | None = None
+    gaps: tuple[Gap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How often to read, in milliseconds, and at most how many pages at once."""
+
+    interval_ms: int
+    full_scan_every_ms: int | None
+    max_pages: int
+
+
+def due_scans(
+    progress: Progress,
+    schedule: Schedule,
+    *,
+    running: frozenset[ScanKind] = frozenset(),
+    now_ms: int,
+) -> tuple[ScanPlan, ...]:
+    """The scans to start now, most urgent first; kinds that are *running* are left alone.
+
+    The first scan of a selection is a full one: until it has ended, nothing is known
+    at which another could stop.
+    """
+    is_due = _is_due(progress, schedule, now_ms)
+    if progress.watermark_ms is None:
+        plan = ScanPlan("full", 0, schedule.max_pages, None)
+        return (plan,) if is_due and not running else ()
+    plans: list[ScanPlan] = []
+    if is_due:
+        stop_before_ms = progress.watermark_ms - OVERLAP_MS
+        plans.append(ScanPlan("incremental", 0, schedule.max_pages, stop_before_ms))
+    every_ms = schedule.full_scan_every_ms
+    if every_ms is not None and _has_passed(progress.last_full_ms, every_ms, now_ms):
+        plans.append(ScanPlan("full", 0, schedule.max_pages, None))
+    elif "full" not in running:
+        plans += _gap_plans(progress.gaps, schedule, now_ms)
+    return tuple(plan for plan in plans if plan.kind not in running)
+
+
+def _is_due(progress: Progress, schedule: Schedule, now_ms: int) -> bool:
+    """Sooner than its cache has expired, Keepa would answer with pages that we have."""
+    return _has_passed(progress.last_scan_ms, schedule.interval_ms, now_ms) and _has_passed(
+        progress.last_read_ms, CACHE_MS, now_ms
+    )
+
+
+def _has_passed(since_ms: int | None, duration_ms: int, now_ms: int) -> bool:
+    return since_ms is None or now_ms - since_ms >= duration_ms
+
+
+def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[ScanPlan]:
+    for gap in gaps:
+        if gap.has_expired(now_ms):
+            continue
+        if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms):
+            return [ScanPlan("gap", gap.page, schedule.max_pages, gap.from_ms, gap)]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from a page: the pages that may be claimed now, or why none follows."""
+
+    next_pages: tuple[int, ...]
+    end: EndReason | None
+
+
+def decide_after_page(plan: ScanPlan, page: PageFacts, *, orderly: bool = True) -> Decision:
+    """What to read once *page* has been committed.
+
+    Args:
+        plan: The scan's plan.
+        page: The page just read.
+        orderly: Whether all earlier pages of the scan came newest first.
+    """
+    orderly = orderly and page.order.newest_first
+    missed = _page_before(plan, page, orderly=orderly)
+    if (end := _end_reason(plan, page, orderly=orderly)) is not None:
+        return Decision(missed, end)
+    following = page.number + 1
+    if plan.stop_before_ms is not None and orderly:
+        return Decision((*missed, following), None)
+    # Nothing but the end of the rows ends it, so all pages known to exist may be read.
+    known = min(-(-page.rows.at_least // ROWS_PER_PAGE), plan.page_limit)
+    return Decision((*missed, *range(following, max(known, following + 1))), None)
+
+
+def _end_reason(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> EndReason | None:
+    following = page.number + 1
+    if page.row_count < ROWS_PER_PAGE:
+        return "short page"
+    if plan.stop_before_ms is not None and orderly and _is_older(page, plan.stop_before_ms):
+        return "watermark reached"
+    if page.rows.at_most == following * ROWS_PER_PAGE:
+        return "counted end"
+    if following >= PAGES_MAX:
+        return "row limit"
+    return "page cap" if following >= plan.page_limit else None
+
+
+def _is_older(page: PageFacts, than_ms: int) -> bool:
+    return page.oldest_ms is not None and page.oldest_ms < than_ms
+
+
+def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int, ...]:
+    """The page above, if a gap's rows have moved up to it since they were cut off."""
+    if plan.gap is None or plan.gap.until_ms is None or not orderly:
+        return ()
+    if not 0 < page.number <= plan.first_page:
+        return ()
+    touches = page.newest_ms is not None and page.newest_ms >= plan.gap.until_ms
+    return () if touches else (page.number - 1,)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a finished scan establishes; times in Unix ms.
+
+    ``read_again`` names pages below whose end rows may have moved up unseen: a full scan
+    reads them once more before it counts as finished. ``gap`` replaces the gap that the
+    scan was to fill, or is a new one. ``is_full`` means that all there was has been read,
+    which closes every earlier gap.
+    """
+
+    watermark_ms: int | None
+    watermark_held: bool
+    gap: Gap | None
+    is_full: bool
+    newest_first: bool
+    read_again: tuple[int, ...]
+
+
+def finish_scan(
+    plan: ScanPlan,
+    pages: Sequence[PageFacts],
+    end: EndReason,
+    *,
+    watermark_ms: int | None,
+    read_twice: frozenset[int] = frozenset(),
+) -> ScanResult:
+    """What is known once all *pages*, consecutive and in order, have been committed.
+
+    Args:
+        plan: The scan's plan.
+        pages: Every page it has read, from the lowest number to the one that ended it.
+        end: Why it ended.
+        watermark_ms: The query's watermark now.
+        read_twice: Pages that have been read again already.
+    """
+    assert pages
+    assert all(after.number == before.number + 1 for before, after in pairwise(pages))
+    seams = [(before.number, seam_problem(before, page)) for before, page in pairwise(pages)]
+    problems = {number: problem for number, problem in seams if number not in read_twice}
+    held = "staler" in problems.values()
+    moved = tuple(number for number, problem in problems.items() if problem == "moved")
+    complete = pages[0].number == 0 and end in ("short page", "counted end")
+    return ScanResult(
+        watermark_ms=watermark_ms if held else _watermark_ms(plan, pages, watermark_ms),
+        watermark_held=held,
+        gap=_gap(plan, pages, end),
+        is_full=complete and not held,
+        newest_first=all(page.order.newest_first for page in pages),
+        read_again=moved if plan.kind == "full" else (),
+    )
+
+
+def _watermark_ms(
+    plan: ScanPlan, pages: Sequence[PageFacts], watermark_ms: int | None
+) -> int | None:
+    known = [page.newest_ms for page in pages if page.newest_ms is not None]
+    if plan.kind == "gap" or not known:
+        return watermark_ms
+    reached_ms = min(max(known), pages[0].server_ms)
+    return reached_ms if watermark_ms is None else max(watermark_ms, reached_ms)
+
+
+def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason) -> Gap | None:
+    if end != "page cap":
+        return None
+    read_ms = pages[0].server_ms
+    return Gap(
+        from_ms=plan.stop_before_ms,
+        until_ms=pages[-1].oldest_ms,
+        page=pages[-1].number + 1,
+        since_ms=read_ms if plan.gap is None else plan.gap.since_ms,
+        tried_ms=read_ms,
+    )
