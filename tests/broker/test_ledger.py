@@ -345,9 +345,10 @@ class LedgerMachine(RuleBasedStateMachine):
         """Once everything is settled and asked, the count is exact and nothing is foreign."""
         for lease_id, call in list(self.calls.items()):
             outcome = Outcome.NOT_SENT if call.begin_ms is None else Outcome.REPLIED
-            said = envelope(self.true_balance, at=call.begin_ms or self.now_ms, consumed=call.cost)
-            said = said if outcome is Outcome.REPLIED else None
-            self.ledger.settle(settlement(lease_id, outcome, said), self.now_ms)
+            at_ms = call.begin_ms or self.now_ms
+            said = envelope(self.true_balance, at=at_ms, consumed=call.cost)
+            paid = said if outcome is Outcome.REPLIED else None
+            self.ledger.settle(settlement(lease_id, outcome, paid), self.now_ms)
         self.probe()
         assert self.ledger.headroom(self.now_ms, projected=False) == self.true_balance
         assert self.ledger.drift.foreign_tokens == 0
