@@ -115,7 +115,7 @@ class Upkeep:
             self._renewed(lease, call, asked_at_s=now_s)
 
     def _renewed(
-        self, lease: Lease, call: grpc.CallFuture[pb.RenewLeaseResponse], *, asked_at_s: float
+        self, lease: Lease, call: "grpc.CallFuture[pb.RenewLeaseResponse]", *, asked_at_s: float
     ) -> None:
         try:
             answer = call.result()
