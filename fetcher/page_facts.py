@@ -106,14 +106,21 @@ def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
     """Why rows might lie unseen between two consecutive pages; None if they can't.
 
     ``staler``: *page* may come from a cache older than *before*, from when the rows now
-    at its head were still above it. ``moved``: rows have vanished meanwhile, so that
-    others moved up over the border. Two pages that share a product hide nothing.
-    New deals enter at the top and push rows down, so they only make pages overlap.
+    at its head were still above it. ``moved``: rows have come or gone between the two
+    calls, and may have carried others over the border to the side already read. Two
+    pages that share a product hide nothing.
     """
     if not frozenset(before.asins).isdisjoint(page.asins):
         return None
     if page.cached and page.server_ms - CACHE_MS < before.server_ms:
         return "staler"
-    if page.rows.at_least < before.rows.at_least:
-        return "moved"
-    return None
+    grown = page.rows.at_least - before.rows.at_least
+    if before.server_ms <= page.server_ms:
+        # New deals enter at the top and push rows down, onto the page read later.
+        return "moved" if grown < 0 else None
+    return "moved" if grown else None
+
+
+def read_earlier(before: PageFacts, page: PageFacts) -> int:
+    """Which of two pages with a moved seam shows the rows in question if read again."""
+    return before.number if before.server_ms <= page.server_ms else page.number

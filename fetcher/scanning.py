@@ -9,18 +9,21 @@ Rule 4: no page past a known end is asked for; an empty page costs as much as a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
 
 from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
-from fetcher.page_facts import PageFacts, seam_problem
+from fetcher.page_facts import PageFacts, read_earlier, seam_problem
 
 # Deal times are even minutes, ties are normal, and a few run ahead of the server's clock.
 OVERLAP_MS: Final = 10 * MS_PER_MINUTE
 
 # Keepa lists products updated within about half a day; what is older is gone from it.
 GAP_EXPIRES_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+# With more, the two oldest become one; a scan each is due per interval at most.
+GAPS_MAX: Final = 8
 
 ScanKind = Literal["incremental", "full", "gap"]
 
@@ -57,24 +60,21 @@ class ScanPlan:
     """What one scan reads: from ``first_page`` on, at most ``max_pages``.
 
     It may stop at rows older than ``stop_before_ms`` (None: it reads to the end). A scan
-    that fills ``gap`` must touch the rows above the gap.
+    that fills ``gap`` must touch the rows above the gap. ``in_background``: it looks for
+    what others have missed, so fresh deals go before it.
     """
 
     kind: ScanKind
     first_page: int
     max_pages: int
     stop_before_ms: int | None
+    in_background: bool
     gap: Gap | None = None
 
     @property
     def page_limit(self) -> int:
         """The first page number that it may not read."""
         return min(self.first_page + self.max_pages, PAGES_MAX)
-
-    @property
-    def in_background(self) -> bool:
-        """Whether fresh deals go before it."""
-        return self.kind != "incremental"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +116,17 @@ def due_scans(
     """
     is_due = _is_due(progress, schedule, now_ms)
     if progress.watermark_ms is None:
-        plan = ScanPlan("full", 0, schedule.max_pages, None)
+        plan = ScanPlan("full", 0, schedule.max_pages, None, in_background=False)
         return (plan,) if is_due and not running else ()
     plans: list[ScanPlan] = []
     if is_due:
         stop_before_ms = progress.watermark_ms - OVERLAP_MS
-        plans.append(ScanPlan("incremental", 0, schedule.max_pages, stop_before_ms))
+        plans.append(
+            ScanPlan("incremental", 0, schedule.max_pages, stop_before_ms, in_background=False)
+        )
     every_ms = schedule.full_scan_every_ms
     if every_ms is not None and _has_passed(progress.last_full_ms, every_ms, now_ms):
-        plans.append(ScanPlan("full", 0, schedule.max_pages, None))
+        plans.append(ScanPlan("full", 0, schedule.max_pages, None, in_background=True))
     elif "full" not in running:
         plans += _gap_plans(progress.gaps, schedule, now_ms)
     return tuple(plan for plan in plans if plan.kind not in running)
@@ -146,7 +148,8 @@ def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[Sca
         if gap.has_expired(now_ms):
             continue
         if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms):
-            return [ScanPlan("gap", gap.page, schedule.max_pages, gap.from_ms, gap)]
+            pages = schedule.max_pages
+            return [ScanPlan("gap", gap.page, pages, gap.from_ms, in_background=True, gap=gap)]
     return []
 
 
@@ -207,15 +210,16 @@ def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a finished scan establishes; times in Unix ms.
+    """What a finished scan establishes.
 
-    ``read_again`` names pages below whose end rows may have moved up unseen: a full scan
-    reads them once more before it counts as finished. ``gap`` replaces the gap that the
-    scan was to fill, or is a new one. ``is_full`` means that all there was has been read,
-    which closes every earlier gap.
+    ``progress`` is to be committed with it. ``watermark_held`` tells that a page came
+    from a cache older than the page before, so that the watermark stays where it was.
+    ``read_again``: pages of a full scan whose rows may have moved over a border already
+    read; it has finished when they have been read once more. ``is_full``: all that there
+    was has been read, which closes every gap.
     """
 
-    watermark_ms: int | None
+    progress: Progress
     watermark_held: bool
     gap: Gap | None
     is_full: bool
@@ -228,7 +232,7 @@ def finish_scan(
     pages: Sequence[PageFacts],
     end: EndReason,
     *,
-    watermark_ms: int | None,
+    progress: Progress,
     read_twice: frozenset[int] = frozenset(),
 ) -> ScanResult:
     """What is known once all *pages*, consecutive and in order, have been committed.
@@ -237,34 +241,76 @@ def finish_scan(
         plan: The scan's plan.
         pages: Every page it has read, from the lowest number to the one that ended it.
         end: Why it ended.
-        watermark_ms: The query's watermark now.
+        progress: The query's progress now, other scans' included.
         read_twice: Pages that have been read again already.
     """
     assert pages
-    assert all(after.number == before.number + 1 for before, after in pairwise(pages))
-    seams = [(before.number, seam_problem(before, page)) for before, page in pairwise(pages)]
-    problems = {number: problem for number, problem in seams if number not in read_twice}
-    held = "staler" in problems.values()
-    moved = tuple(number for number, problem in problems.items() if problem == "moved")
-    complete = pages[0].number == 0 and end in ("short page", "counted end")
+    seams = list(pairwise(pages))
+    assert all(page.number == before.number + 1 for before, page in seams)
+    problems = [(seam_problem(*seam), read_earlier(*seam)) for seam in seams]
+    held = any(problem == "staler" for problem, _ in problems)
+    moved = {number for problem, number in problems if problem == "moved"}
+    may_read_again = plan.kind == "full" and not held and not read_twice
+    is_full = pages[0].number == 0 and end in ("short page", "counted end") and not held
+    gap = _gap(plan, pages, end)
     return ScanResult(
-        watermark_ms=watermark_ms if held else _watermark_ms(plan, pages, watermark_ms),
+        progress=_advance(progress, plan, pages, end, gap, held=held, is_full=is_full),
         watermark_held=held,
-        gap=_gap(plan, pages, end),
-        is_full=complete and not held,
+        gap=gap,
+        is_full=is_full,
         newest_first=all(page.order.newest_first for page in pages),
-        read_again=moved if plan.kind == "full" else (),
+        # Once only: what moves while pages are read again is left to the next full scan.
+        read_again=tuple(sorted(moved)) if may_read_again else (),
     )
 
 
-def _watermark_ms(
-    plan: ScanPlan, pages: Sequence[PageFacts], watermark_ms: int | None
-) -> int | None:
-    known = [page.newest_ms for page in pages if page.newest_ms is not None]
-    if plan.kind == "gap" or not known:
-        return watermark_ms
-    reached_ms = min(max(known), pages[0].server_ms)
-    return reached_ms if watermark_ms is None else max(watermark_ms, reached_ms)
+def _advance(
+    progress: Progress,
+    plan: ScanPlan,
+    pages: Sequence[PageFacts],
+    end: EndReason,
+    gap: Gap | None,
+    *,
+    held: bool,
+    is_full: bool,
+) -> Progress:
+    """The progress after a finished scan; only the watermark depends on what was on it."""
+    start_ms = pages[0].server_ms
+    last_ms = max(page.server_ms for page in pages)
+    # A full scan that got as far as it may has had its turn, complete or not.
+    full_turn = is_full or (plan.kind == "full" and end in ("page cap", "row limit"))
+    reached_ms = None if held or plan.kind == "gap" else _reached_ms(pages)
+    return Progress(
+        watermark_ms=_later(progress.watermark_ms, reached_ms),
+        last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else start_ms),
+        last_read_ms=_later(progress.last_read_ms, None if plan.in_background else last_ms),
+        last_full_ms=_later(progress.last_full_ms, start_ms if full_turn else None),
+        gaps=() if is_full else _gaps(plan, gap, progress, last_ms),
+    )
+
+
+def give_up_scan(plan: ScanPlan, progress: Progress, *, now_ms: int) -> Progress:
+    """The progress after a scan that can't be finished: its turn is over, no more."""
+    gaps = tuple(
+        replace(gap, tried_ms=now_ms) if gap == plan.gap else gap for gap in progress.gaps
+    )
+    return replace(
+        progress,
+        last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else now_ms),
+        last_full_ms=_later(progress.last_full_ms, now_ms if plan.kind == "full" else None),
+        gaps=gaps,
+    )
+
+
+def _later(before_ms: int | None, reached_ms: int | None) -> int | None:
+    """The later of two times, either of which may be missing."""
+    return max((ms for ms in (before_ms, reached_ms) if ms is not None), default=None)
+
+
+def _reached_ms(pages: Sequence[PageFacts]) -> int | None:
+    """The newest deal read, but no later than the first page was served."""
+    dated = [page.newest_ms for page in pages if page.newest_ms is not None]
+    return min(max(dated), pages[0].server_ms) if dated else None
 
 
 def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason) -> Gap | None:
@@ -277,4 +323,27 @@ def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason) -> Gap | No
         page=pages[-1].number + 1,
         since_ms=read_ms if plan.gap is None else plan.gap.since_ms,
         tried_ms=read_ms,
+    )
+
+
+def _gaps(plan: ScanPlan, gap: Gap | None, progress: Progress, now_ms: int) -> tuple[Gap, ...]:
+    """The gaps still open, oldest first."""
+    others = [old for old in progress.gaps if old != plan.gap and not old.has_expired(now_ms)]
+    if gap is None:
+        return tuple(others)
+    if gap.from_ms is None:
+        # It reaches down to the last row, so it holds every older gap.
+        others = [old for old in others if old.since_ms > gap.since_ms]
+    ordered = sorted((*others, gap), key=lambda some: some.since_ms)
+    if len(ordered) > GAPS_MAX:
+        ordered[:2] = [_joined(ordered[0], ordered[1])]
+    return tuple(ordered)
+
+
+def _joined(older: Gap, newer: Gap) -> Gap:
+    """One gap that holds both."""
+    starts = (older.from_ms, newer.from_ms)
+    return replace(
+        newer,
+        from_ms=None if None in starts else min(start for start in starts if start is not None),
     )
