@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,8 @@ from typing import Final, Self
 import psycopg
 from psycopg import sql
 
+from deploy.local.errors import PostgresError
+from deploy.local.ports import free_port
 from deploy.local.tether import User, tethered
 
 OLDEST_MAJOR: Final = 15
@@ -36,10 +37,6 @@ _REMEDY: Final = "set DATABASE_URL to a server of yours, or install PostgreSQL 1
 _PUBLIC_FOLDER: Final = Path("/var/tmp/keepa-token-broker")  # noqa: S108 - made by root, 0755
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 20.0
-
-
-class PostgresError(Exception):
-    """Postgres can't be found or started; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +130,11 @@ class PostgresServer:
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     @property
+    def major(self) -> int:
+        """Major version of the data, 0 before the first start."""
+        return self._data_major() or 0
+
+    @property
     def pid(self) -> int | None:
         """Process id of the running server."""
         return self._process.pid if self._process else None
@@ -155,7 +157,8 @@ class PostgresServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         if self._data_major() is None:
             self._initialise(installation)
-        self.port = _free_port()
+        # A server that is started again is found where it was.
+        self.port = self.port or free_port()
         self._process = self._spawn(installation.program("postgres"), *self._arguments())
         try:
             self._await_connection()
@@ -303,9 +306,3 @@ def _public_folder() -> Path:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(str(path).encode()).hexdigest()[:12]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

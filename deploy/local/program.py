@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from deploy.local.errors import ProgramError
+from deploy.local.log_line import LogLine
 from deploy.local.tether import tethered
 
 STOP_TIMEOUT_S: Final = 15.0
+# Our commands return it when a setting is missing or malformed.
+EXIT_BAD_SETTING: Final = 2
 _POLL_S: Final = 0.02
-
-
-class ProgramError(Exception):
-    """A program ended, or did not get ready in time; the message is one line."""
 
 
 class Program:
@@ -94,10 +94,9 @@ class Program:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once and without a chance to clean up, as `kill -9` does."""
+        """End it without a chance to clean up, as `kill -9` does."""
         if self._process is not None:
             self._process.kill()
-            self.wait(STOP_TIMEOUT_S)
 
     def wait(self, timeout_s: float) -> int:
         """Wait for its end and for its last words, and return the exit code.
@@ -128,11 +127,27 @@ class Program:
         deadline_s = time.monotonic() + timeout_s
         while not ready():
             if not self.running:
-                code = self.wait(STOP_TIMEOUT_S)
-                raise ProgramError(f"{self.name} ended with exit code {code}: {self.last_line}")
+                self.check(self.wait(STOP_TIMEOUT_S))
+                raise ProgramError(f"{self.name} ended before it was ready")
             if time.monotonic() > deadline_s:
                 raise ProgramError(f"{self.name} was not ready within {timeout_s:.0f} s")
             time.sleep(_POLL_S)
+
+    def check(self, code: int) -> None:
+        """Accept exit code 0 only.
+
+        Raises:
+            ProgramError: with the program's last words, and its code if that is 2.
+        """
+        if code == EXIT_BAD_SETTING:
+            raise ProgramError(self.last_words, code)
+        if code != 0:
+            raise ProgramError(f"{self.name}: {self.last_words} ({how_it_ended(code)})")
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it wrote, as a person would like to read it."""
+        return str(LogLine.parse(self.last_line)).removeprefix("ERROR: ") or "no message"
 
     def output(self) -> str:
         """Everything it has written so far."""
@@ -149,6 +164,13 @@ class Program:
                     self._on_line(line)
 
 
+def how_it_ended(code: int | None) -> str:
+    """An exit code in words."""
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
 def stop_together(programs: Iterable[Program], timeout_s: float = STOP_TIMEOUT_S) -> list[Program]:
     """Stop several at once; returns those that had to be killed."""
     running = [program for program in programs if program.running]
@@ -161,5 +183,6 @@ def stop_together(programs: Iterable[Program], timeout_s: float = STOP_TIMEOUT_S
             program.wait(max(0.0, deadline_s - time.monotonic()))
         except ProgramError:
             program.kill()
+            program.wait(STOP_TIMEOUT_S)
             stubborn.append(program)
     return stubborn

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from deploy.local.errors import PostgresError
 from deploy.local.postgres import (
     Installation,
-    PostgresError,
     PostgresServer,
     find_installation,
     installations,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.program import Program, ProgramError, stop_together
+from deploy.local.errors import ProgramError
+from deploy.local.program import Program, stop_together
 
 STUBBORN = (
     "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()"
@@ -49,7 +50,7 @@ def test_a_program_that_ends_before_it_is_ready_is_quoted(tmp_path: Path) -> Non
     """The error repeats the last line of a program that gave up."""
     program = python("raise SystemExit('no such port')", tmp_path).start()
 
-    with pytest.raises(ProgramError, match="exit code 1: no such port"):
+    with pytest.raises(ProgramError, match=r"program: no such port \(exit code 1\)"):
         program.await_ready(lambda: False, 10)
 
 

@@ -1,0 +1,43 @@
+"""Lines that programs log, read as JSON and shown in one short line each.
+
+Pure: text in, text out.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+_NOT_FIELDS: Final = frozenset({"event", "level", "timestamp", "logger", "exception"})
+_QUIET_LEVELS: Final = frozenset({"debug", "info", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """What a program said: a JSON object of structlog's, or plain text."""
+
+    event: str
+    level: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a line; one that is no JSON object is an event as it stands."""
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            return cls(text)
+        if not isinstance(entry, dict) or "event" not in entry:
+            return cls(text)
+        fields = {name: value for name, value in entry.items() if name not in _NOT_FIELDS}
+        return cls(str(entry["event"]), str(entry.get("level", "")), fields)
+
+    def __str__(self) -> str:
+        """One line for people: the level if it matters, the event, the rest as k=v."""
+        level = "" if self.level in _QUIET_LEVELS else f"{self.level.upper()}: "
+        rest = " ".join(f"{name}={_shown(value)}" for name, value in self.fields.items())
+        return f"{level}{self.event}" + (f"  {rest}" if rest else "")
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f'"{text}"' if " " in text and isinstance(value, str) else text

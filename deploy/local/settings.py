@@ -1,0 +1,136 @@
+"""Settings of the local stack: the environment, then `.env`; read nowhere else.
+
+Which Keepa is used follows from two of them: KEEPA_BASE_URL names one, KEEPA_API_KEY
+alone means the real one, and with neither a simulator is started.
+"""
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import (
+    Field,
+    HttpUrl,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings
+
+from broker.listen import Listen
+from broker.settings import CONFIG, Address, LogLevel, load
+from deploy.local.ports import free_port
+
+REAL_KEEPA: Final = "https://api.keepa.com"
+_FETCHERS_MAX: Final = 200
+
+
+class Keepa(StrEnum):
+    """Whose tokens are spent."""
+
+    SIMULATOR = "simulator"
+    REAL = "the real one"
+    NAMED = "KEEPA_BASE_URL"
+
+
+class StackSettings(BaseSettings):
+    """What `make run` honours."""
+
+    model_config = CONFIG
+
+    # The stack stops by itself after this time; unset means on Ctrl-C.
+    run_seconds: PositiveFloat | None = None
+    fetchers: Annotated[int, Field(ge=0, le=_FETCHERS_MAX)] = 3
+    keepa_base_url: HttpUrl | None = None
+    keepa_api_key: SecretStr = SecretStr("")
+    keepa_api_key_file: Path | None = None
+    # A server of yours; unset means one of ours, under DATA_DIR. May hold a password.
+    database_url: SecretStr = SecretStr("")
+    database_url_file: Path | None = None
+    broker_listen: Address = "127.0.0.1:50051"
+    broker_http_listen: Address = "127.0.0.1:9464"
+    # Postgres data and logs.
+    data_dir: Path = Path(".local")
+    queries: Path = Path("deploy/queries")
+    log_level: LogLevel = LogLevel.INFO
+    # The real bucket ticks every minute: a short tick shows waiting and refilling.
+    simulator_tick_seconds: PositiveFloat = 2.0
+    # Tokens that a tick brings; the bucket holds 60 ticks.
+    simulator_refill_rate: PositiveInt = 5
+    # What the bucket holds at the start: little, so that it soon runs dry.
+    simulator_tokens: int = 100
+    # How much faster than real time deals appear and change.
+    simulator_deal_speed: PositiveFloat = 60.0
+
+    @field_validator("broker_listen", "broker_http_listen")
+    @classmethod
+    def _choose_port(cls, text: str) -> str:
+        # The others must know the port before the broker has one.
+        listen = Listen.parse(text)
+        return str(listen if listen.port else Listen(listen.host, free_port(listen.host)))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keepa is Keepa.NAMED and not (
+            self.keepa_api_key.get_secret_value() or self.keepa_api_key_file
+        ):
+            raise ValueError(
+                "KEEPA_BASE_URL is set, so KEEPA_API_KEY (or KEEPA_API_KEY_FILE) must be too;"
+                " unset both to use the simulator"
+            )
+        if not self.queries.is_dir():
+            raise ValueError(f"QUERIES: {self.queries} is no folder: name one with query files")
+        return self
+
+    @property
+    def keepa(self) -> Keepa:
+        """Which Keepa to use."""
+        if self.keepa_base_url:
+            return Keepa.NAMED
+        has_key = self.keepa_api_key.get_secret_value() or self.keepa_api_key_file
+        return Keepa.REAL if has_key else Keepa.SIMULATOR
+
+    @property
+    def keepa_url(self) -> str:
+        """Base URL of a Keepa that is no simulator of ours."""
+        return str(self.keepa_base_url or REAL_KEEPA).rstrip("/")
+
+    @property
+    def broker_address(self) -> str:
+        """Where programs of this machine find the broker."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.rpc.host, self.rpc.host)  # noqa: S104 - what was asked for
+        return str(Listen(host, self.rpc.port))
+
+    @property
+    def runs_postgres(self) -> bool:
+        """Whether the stack brings its own Postgres."""
+        return not (self.database_url.get_secret_value() or self.database_url_file)
+
+    @property
+    def rpc(self) -> Listen:
+        """Where the broker serves gRPC."""
+        return Listen.parse(self.broker_listen)
+
+    @property
+    def http(self) -> Listen:
+        """Where the broker serves metrics and health."""
+        return Listen.parse(self.broker_http_listen)
+
+
+def load_settings() -> StackSettings:
+    """The settings of this run.
+
+    Raises:
+        SettingsError: a variable is missing or malformed.
+    """
+    return load(StackSettings)
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a program of the stack: our own with *changes*."""
+    # Lines must arrive when they are written, and in a form that can be read.
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **changes}

@@ -1,0 +1,81 @@
+"""What a run came to.
+
+Pure: figures in, lines out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from deploy.local.survey import SimulatorStats, Survey
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerTotals:
+    """The broker's sums since one of its starts."""
+
+    spent_tokens: int = 0
+    settles: int = 0
+    refusals: int = 0
+
+
+@dataclass(slots=True)
+class RunTotals:
+    """The figures of a run, gathered from its surveys.
+
+    The broker counts anew at every start, so its sums are kept by epoch; what it
+    counted between the last survey and a kill is lost to this summary.
+    """
+
+    deals_before: int | None = None
+    deals: int | None = None
+    # Whether the broker has ever heard from Keepa.
+    synced: bool = False
+    drift_tokens: int = 0
+    foreign_tokens: int = 0
+    simulator: SimulatorStats | None = None
+    by_epoch: dict[int, BrokerTotals] = field(default_factory=dict)
+
+    def note(self, survey: Survey) -> None:
+        """Take in what a survey found; parts that did not answer change nothing."""
+        if survey.deals is not None:
+            self.deals = survey.deals
+            if self.deals_before is None:
+                self.deals_before = survey.deals
+        if survey.simulator is not None:
+            self.simulator = survey.simulator
+        if (bucket := survey.bucket) is not None:
+            totals = bucket.totals
+            self.by_epoch[bucket.epoch] = BrokerTotals(
+                totals.spent_tokens, totals.settles, totals.refusals
+            )
+            self.synced |= bucket.HasField("last_observation")
+            self.drift_tokens = bucket.drift_tokens
+            self.foreign_tokens = bucket.foreign_tokens
+
+    @property
+    def new_deals(self) -> int:
+        """Deals stored by this run that were not there before."""
+        return (self.deals or 0) - (self.deals_before or 0)
+
+    @property
+    def broker(self) -> BrokerTotals:
+        """The broker's sums over all its starts."""
+        starts = self.by_epoch.values()
+        return BrokerTotals(
+            spent_tokens=sum(totals.spent_tokens for totals in starts),
+            settles=sum(totals.settles for totals in starts),
+            refusals=sum(totals.refusals for totals in starts),
+        )
+
+    def closing_lines(self) -> Iterator[str]:
+        """The end of a run, for people."""
+        if self.deals is not None:
+            yield f"deals   {self.deals} stored, {self.new_deals} new"
+        spent, seen = self.broker, self.simulator
+        if seen is None:
+            yield f"tokens  {spent.spent_tokens} spent"
+            yield f"calls   {spent.settles} leases settled, {spent.refusals} refused (429)"
+        else:
+            yield f"tokens  {spent.spent_tokens} spent says the broker, {seen.spent_tokens} Keepa"
+            yield f"calls   {seen.calls} that cost tokens, {seen.refused} refused (429)"
+        yield f"drift   {self.drift_tokens} tokens, {self.foreign_tokens} spent by others"

@@ -1,0 +1,113 @@
+"""What the running stack looks like from outside, asked of each part in turn.
+
+A part that doesn't answer yields None; the stack runs on without the figure.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+import grpc
+import psycopg
+import requests
+
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+_RPC_TIMEOUT_S: Final = 1.0
+_HTTP_TIMEOUT_S: Final = 2.0
+_CONNECT_TIMEOUT_S: Final = 2
+# After a restart of the broker, look again at once rather than in minutes.
+_CHANNEL_OPTIONS: Final = (("grpc.max_reconnect_backoff_ms", 500),)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorStats:
+    """What the simulator counted since its start."""
+
+    calls: int
+    refused: int
+    spent_tokens: int
+
+    @classmethod
+    def ask(cls, base_url: str) -> Self | None:
+        """Ask the simulator at *base_url*."""
+        try:
+            reply = requests.get(f"{base_url}/_simulator/stats", timeout=_HTTP_TIMEOUT_S).json()
+            return cls(reply["calls"], reply["refused"], reply["spent_tokens"])
+        except (requests.RequestException, KeyError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The figures of one moment."""
+
+    bucket: pb.Bucket | None = None
+    deals: int | None = None
+    simulator: SimulatorStats | None = None
+
+
+class Surveyor:
+    """Asks the parts for their figures.
+
+    Args:
+        broker_address: The broker's gRPC address.
+        database_url: Where the deals are.
+        simulator_url: Base URL of the simulator; empty when another Keepa is used.
+    """
+
+    def __init__(self, broker_address: str, database_url: str, simulator_url: str) -> None:
+        self._channel = grpc.insecure_channel(broker_address, options=_CHANNEL_OPTIONS)
+        self._broker = pb_grpc.TokenBrokerServiceStub(self._channel)
+        self._database_url = database_url
+        self._database: psycopg.Connection | None = None
+        self._simulator_url = simulator_url
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self) -> Survey:
+        """Ask every part now."""
+        simulator = SimulatorStats.ask(self._simulator_url) if self._simulator_url else None
+        return Survey(self._bucket(), self._deals(), simulator)
+
+    def report_to(self, listener: Callable[[Survey], None], interval_s: float) -> None:
+        """Take a survey every *interval_s* seconds, in a thread of its own, until closed."""
+
+        def repeat() -> None:
+            while not self._stopping.wait(interval_s):
+                listener(self.take())
+
+        self._thread = threading.Thread(target=repeat, name="surveyor", daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """End the regular surveys."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """End the regular surveys and the connections."""
+        self.pause()
+        self._channel.close()
+        if self._database is not None:
+            self._database.close()
+
+    def _bucket(self) -> pb.Bucket | None:
+        try:
+            return self._broker.GetBucket(pb.GetBucketRequest(), timeout=_RPC_TIMEOUT_S).bucket
+        except grpc.RpcError:
+            return None
+
+    def _deals(self) -> int | None:
+        try:
+            if self._database is None or self._database.closed:
+                self._database = psycopg.connect(
+                    self._database_url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+                )
+            row = self._database.execute("SELECT count(*) FROM deals").fetchone()
+        except psycopg.Error:
+            return None
+        return int(row[0]) if row else None
