@@ -79,7 +79,9 @@ def _renderers(*, console: bool, colors: bool) -> list[Processor]:
     if console:
         return [
             structlog.dev.ConsoleRenderer(
-                colors=colors, exception_formatter=structlog.dev.plain_traceback
+                colors=colors,
+                sort_keys=False,
+                exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]

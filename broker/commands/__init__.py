@@ -1,0 +1,1 @@
+"""What the `tokenbroker` command does beside serving: look at a broker and steer it."""

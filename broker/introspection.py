@@ -1,0 +1,44 @@
+"""Health, reflection and channelz, on the same port as the service itself.
+
+Health of `""` is the process; that of the named service is SERVING only after
+Keepa has told a balance.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["TokenBrokerService"].full_name
+# Its module has no SERVICE_NAME.
+CHANNELZ_NAME: Final = "grpc.channelz.v1.Channelz"
+
+NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+
+
+class Introspection:
+    """What tools and orchestrators ask of a gRPC server."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        # The stubs of these packages know nothing of asyncio.
+        self._states: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._states, server)
+        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
+        names = (SERVICE_NAME, health.SERVICE_NAME, CHANNELZ_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+
+    async def follow(self, synced: asyncio.Event) -> None:
+        """Tell the service's health until it is SERVING."""
+        await self._states.set(SERVICE_NAME, NOT_SERVING)
+        await synced.wait()
+        await self._states.set(SERVICE_NAME, SERVING)
+
+    async def stop(self) -> None:
+        """Nothing serves any more."""
+        await self._states.enter_graceful_shutdown()

@@ -1,0 +1,292 @@
+"""The allocator in real time: the clock, the waits, the wake-up and the probe.
+
+Rule 1: `now_ms` is the one place of the broker where time is read.
+Rule 2: every call into the allocator is followed by `_follow_up`, with no await
+        between: outcomes are delivered, a wanted probe starts, the next wake-up is
+        set. The event loop is the allocator's lock.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+
+from broker.allocator import Allocator
+from broker.answers import Denied, Granted
+from broker.bucket import Envelope
+from broker.daemon_thread import in_daemon_thread
+from broker.errors import BrokerError
+from broker.keepa_sync import KeepaSync, KeepaSyncError, ProbeFailure
+from broker.leases import Lease, LeaseRequest, Renewal, Settlement
+from broker.views import BucketView, WaitingView, bucket_view, waiting_view
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# A timer that fires a moment early must not spin.
+WAKE_MS_MIN: Final = 1
+
+Answer = Granted | Denied
+T = TypeVar("T")
+
+
+class BrokerStoppingError(Exception):
+    """The broker is shutting down: try again, another one will answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the broker is stopping: try again")
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """One lease id while calls wait for it; repeats of the request share it."""
+
+    answer: asyncio.Future[Answer]
+    calls: int = 0
+    # Somebody has, or had, the grant: it is no longer ours to take back.
+    delivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SettleResult:
+    """What a settle did: `counted` unless it repeats an earlier one."""
+
+    late: bool
+    counted: bool
+    spent_tokens: int
+
+
+@dataclass(slots=True)
+class ProbeRecord:
+    """How asking Keepa has gone since the start."""
+
+    failures: dict[ProbeFailure, int] = field(default_factory=dict)
+    # The trouble that lasts; None after an answer.
+    trouble: KeepaSyncError | None = None
+
+
+class BrokerRuntime:
+    """Owns the allocator of one account and everything that happens over time.
+
+    Use it from one event loop; nothing here is safe to call from another thread.
+    """
+
+    def __init__(self, allocator: Allocator, keepa: KeepaSync) -> None:
+        self.allocator = allocator
+        self.probes = ProbeRecord()
+        self.stopping = False
+        # Set for good once Keepa has told a balance.
+        self.synced = asyncio.Event()
+        self._keepa = keepa
+        self._waits: dict[str, Wait] = {}
+        self._probe: asyncio.Task[KeepaSyncError | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchers: set[asyncio.Event] = set()
+
+    @staticmethod
+    def now_ms() -> int:
+        """The broker's monotonic clock, in milliseconds."""
+        return time.monotonic_ns() // 1_000_000
+
+    def start(self) -> None:
+        """Begin: the first thing the allocator wants is a word from Keepa."""
+        self._decide(self.allocator.advance)
+
+    def stop(self) -> None:
+        """Grant no more, and send everybody who waits away to try again."""
+        self.stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        waits, self._waits = self._waits, {}
+        for wait in waits.values():
+            if not wait.answer.done():
+                wait.answer.set_exception(BrokerStoppingError())
+        self._tell_watchers()
+
+    async def acquire(self, request: LeaseRequest) -> Answer:
+        """Wait for a grant or a denial; a cancelled wait leaves no hold behind.
+
+        Raises:
+            BrokerError: the lease_id can't be used for this request.
+            BrokerStoppingError: the broker is shutting down.
+        """
+        wait = self._join(request)
+        wait.calls += 1
+        try:
+            answer = await asyncio.shield(wait.answer)
+            wait.delivered = True
+            return answer
+        finally:
+            wait.calls -= 1
+            self._leave(request.lease_id, wait)
+
+    def renew(self, renewal: Renewal) -> tuple[Lease, int]:
+        """Prolong a lease; returns it and its time to live in milliseconds.
+
+        Raises:
+            BrokerError: there is no such open lease.
+        """
+        lease = self._decide(lambda now_ms: self.allocator.renew(renewal, now_ms))
+        return lease, max(0, lease.expires_ms - self.now_ms())
+
+    def settle(self, settlement: Settlement) -> SettleResult:
+        """End a lease at what its call cost.
+
+        Raises:
+            BrokerError: there never was such a lease.
+        """
+        totals = self.allocator.ledger.totals
+        settles, spent_tokens = totals.settles, totals.spent_tokens
+        late = self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
+        return SettleResult(late, totals.settles > settles, totals.spent_tokens - spent_tokens)
+
+    async def sync(self) -> None:
+        """Ask Keepa now, or share the probe that is on its way.
+
+        Raises:
+            KeepaSyncError: Keepa told no balance.
+        """
+        if self._probe is None:
+            self._start_probe(self.now_ms())
+        assert self._probe is not None
+        trouble = await asyncio.shield(self._probe)
+        if trouble is not None:
+            raise trouble
+
+    def pause(self) -> None:
+        """Stop granting; requests wait."""
+        self._decide(self.allocator.pause)
+
+    def resume(self) -> None:
+        """Take up granting again."""
+        self._decide(self.allocator.resume)
+
+    def bucket(self) -> BucketView:
+        """The bucket as of now."""
+        self._decide(self.allocator.advance)
+        return bucket_view(self.allocator, self.now_ms())
+
+    def leases(self) -> list[Lease]:
+        """Whatever still holds tokens: open and lapsed by age, then settled ones."""
+        return list(self.allocator.ledger)
+
+    def waiting(self) -> list[WaitingView]:
+        """Who waits, next to be served first."""
+        return waiting_view(self.allocator, self.now_ms())
+
+    @contextmanager
+    def watching(self) -> Iterator[asyncio.Event]:
+        """An event that is set after every change; the watcher clears it."""
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        try:
+            yield changed
+        finally:
+            self._watchers.discard(changed)
+
+    def _decide(self, step: Callable[[int], T]) -> T:
+        """One step of the allocator, and what follows from it."""
+        try:
+            return step(self.now_ms())
+        finally:
+            self._follow_up()
+
+    def _follow_up(self) -> None:
+        for answer in self.allocator.take_outcomes():
+            self._deliver(answer)
+        if self.stopping:
+            return
+        now_ms = self.now_ms()
+        if self._probe is None and self.allocator.probe_wanted(now_ms):
+            self._start_probe(now_ms)
+        self._set_timer(now_ms)
+        if self.allocator.ledger.bucket.observation is not None:
+            self.synced.set()
+        self._tell_watchers()
+
+    def _deliver(self, answer: Answer) -> None:
+        lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
+        wait = self._waits.get(lease_id)
+        if wait is not None and not wait.answer.done():
+            wait.answer.set_result(answer)
+
+    def _set_timer(self, now_ms: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake_ms = self.allocator.next_wake_ms(now_ms)
+        if wake_ms is not None:
+            delay_s = max(wake_ms - now_ms, WAKE_MS_MIN) / 1000
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(delay_s, self._decide, self.allocator.advance)
+
+    def _tell_watchers(self) -> None:
+        for changed in self._watchers:
+            changed.set()
+
+    def _join(self, request: LeaseRequest) -> Wait:
+        if self.stopping:
+            raise BrokerStoppingError
+        lease_id = request.lease_id
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        wait = self._waits.get(lease_id)
+        if wait is None:
+            held = self.allocator.ledger.lease(lease_id) is not None
+            wait = self._waits[lease_id] = Wait(answer, delivered=held)
+        elif wait.answer.done():
+            # Its answer is on the way out; this call gets one of its own.
+            wait.answer = answer
+        try:
+            self._decide(lambda now_ms: self.allocator.acquire(request, now_ms))
+        except BrokerError:
+            if wait.calls == 0:
+                del self._waits[lease_id]
+            raise
+        return wait
+
+    def _leave(self, lease_id: str, wait: Wait) -> None:
+        """Take the request back if its last call has gone without an answer."""
+        if wait.calls or self.stopping:
+            return
+        del self._waits[lease_id]
+        if not wait.delivered:
+            self._decide(lambda now_ms: self.allocator.cancel(lease_id, now_ms))
+
+    def _start_probe(self, now_ms: int) -> None:
+        self.allocator.probe_started(now_ms)
+        self._probe = asyncio.create_task(self._ask_keepa(now_ms), name="probe")
+
+    async def _ask_keepa(self, requested_ms: int) -> KeepaSyncError | None:
+        try:
+            envelope = await in_daemon_thread(self._keepa.ask, name="keepa-sync")
+        except KeepaSyncError as exc:
+            return self._probe_failed(exc)
+        except Exception:
+            log.exception("asking Keepa went wrong in an unforeseen way")
+            return self._probe_failed(
+                KeepaSyncError(ProbeFailure.BAD_REPLY, "Keepa's reply can't be handled")
+            )
+        self._probe_answered(envelope, requested_ms)
+        return None
+
+    def _probe_answered(self, envelope: Envelope, requested_ms: int) -> None:
+        self._probe = None
+        if self.probes.trouble is not None or not self.synced.is_set():
+            log.info("Keepa answers", tokens_left=envelope.tokens_left)
+        self.probes.trouble = None
+        self._decide(lambda now_ms: self.allocator.probe_answered(envelope, requested_ms, now_ms))
+
+    def _probe_failed(self, exc: KeepaSyncError) -> KeepaSyncError:
+        """Count the failure; a lasting one is told once, not at every retry."""
+        self._probe = None
+        record = self.probes
+        record.failures[exc.failure] = record.failures.get(exc.failure, 0) + 1
+        if record.trouble is None or str(record.trouble) != str(exc):
+            tell = log.error if exc.failure.is_permanent else log.warning
+            tell("Keepa tells no balance; asking again", failure=exc.failure, reason=str(exc))
+        record.trouble = exc
+        self._decide(self.allocator.probe_failed)
+        return exc

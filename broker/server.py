@@ -1,0 +1,119 @@
+"""The broker process: puts the parts together, runs them, takes them down.
+
+Order of the end: health says no, everybody who waits is sent away to try again,
+settles and renewals that are under way finish, the ports close.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+import structlog
+import uvloop
+
+from broker import http
+from broker.allocator import Allocator, AllocatorConfig
+from broker.introspection import Introspection
+from broker.keepa_sync import KeepaSync
+from broker.listen import Listen, ListenError
+from broker.metrics import BrokerMetrics
+from broker.runtime import BrokerRuntime
+from broker.service import TokenBrokerService
+from broker.settings import ServeSettings
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# What the broker may take to stop is 5 s; answers under way get most of it.
+STOP_GRACE_S: Final = 3.0
+
+OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    # Two brokers on one port would each grant the same tokens.
+    ("grpc.so_reuseport", 0),
+    # A client that vanished without a word must not wait on for tokens.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Clients may ping as often, also while nothing but a wait is under way.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+def run(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ListenError: an address can't be listened on.
+    """
+    uvloop.run(serve(settings))
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT; see `run`."""
+    stop = _stop_signal()
+    keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
+    runtime = BrokerRuntime(_allocator(settings), keepa)
+    metrics = BrokerMetrics(runtime)
+    fingerprint = settings.key_fingerprint
+    routes = http.application(
+        runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
+    )
+    service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
+    server = grpc.aio.server(options=OPTIONS)
+    pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
+    introspection = Introspection(server)
+    grpc_listen = _bind(server, Listen.parse(settings.broker_listen))
+    http_listen = Listen.parse(settings.broker_http_listen)
+    async with http.serving(routes, http_listen) as http_listen:
+        await server.start()
+        runtime.start()
+        log.info(
+            "broker listening",
+            grpc=str(grpc_listen),
+            http=str(http_listen),
+            keepa=settings.keepa_base_url,
+            key_fingerprint=fingerprint,
+            epoch=runtime.allocator.ledger.epoch,
+        )
+        ready = asyncio.create_task(introspection.follow(runtime.synced))
+        await stop.wait()
+        log.info("broker stopping")
+        ready.cancel()
+        await introspection.stop()
+        runtime.stop()
+        await server.stop(STOP_GRACE_S)
+    keepa.close()
+    log.info("broker stopped")
+
+
+def _allocator(settings: ServeSettings) -> Allocator:
+    config = AllocatorConfig(
+        floor_tokens=settings.broker_floor_tokens,
+        max_debt_tokens=settings.broker_max_debt_tokens,
+        lease_ttl_ms=settings.broker_lease_ttl_ms,
+        recovery_grace_ms=settings.broker_recovery_grace_ms,
+    )
+    # Without a journal the wall clock makes epochs grow; nothing else is read from it.
+    epoch = time.time_ns() // 1_000_000
+    return Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _bind(server: grpc.aio.Server, listen: Listen) -> Listen:
+    listen.check_free("BROKER_LISTEN")
+    try:
+        port = server.add_insecure_port(str(listen))
+    except RuntimeError:
+        # Taken between the check and now.
+        raise ListenError(f"BROKER_LISTEN: {listen} can't be listened on: try again") from None
+    return Listen(listen.host, port)
