@@ -5,7 +5,7 @@ Pure, so that the broker client can be used without the rest of the fetcher.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class Envelope:
 _LARGEST = 2**53
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _integer(body: Mapping[str, Any], name: str) -> int:
     value = body.get(name)
-    return int(value) if _is_integer(value) else 0
+    return value if _is_integer(value) else 0
 
 
 def _number(body: Mapping[str, Any], name: str) -> float:

@@ -83,6 +83,7 @@ class BucketView:
     capacity: int
     refill_rate: int
     next_refill_in_s: float
+    refill_period_s: float
     observed_tokens: int
     observed_age_s: float
     drift_tokens: int
@@ -104,6 +105,7 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
         capacity=bucket.capacity,
         refill_rate=bucket.refill_rate,
         next_refill_in_s=seconds(bucket.next_refill_in),
+        refill_period_s=seconds(bucket.refill_period),
         observed_tokens=bucket.last_observation.tokens_left,
         observed_age_s=seconds(bucket.last_observation.age),
         drift_tokens=bucket.drift_tokens,

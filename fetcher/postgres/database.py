@@ -83,6 +83,7 @@ def instant(unix_ms: int | None) -> datetime | None:
     return None if unix_ms is None else EPOCH + timedelta(milliseconds=unix_ms)
 
 
-def unix_ms(time: datetime | None) -> int | None:
-    """A timestamptz in Unix milliseconds."""
+def unix_ms(time: object) -> int | None:
+    """A timestamptz as read from a row, in Unix milliseconds."""
+    assert time is None or isinstance(time, datetime)
     return None if time is None else (time - EPOCH) // timedelta(milliseconds=1)

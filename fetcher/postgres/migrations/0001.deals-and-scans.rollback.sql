@@ -1,10 +1,10 @@
 DROP TABLE IF EXISTS workers;
-DROP TABLE IF EXISTS products;
-DROP TABLE IF EXISTS gaps;
 DROP TABLE IF EXISTS watermarks;
 DROP TABLE IF EXISTS scan_pages;
 DROP TABLE IF EXISTS scans;
+DROP VIEW IF EXISTS final_verdicts;
 DROP TABLE IF EXISTS verdicts;
+DROP TABLE IF EXISTS products;
 DROP TABLE IF EXISTS deal_changes;
 DROP TRIGGER IF EXISTS record_deal_change ON deals;
 DROP FUNCTION IF EXISTS record_deal_change();

@@ -99,6 +99,37 @@ $$;
 CREATE OR REPLACE TRIGGER record_deal_change AFTER UPDATE ON deals
     FOR EACH ROW EXECUTE FUNCTION record_deal_change();
 
+-- Details of accepted deals, paid for once while the product is unchanged.
+CREATE TABLE IF NOT EXISTS products (
+    domain_id      smallint    NOT NULL,
+    asin           text        NOT NULL,
+    -- 'known' and 'no_data' are answers, 'dead' is a call that failed too often.
+    state          text        NOT NULL
+                               CHECK (state IN ('wanted', 'claimed', 'known', 'no_data', 'dead')),
+    -- What is to be asked for: the operation names the price, the parameters the call.
+    operation      text        NOT NULL,
+    parameters     jsonb       NOT NULL,
+    unit_tokens    integer     NOT NULL,
+    wanted_at      timestamptz NOT NULL DEFAULT now(),
+    -- Grows with every claim: a commit under an older number is refused.
+    fence          bigint      NOT NULL DEFAULT 0,
+    holder         text,
+    claim_expires  timestamptz,
+    attempts       integer     NOT NULL DEFAULT 0,
+    not_before     timestamptz NOT NULL DEFAULT now(),
+    error          text,
+    -- The last answer, with the parameters that brought it; it stays while a new one is awaited.
+    known_by       jsonb,
+    raw            jsonb,
+    last_update    timestamptz,
+    reply_time     timestamptz,
+    PRIMARY KEY (domain_id, asin),
+    FOREIGN KEY (domain_id, asin) REFERENCES deals ON DELETE CASCADE
+);
+
+CREATE INDEX IF NOT EXISTS products_open ON products (wanted_at)
+    WHERE state IN ('wanted', 'claimed');
+
 -- What the rules of one query say about one deal, at one stage:
 -- 'deal' judges the deal alone, 'product' with the details that were paid for.
 CREATE TABLE IF NOT EXISTS verdicts (
@@ -110,8 +141,13 @@ CREATE TABLE IF NOT EXISTS verdicts (
     -- Every rule that failed or could not be decided, as data.
     failures     jsonb       NOT NULL,
     rule_version text        NOT NULL,
-    -- The reply that was judged, and when.
+    -- The estimate with every input; null without details.
+    profit       jsonb,
+    profit_minor bigint,
+    roi_percent  integer,
+    -- The reply that was judged, the scan that brought it, and when it was judged.
     reply_time   timestamptz NOT NULL,
+    scan_id      bigint,
     judged_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (query, domain_id, asin, stage),
     FOREIGN KEY (domain_id, asin) REFERENCES deals ON DELETE CASCADE
@@ -119,118 +155,90 @@ CREATE TABLE IF NOT EXISTS verdicts (
 
 CREATE INDEX IF NOT EXISTS verdicts_by_deal ON verdicts (domain_id, asin);
 
--- A run over the pages of one query.
-CREATE TABLE IF NOT EXISTS scans (
-    id               bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    query            text        NOT NULL,
-    selection_hash   text        NOT NULL,
-    selection        jsonb       NOT NULL,
-    sort_type        smallint    NOT NULL,
-    kind             text        NOT NULL,
-    state            text        NOT NULL DEFAULT 'running'
-                                 CHECK (state IN ('running', 'completed', 'abandoned')),
-    -- Why it ended, in the words of the code that decided.
-    end_reason       text,
-    -- What the pages so far add up to; the scanning rules read and write it.
-    progress         jsonb       NOT NULL,
-    watermark_before timestamptz,
-    watermark_after  timestamptz,
-    started_at       timestamptz NOT NULL DEFAULT now(),
-    ended_at         timestamptz
+-- What counts: the verdict with details where there is one.
+CREATE OR REPLACE VIEW final_verdicts AS
+SELECT DISTINCT ON (query, domain_id, asin) *
+  FROM verdicts
+ ORDER BY query, domain_id, asin, stage DESC;
+
+-- How far each query has been read, per selection: a changed selection starts anew.
+CREATE TABLE IF NOT EXISTS watermarks (
+    query          text        NOT NULL,
+    selection_hash text        NOT NULL,
+    -- The newest creation time fully read, and when that last moved.
+    watermark      timestamptz,
+    moved_at       timestamptz,
+    -- Keepa's clock at the last scan, the last page and the last full scan.
+    last_scan      timestamptz,
+    last_read      timestamptz,
+    last_full      timestamptz,
+    -- Rows that a page cap cut off, to be read later.
+    gaps           jsonb       NOT NULL DEFAULT '[]',
+    -- What the newest deal of the last first page was, and Keepa's clock then.
+    newest_deal    timestamptz,
+    newest_seen    timestamptz,
+    -- By how much Keepa's clock was ahead of ours at the last page; times above are Keepa's.
+    keepa_ahead_ms bigint      NOT NULL DEFAULT 0,
+    -- What the polling rules remember of the yield.
+    polling        jsonb,
+    PRIMARY KEY (query, selection_hash)
 );
 
--- One scan per query at a time, whoever starts it.
-CREATE UNIQUE INDEX IF NOT EXISTS scans_running ON scans (query) WHERE state = 'running';
+-- A run over the pages of one query.
+CREATE TABLE IF NOT EXISTS scans (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    query          text        NOT NULL,
+    selection_hash text        NOT NULL,
+    selection      jsonb       NOT NULL,
+    sort_type      smallint    NOT NULL,
+    kind           text        NOT NULL,
+    -- Fresh deals go before what looks for missed ones.
+    background     boolean     NOT NULL,
+    plan           jsonb       NOT NULL,
+    state          text        NOT NULL DEFAULT 'running'
+                               CHECK (state IN ('running', 'completed', 'abandoned')),
+    -- The page that ended it and why; the scan is complete when all before it are done.
+    end_page       integer,
+    end_reason     text,
+    watermark      timestamptz,
+    started_at     timestamptz NOT NULL DEFAULT now(),
+    ended_at       timestamptz
+);
+
+-- One scan of a kind per query at a time, whoever starts it.
+CREATE UNIQUE INDEX IF NOT EXISTS scans_running ON scans (query, selection_hash, kind)
+    WHERE state = 'running';
 CREATE INDEX IF NOT EXISTS scans_by_query ON scans (query, id);
 
 CREATE TABLE IF NOT EXISTS scan_pages (
     scan_id       bigint      NOT NULL REFERENCES scans ON DELETE CASCADE,
     page          integer     NOT NULL CHECK (page >= 0),
+    -- 'dropped' pages turned out not to be needed.
     state         text        NOT NULL DEFAULT 'ready'
                               CHECK (state IN ('ready', 'claimed', 'done', 'dead', 'dropped')),
     -- Grows with every claim: a commit under an older number is refused.
     fence         bigint      NOT NULL DEFAULT 0,
     holder        text,
     claim_expires timestamptz,
+    -- Failed tries; a refusal for want of tokens is none.
     attempts      integer     NOT NULL DEFAULT 0,
     not_before    timestamptz NOT NULL DEFAULT now(),
     error         text,
+    -- How often it has been read; once more where rows moved over its border.
+    reads         integer     NOT NULL DEFAULT 0,
+    tokens        integer     NOT NULL DEFAULT 0,
     row_count     integer,
-    deal_count    integer,
-    new_count     integer,
-    tokens        integer,
+    new_deals     integer,
+    oddities      jsonb,
+    facts         jsonb,
     reply_time    timestamptz,
-    -- What was measured on the page: order, newest and oldest dates, oddities.
-    measured      jsonb,
     done_at       timestamptz,
     PRIMARY KEY (scan_id, page)
 );
 
-CREATE INDEX IF NOT EXISTS scan_pages_open ON scan_pages (not_before)
+CREATE INDEX IF NOT EXISTS scan_pages_open ON scan_pages (scan_id, page)
     WHERE state IN ('ready', 'claimed');
 CREATE INDEX IF NOT EXISTS scan_pages_dead ON scan_pages (scan_id, page) WHERE state = 'dead';
-
--- How far each query has been read, per selection: a changed selection starts anew.
-CREATE TABLE IF NOT EXISTS watermarks (
-    query            text        NOT NULL,
-    selection_hash   text        NOT NULL,
-    -- The newest creation time fully read.
-    watermark        timestamptz,
-    moved_at         timestamptz,
-    last_full_scan   timestamptz,
-    last_scan_start  timestamptz,
-    last_scan_end    timestamptz,
-    -- Newest deal on page 0 of the last scan, and Keepa's clock then.
-    newest_deal      timestamptz,
-    newest_seen_at   timestamptz,
-    -- What the polling rules remember of this query's yield.
-    polling          jsonb       NOT NULL DEFAULT '{}',
-    next_scan_at     timestamptz NOT NULL DEFAULT '-infinity',
-    PRIMARY KEY (query, selection_hash)
-);
-
--- Rows that a page cap cut off, to be read later.
-CREATE TABLE IF NOT EXISTS gaps (
-    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    query          text        NOT NULL,
-    selection_hash text        NOT NULL,
-    scan_id        bigint      REFERENCES scans ON DELETE SET NULL,
-    -- Creation times between which rows were not read; null is open.
-    oldest         timestamptz,
-    newest         timestamptz,
-    state          text        NOT NULL DEFAULT 'open'
-                               CHECK (state IN ('open', 'closed', 'expired')),
-    opened_at      timestamptz NOT NULL DEFAULT now(),
-    closed_at      timestamptz
-);
-
-CREATE INDEX IF NOT EXISTS gaps_open ON gaps (query, selection_hash) WHERE state = 'open';
-
--- Details of accepted deals, paid for once while the deal is unchanged.
-CREATE TABLE IF NOT EXISTS products (
-    domain_id       smallint    NOT NULL,
-    asin            text        NOT NULL,
-    state           text        NOT NULL
-                                CHECK (state IN ('wanted', 'claimed', 'known', 'no_data', 'dead')),
-    fence           bigint      NOT NULL DEFAULT 0,
-    holder          text,
-    claim_expires   timestamptz,
-    attempts        integer     NOT NULL DEFAULT 0,
-    not_before      timestamptz NOT NULL DEFAULT now(),
-    error           text,
-    -- Offers asked for; 0 is the cheap call without offers.
-    offers          smallint    NOT NULL DEFAULT 0,
-    -- The deal as it was when the details were asked for: while it stays, they hold.
-    deal_signature  text        NOT NULL DEFAULT '',
-    details         jsonb,
-    raw             jsonb,
-    reply_time      timestamptz,
-    PRIMARY KEY (domain_id, asin),
-    FOREIGN KEY (domain_id, asin) REFERENCES deals ON DELETE CASCADE
-);
-
-CREATE INDEX IF NOT EXISTS products_open ON products (not_before)
-    WHERE state IN ('wanted', 'claimed');
 
 -- Which processes are alive, for people.
 CREATE TABLE IF NOT EXISTS workers (

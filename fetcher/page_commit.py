@@ -1,0 +1,156 @@
+"""What a page's reply changes, in one transaction: deals, verdicts, page, scan, watermark.
+
+A process that dies anywhere in here leaves nothing behind: the page is read again.
+"""
+
+from dataclasses import dataclass
+
+from fetcher.deals import DealPage
+from fetcher.judging import judge_deals, request_of
+from fetcher.page_facts import PageFacts, page_facts
+from fetcher.postgres.database import Connection, Database
+from fetcher.postgres.deals import known_asins, upsert_deals
+from fetcher.postgres.pages import (
+    PageClaim,
+    PageResult,
+    StoredPage,
+    drop_pages_after,
+    finish_page,
+    hold_page,
+    open_pages,
+    reopen_pages,
+    scan_pages,
+)
+from fetcher.postgres.products import known_products, want_products
+from fetcher.postgres.progress import lock_progress, note_freshness, store_progress
+from fetcher.postgres.scans import Scan, complete_scan, lock_scan, set_end
+from fetcher.postgres.verdicts import scan_breakdown, upsert_verdicts
+from fetcher.queries import DealQuery
+from fetcher.rules import Breakdown
+from fetcher.scanning import ScanResult, decide_after_page, finish_scan
+
+
+@dataclass(frozen=True, slots=True)
+class PageReply:
+    """A parsed page as Keepa served it; *server_ms* is Keepa's clock then."""
+
+    page: DealPage
+    server_ms: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanEnd:
+    """A scan that has just been completed."""
+
+    result: ScanResult
+    reason: str
+    pages: int
+    breakdown: Breakdown
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a page brought, and whether it completed its scan.
+
+    *order_lost* is said once per scan: its rows don't come newest first, so that
+    no watermark can end it.
+    """
+
+    facts: PageFacts
+    new_deals: int
+    order_lost: bool
+    end: ScanEnd | None
+
+
+def commit_page(
+    database: Database, claim: PageClaim, query: DealQuery, reply: PageReply
+) -> Committed:
+    """Commit everything that follows from *reply*.
+
+    Raises:
+        ClaimLostError: The page is somebody else's by now; nothing was changed.
+        DatabaseAwayError: Nothing was changed; try again.
+    """
+    with database.connection() as connection:
+        scan = lock_scan(connection, claim.scan_id)
+        hold_page(connection, claim)
+        new_deals = write_deals(connection, query, reply, scan_id=scan.id)
+        pages = {page.page: page for page in scan_pages(connection, scan.id)}
+        before = pages.get(claim.page - 1)
+        facts = page_facts(
+            claim.page,
+            reply.page,
+            query.selection,
+            server_ms=reply.server_ms,
+            before=None if before is None else before.facts,
+        )
+        result = PageResult(facts, reply.tokens, new_deals, reply.page.oddities)
+        finish_page(connection, claim, result)
+        if facts.number == 0 and not scan.plan.in_background:
+            note_freshness(connection, scan.query, scan.selection_hash, facts)
+        order_lost = scan.plan.stop_before_ms is not None and _loses_order(facts, pages)
+        end = _advance(connection, scan, facts, pages) if scan.is_running else None
+        return Committed(facts, new_deals, order_lost, end)
+
+
+def write_deals(
+    connection: Connection, query: DealQuery, reply: PageReply, *, scan_id: int | None
+) -> int:
+    """Write deals, verdicts and wanted products; returns how many deals are new.
+
+    All of them only ever replace older ones, so this is right even for a reply
+    whose page has meanwhile been read by somebody else.
+    """
+    deals = reply.page.deals
+    asins = [deal.asin for deal in deals]
+    new_deals = len(set(asins) - known_asins(connection, query.domain_id, asins))
+    upsert_deals(connection, deals, reply_time_ms=reply.server_ms)
+    request = request_of(query)
+    known = {} if request is None else known_products(connection, query.domain_id, asins)
+    judgement = judge_deals(query, deals, known, reply_time_ms=reply.server_ms)
+    if request is not None:
+        want_products(connection, request, judgement.wanted)
+    upsert_verdicts(connection, query.name, judgement.verdicts, scan_id=scan_id)
+    return new_deals
+
+
+def _loses_order(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
+    return not facts.order.newest_first and _were_orderly(facts, pages)
+
+
+def _were_orderly(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
+    earlier = (page.facts for page in pages.values() if page.page < facts.number)
+    return all(before.order.newest_first for before in earlier if before is not None)
+
+
+def _advance(
+    connection: Connection, scan: Scan, facts: PageFacts, pages: dict[int, StoredPage]
+) -> ScanEnd | None:
+    """Open the pages that follow, or end the scan if this was the last one missing."""
+    end_page, reason = scan.end_page, scan.end_reason
+    read_before = pages[facts.number].reads > 0
+    if not read_before:
+        decision = decide_after_page(scan.plan, facts, orderly=_were_orderly(facts, pages))
+        if decision.end is not None and (end_page is None or facts.number < end_page):
+            end_page, reason = facts.number, decision.end
+            set_end(connection, scan.id, end_page, reason)
+        wanted = (page for page in decision.next_pages if end_page is None or page < end_page)
+        open_pages(connection, scan.id, wanted)
+    if end_page is None or reason is None:
+        return None
+    drop_pages_after(connection, scan.id, end_page)
+    stored = [page for page in scan_pages(connection, scan.id) if page.page <= end_page]
+    if any(page.state != "done" for page in stored):
+        return None
+    read = [page.facts for page in stored if page.facts is not None]
+    progress = lock_progress(connection, scan.query, scan.selection_hash)
+    read_twice = frozenset(page.page for page in stored if page.reads > 1)
+    result = finish_scan(scan.plan, read, reason, progress=progress, read_twice=read_twice)
+    if result.read_again:
+        reopen_pages(connection, scan.id, result.read_again)
+        return None
+    store_progress(connection, scan.query, scan.selection_hash, result.progress)
+    complete_scan(connection, scan.id, result.progress.watermark_ms)
+    breakdown = scan_breakdown(connection, scan.query, scan.id)
+    return ScanEnd(result, reason, len(read), breakdown)

@@ -1,0 +1,115 @@
+"""How far each query has been read, per selection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+from fetcher.page_facts import PageFacts
+from fetcher.postgres.database import Connection, instant, unix_ms
+from fetcher.postgres.records import GAPS, to_jsonb
+from fetcher.queries import DealQuery
+from fetcher.scanning import Progress, ScanKind
+
+ENSURE: Final[LiteralString] = """
+INSERT INTO watermarks (query, selection_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING
+"""
+
+LOCK: Final[LiteralString] = """
+SELECT watermark, last_scan, last_read, last_full, gaps
+  FROM watermarks WHERE query = %s AND selection_hash = %s FOR UPDATE
+"""
+
+STORE: Final[LiteralString] = """
+UPDATE watermarks
+   SET moved_at = CASE WHEN watermark IS DISTINCT FROM %(watermark)s THEN now()
+                       ELSE moved_at END,
+       watermark = %(watermark)s, last_scan = %(last_scan)s, last_read = %(last_read)s,
+       last_full = %(last_full)s, gaps = %(gaps)s
+ WHERE query = %(query)s AND selection_hash = %(selection_hash)s
+"""
+
+NOTE_FRESHNESS: Final[LiteralString] = """
+UPDATE watermarks
+   SET newest_deal = %s, newest_seen = %s,
+       keepa_ahead_ms = (extract(epoch FROM %s - now()) * 1000)::bigint
+ WHERE query = %s AND selection_hash = %s
+"""
+
+# Times are shifted to Keepa's clock, which all times of a scan are told by.
+STANDINGS: Final[LiteralString] = """
+SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.gaps, '[]'),
+       (extract(epoch FROM now()) * 1000)::bigint + coalesce(w.keepa_ahead_ms, 0),
+       coalesce((SELECT array_agg(kind) FROM scans s
+                  WHERE s.query = q.query AND s.selection_hash = q.selection_hash
+                    AND s.state = 'running'), '{}')
+  FROM unnest(%s::text[], %s::text[]) AS q (query, selection_hash)
+  LEFT JOIN watermarks w USING (query, selection_hash)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a query stands; *now_ms* is Keepa's clock as far as it is known."""
+
+    progress: Progress
+    running: frozenset[ScanKind]
+    now_ms: int
+
+
+def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str, Standing]:
+    """Where each of *queries* stands, by name; nothing is locked."""
+    names = [query.name for query in queries]
+    hashes = [query.selection_hash for query in queries]
+    return {
+        row[0]: Standing(
+            progress=_progress(row[1:6]), running=frozenset(row[7]), now_ms=int(row[6])
+        )
+        for row in connection.execute(STANDINGS, (names, hashes))
+    }
+
+
+def lock_progress(connection: Connection, query: str, selection_hash: str) -> Progress:
+    """The progress of a query, locked until the transaction ends."""
+    connection.execute(ENSURE, (query, selection_hash))
+    row = connection.execute(LOCK, (query, selection_hash)).fetchone()
+    assert row is not None
+    return _progress(row)
+
+
+def store_progress(
+    connection: Connection, query: str, selection_hash: str, progress: Progress
+) -> None:
+    """Write *progress*, locked before in the same transaction."""
+    connection.execute(
+        STORE,
+        {
+            "query": query,
+            "selection_hash": selection_hash,
+            "watermark": instant(progress.watermark_ms),
+            "last_scan": instant(progress.last_scan_ms),
+            "last_read": instant(progress.last_read_ms),
+            "last_full": instant(progress.last_full_ms),
+            "gaps": to_jsonb(GAPS, progress.gaps),
+        },
+    )
+
+
+def note_freshness(
+    connection: Connection, query: str, selection_hash: str, first_page: PageFacts
+) -> None:
+    """Remember how new the newest deal was, and Keepa's clock."""
+    seen = instant(first_page.server_ms)
+    values = (instant(first_page.newest_ms), seen, seen, query, selection_hash)
+    connection.execute(ENSURE, (query, selection_hash))
+    connection.execute(NOTE_FRESHNESS, values)
+
+
+def _progress(row: Sequence[object]) -> Progress:
+    watermark, last_scan, last_read, last_full, gaps = row
+    return Progress(
+        watermark_ms=unix_ms(watermark),
+        last_scan_ms=unix_ms(last_scan),
+        last_read_ms=unix_ms(last_read),
+        last_full_ms=unix_ms(last_full),
+        gaps=GAPS.validate_python(gaps),
+    )

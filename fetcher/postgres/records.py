@@ -1,0 +1,22 @@
+"""Plain values of the pure modules as jsonb, and back."""
+
+from typing import Any, Final
+
+from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter
+
+from fetcher.page_facts import PageFacts
+from fetcher.profit import ProfitEstimate
+from fetcher.rules import RuleFailure
+from fetcher.scanning import Gap, ScanPlan
+
+PLAN: Final = TypeAdapter(ScanPlan)
+FACTS: Final = TypeAdapter(PageFacts)
+GAPS: Final = TypeAdapter(tuple[Gap, ...])
+FAILURES: Final = TypeAdapter(tuple[RuleFailure, ...])
+PROFIT: Final = TypeAdapter(ProfitEstimate)
+
+
+def to_jsonb(adapter: TypeAdapter[Any], value: object) -> Jsonb:
+    """*value* as a jsonb parameter."""
+    return Jsonb(adapter.dump_python(value, mode="json"))

@@ -1,0 +1,73 @@
+"""The folder of query files: read again whenever something in it changes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fetcher.queries import DealQuery, QueryBook, read_queries
+
+log = structlog.get_logger(__name__)
+
+# Larger than any selection that Keepa takes.
+LARGEST_FILE_BYTES: Final = 1024 * 1024
+
+Stamps = Mapping[Path, tuple[int, int]]
+
+
+class QueryFolder:
+    """The deal queries in *folder*; a bad file does not stop the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamps: Stamps | None = None
+        self._book = QueryBook((), ())
+
+    @property
+    def book(self) -> QueryBook:
+        """What was read last."""
+        return self._book
+
+    def find(self, name: str) -> DealQuery | None:
+        """The query of that name."""
+        return next((query for query in self._book.queries if query.name == name), None)
+
+    def refresh(self) -> bool:
+        """Read the folder again if it has changed; returns whether it has."""
+        stamps = self._look()
+        if stamps == self._stamps:
+            return False
+        self._stamps = stamps
+        self._book = read_queries({path.stem: _text(path) for path in sorted(stamps)})
+        return True
+
+    def report(self) -> None:
+        """Log what is wrong with the files, one line each."""
+        for error in self._book.errors:
+            log.error("query file refused", query=error.query, key=error.key, reason=error.reason)
+        for query in self._book.queries:
+            for warning in query.warnings:
+                log.warning("query warning", query=query.name, warning=warning)
+        if not self._book.queries:
+            folder = str(self._folder.absolute())
+            log.warning("no usable query: put Keepa's selection as *.json there", folder=folder)
+
+    def _look(self) -> Stamps:
+        found: dict[Path, tuple[int, int]] = {}
+        for path in self._folder.glob("*.json"):
+            try:
+                status = path.stat()
+            except OSError:
+                # Removed since the listing; the next look settles it.
+                continue
+            found[path] = (status.st_mtime_ns, status.st_size)
+        return found
+
+
+def _text(path: Path) -> str:
+    """The file's text; what can't be read becomes text that the reader complains about."""
+    try:
+        return path.read_bytes()[:LARGEST_FILE_BYTES].decode("utf-8", "replace")
+    except OSError:
+        return ""
