@@ -1,14 +1,34 @@
 """The `tokenbroker` command."""
 
 import sys
-from typing import Final
+from enum import StrEnum
+from typing import Annotated, Final, NoReturn
 
 import typer
 
-from broker.settings import ServeSettings, SettingsError, load
+from broker.commands import inspect
+from broker.commands import watch as watching
+from broker.commands.connection import CommandError
+from broker.settings import ClientSettings, ServeSettings, SettingsError, load
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+
+
+class Format(StrEnum):
+    """How an answer is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Where the broker is; else BROKER_ADDRESS.", metavar="HOST:PORT"
+    ),
+]
+Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
 
 app = typer.Typer(
     name="tokenbroker",
@@ -27,7 +47,10 @@ def tokenbroker() -> None:
 
 @app.command()
 def serve() -> None:
-    """Run the broker; settings come from the environment and .env."""
+    """Run the broker; settings come from the environment and .env.
+
+    Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
+    """
     # The other commands shouldn't wait for the server's imports.
     from broker import logs, server  # noqa: PLC0415
     from broker.listen import ListenError  # noqa: PLC0415
@@ -41,7 +64,67 @@ def serve() -> None:
         _fail(exc, EXIT_FAILED)
 
 
-def _fail(exc: Exception, code: int) -> None:
+@app.command()
+def status(address: Address = None, output: Output = Format.TABLE) -> None:
+    """Show the bucket: balance, next refill, leases, drift.
+
+    Example: tokenbroker status -o json | jq .available
+    """
+    inspect.status(_address(address), as_json=output is Format.JSON)
+
+
+@app.command()
+def watch(address: Address = None, output: Output = Format.TABLE) -> None:
+    """Show the bucket, the leases and who waits, live; Ctrl-C ends.
+
+    Without a terminal it prints a line a change, or JSON lines.
+
+    Example: tokenbroker watch --address broker.example:50051
+    """
+    watching.watch(_address(address), as_json=output is Format.JSON)
+
+
+@app.command()
+def leases(address: Address = None, output: Output = Format.TABLE) -> None:
+    """List what holds tokens, and who waits until when.
+
+    Example: tokenbroker leases -o json | jq '.waiting[] | [.holder, .eta]'
+    """
+    inspect.leases(_address(address), as_json=output is Format.JSON)
+
+
+@app.command()
+def sync(address: Address = None, output: Output = Format.TABLE) -> None:
+    """Have the broker ask Keepa for its count now; costs no tokens.
+
+    Example: tokenbroker sync && tokenbroker status
+    """
+    inspect.sync(_address(address), as_json=output is Format.JSON)
+
+
+@app.command()
+def pause(address: Address = None, output: Output = Format.TABLE) -> None:
+    """Stop granting: open leases go on, requests wait.
+
+    Example: tokenbroker pause; use the key elsewhere; tokenbroker resume
+    """
+    inspect.pause(_address(address), as_json=output is Format.JSON)
+
+
+@app.command()
+def resume(address: Address = None, output: Output = Format.TABLE) -> None:
+    """Take up granting after a pause.
+
+    Example: tokenbroker resume
+    """
+    inspect.resume(_address(address), as_json=output is Format.JSON)
+
+
+def _address(option: str | None) -> str:
+    return option or load(ClientSettings).broker_address
+
+
+def _fail(exc: Exception, code: int) -> NoReturn:
     print(f"tokenbroker: {exc}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -52,6 +135,8 @@ def main() -> None:
         app()
     except SettingsError as exc:
         _fail(exc, EXIT_USAGE)
+    except CommandError as exc:
+        _fail(exc, EXIT_FAILED)
 
 
 if __name__ == "__main__":

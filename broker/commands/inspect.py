@@ -1,0 +1,78 @@
+"""One question, one answer: status, leases, sync, pause, resume."""
+
+import json
+
+from rich.console import Console
+
+from broker.commands.connection import SYNC_TIMEOUT_S, TIMEOUT_S, connect
+from broker.commands.plain import plain, to_json
+from broker.commands.tables import bucket_table, lease_table, waiting_table
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+PAGE_SIZE = 1_000
+
+
+def status(address: str, *, as_json: bool) -> None:
+    """Print the bucket."""
+    with connect(address) as broker:
+        bucket = broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S).bucket
+    _show(bucket, as_json=as_json)
+
+
+def sync(address: str, *, as_json: bool) -> None:
+    """Have the broker ask Keepa, and print the bucket."""
+    with connect(address) as broker:
+        bucket = broker.SyncBucket(pb.SyncBucketRequest(), timeout=SYNC_TIMEOUT_S).bucket
+    _show(bucket, as_json=as_json)
+
+
+def pause(address: str, *, as_json: bool) -> None:
+    """Stop granting, and print the bucket."""
+    with connect(address) as broker:
+        bucket = broker.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S).bucket
+    _show(bucket, as_json=as_json)
+
+
+def resume(address: str, *, as_json: bool) -> None:
+    """Take up granting, and print the bucket."""
+    with connect(address) as broker:
+        bucket = broker.ResumeGrants(pb.ResumeGrantsRequest(), timeout=TIMEOUT_S).bucket
+    _show(bucket, as_json=as_json)
+
+
+def leases(address: str, *, as_json: bool) -> None:
+    """Print all leases and all who wait."""
+    with connect(address) as broker:
+        held, waits = all_leases(broker)
+    if as_json:
+        entries = {"leases": [plain(e) for e in held], "waiting": [plain(e) for e in waits]}
+        print(json.dumps(entries, indent=2))  # noqa: T201 - what the command is for
+        return
+    console = Console()
+    console.print(lease_table(held) if held else "No leases.")
+    console.print(waiting_table(waits) if waits else "Nobody waits.")
+
+
+def all_leases(
+    broker: pb_grpc.TokenBrokerServiceStub,
+) -> tuple[list[pb.Lease], list[pb.Waiting]]:
+    """Read all pages; an entry that moves between two reads is shown once."""
+    held: dict[str, pb.Lease] = {}
+    waits: dict[str, pb.Waiting] = {}
+    token, more = "", True
+    while more:
+        request = pb.ListLeasesRequest(page_size=PAGE_SIZE, page_token=token)
+        page = broker.ListLeases(request, timeout=TIMEOUT_S)
+        held.update({lease.lease_id: lease for lease in page.leases})
+        waits.update({wait.lease_id: wait for wait in page.waiting})
+        token = page.next_page_token
+        more = bool(token)
+    return list(held.values()), list(waits.values())
+
+
+def _show(bucket: pb.Bucket, *, as_json: bool) -> None:
+    if as_json:
+        print(to_json(bucket))  # noqa: T201 - what the command is for
+    else:
+        Console().print(bucket_table(bucket))

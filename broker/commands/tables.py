@@ -1,0 +1,140 @@
+"""How a bucket, leases and those who wait look to a person."""
+
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from broker.commands.plain import plain, seconds
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+NOTHING: Final = "-"
+STATE_STYLES: Final = {"serving": "green", "paused": "yellow"}
+MINUTE_S: Final = 60
+HOUR_S: Final = 3_600
+# Shows tenths up to here.
+PRECISE_S: Final = 10
+
+
+def span(duration: Duration) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    value = seconds(duration)
+    if value < PRECISE_S:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min {whole % MINUTE_S} s"
+    return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+
+
+def bucket_table(bucket: pb.Bucket) -> Table:
+    """Everything that GetBucket tells, as names and values."""
+    data, totals = plain(bucket), bucket.totals
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    state = str(data["state"])
+    rows: list[tuple[str, str | Text]] = [
+        ("State", Text(state, style=STATE_STYLES.get(state, "red"))),
+        ("Balance", f"{bucket.balance} of {bucket.capacity} tokens"),
+        ("Available", f"{bucket.available} ({bucket.reserved} reserved{_limits(bucket)})"),
+        ("Next refill", _refill(bucket)),
+        ("Keepa said", _observation(bucket, str((data["last_observation"] or {}).get("source")))),
+        ("Leases", f"{bucket.open_leases} open, {bucket.waiting} waiting"),
+        ("Granted", f"{totals.grants}, denied {totals.denials}, expired {totals.expiries}"),
+        ("Settled", _settled(totals)),
+        ("Probes", f"{totals.probes} ({totals.probe_failures} failed)"),
+        ("Drift", _drift(bucket)),
+        ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
+        ("Key", f"{bucket.key_fingerprint} (fingerprint), epoch {bucket.epoch}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _settled(totals: pb.Totals) -> str:
+    aside = f"{totals.late_settles} late, {totals.refusals} refused by Keepa"
+    return f"{totals.settles} ({aside}), {totals.spent_tokens} tokens spent"
+
+
+def _limits(bucket: pb.Bucket) -> str:
+    floor = f", floor {bucket.floor_tokens}" if bucket.floor_tokens else ""
+    debt = f", debt up to {bucket.max_debt_tokens}" if bucket.max_debt_tokens else ""
+    return floor + debt
+
+
+def _refill(bucket: pb.Bucket) -> str:
+    if not bucket.HasField("next_refill_in"):
+        return NOTHING
+    period = span(bucket.refill_period)
+    return f"in {span(bucket.next_refill_in)} (+{bucket.refill_rate} every {period})"
+
+
+def _observation(bucket: pb.Bucket, source: str) -> str:
+    if not bucket.HasField("last_observation"):
+        return "nothing yet"
+    seen = bucket.last_observation
+    return f"{seen.tokens_left} tokens, {span(seen.age)} ago, by {source}"
+
+
+def _drift(bucket: pb.Bucket) -> str:
+    causes = sorted(bucket.totals.drift_by_cause.items())
+    told = ", ".join(f"{cause} {tokens:+d}" for cause, tokens in causes if tokens)
+    since_start = f"; since the start {told}" if told else ""
+    return f"{bucket.drift_tokens:+d} at the last observation{since_start}"
+
+
+def lease_table(leases: list[pb.Lease]) -> Table:
+    """What holds tokens."""
+    table = Table(title="Leases", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("lease", "holder", "operation", "state"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for heading in ("units", "tokens", "age", "ttl"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for lease in leases:
+        state = str(plain(lease)["state"])
+        ttl = span(lease.ttl) if lease.state == pb.LEASE_STATE_OPEN else NOTHING
+        table.add_row(
+            escape(lease.lease_id), escape(lease.holder), escape(lease.operation), state,
+            str(lease.units), str(lease.tokens), span(lease.age), ttl,
+        )  # fmt: skip
+    return table
+
+
+def waiting_table(waits: list[pb.Waiting]) -> Table:
+    """Who waits, for what, and until when."""
+    table = Table(title="Waiting", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("lease", "holder", "operation", "class", "waits for"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for heading in ("units", "tokens", "since", "served in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for wait in waits:
+        table.add_row(
+            escape(wait.lease_id), escape(wait.holder), escape(wait.operation),
+            str(plain(wait)["priority"]), wait.reason, _units(wait), str(wait.tokens),
+            span(wait.since), span(wait.eta) if wait.HasField("eta") else "?",
+        )  # fmt: skip
+    return table
+
+
+def _units(wait: pb.Waiting) -> str:
+    least = wait.min_units or wait.units
+    return str(wait.units) if least == wait.units else f"{least}-{wait.units}"
+
+
+def bucket_line(bucket: pb.Bucket) -> str:
+    """The bucket in one line, for logs and pipes."""
+    return (
+        f"{plain(bucket)['state']} balance={bucket.balance}/{bucket.capacity}"
+        f" available={bucket.available} reserved={bucket.reserved}"
+        f" next_refill={seconds(bucket.next_refill_in):.1f}s leases={bucket.open_leases}"
+        f" waiting={bucket.waiting} spent={bucket.totals.spent_tokens}"
+        f" refused={bucket.totals.refusals} drift={bucket.drift_tokens:+d}"
+        f" foreign={bucket.foreign_tokens}"
+    )
