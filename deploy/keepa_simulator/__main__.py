@@ -1,0 +1,143 @@
+"""The `keepa-simulator` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import uvloop
+
+from deploy.keepa_simulator.faults import FaultError, parse_fault
+from deploy.keepa_simulator.options import DEMO_KEY, Options
+from deploy.keepa_simulator.server import serve as serve_until_stopped
+
+_USAGE_ERROR = 2
+_DEFAULTS = Options()
+
+app = typer.Typer(
+    help="A stand-in for api.keepa.com: same replies, same token bucket, no costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `serve` a subcommand."""
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _span_ms(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    try:
+        return int(low), int(high or low)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither MS nor LOW-HIGH") from None
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT; port 0 takes a free one.")
+    ] = "127.0.0.1:8901",
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key of an account; repeat it for several. Any text will do. "
+            f"[default: the demonstration key {DEMO_KEY}]",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        int, typer.Option(min=1, help="Tokens that a tick brings; the bucket holds 60 times that.")
+    ] = _DEFAULTS.rate,
+    initial_tokens: Annotated[
+        int | None, typer.Option(help="Opening balance; may be negative. [default: a full bucket]")
+    ] = None,
+    tick_seconds: Annotated[
+        float, typer.Option(min=0.01, help="Time from one tick to the next; Keepa's is 60.2 s.")
+    ] = _DEFAULTS.tick_ms / 1000,
+    deal_speed: Annotated[
+        float, typer.Option(min=0.001, help="How many times as fast deals come, change and go.")
+    ] = _DEFAULTS.deal_speed,
+    products: Annotated[
+        int, typer.Option(min=10, max=100_000_000, help="Products on each Amazon site.")
+    ] = _DEFAULTS.products,
+    deals: Annotated[
+        int, typer.Option(min=1, help="Deals at any moment, about; at most half the products.")
+    ] = _DEFAULTS.deals,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal products.")] = _DEFAULTS.seed,
+    cache_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a selection's page is served again unchanged.")
+    ] = _DEFAULTS.cache_ms / 1000,
+    latency: Annotated[
+        str, typer.Option(help="Milliseconds that a call takes: MS or LOW-HIGH.")
+    ] = "0",
+    charge_at: Annotated[
+        Literal["start", "end"],
+        typer.Option(help="When a call is charged; nobody knows which it is at Keepa."),
+    ] = "start",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KIND[:NAME=VALUE,...], may be repeated. Kinds: latency (ms, spread), error "
+            "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), "
+            "unsorted; on the account: foreign (tokens), jump (tokens), plan (rate), reduction "
+            "(tokens). All take path, probability, after, for, every (seconds), count, charged. "
+            "Example: error:status=503,path=/deal,every=60,for=5"
+        ),
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Append every call to this file, one JSON object a line.")
+    ] = None,
+) -> None:
+    """Serve /token, /deal, /product and more as api.keepa.com does, gzip and all.
+
+    Point a client at the printed address instead of https://api.keepa.com and give it the
+    key. What happened is told by GET /_simulator/stats and /_simulator/calls?since=SEQ.
+    Faults are set by POST /_simulator/faults with the text of --fault, and taken back by
+    DELETE. POST /_simulator/accounts with JSON ({"rate": 60}, {"spend": 50}, {"balance":
+    -10}, {"token_flow_reduction": 2.5}) changes the account.
+    """
+    host, port = _address(listen)
+    try:
+        faults = tuple(parse_fault(text) for text in fault or ())
+    except FaultError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--fault") from exc
+    options = Options(
+        api_keys=tuple(api_key or (DEMO_KEY,)),
+        rate=rate,
+        initial_tokens=initial_tokens,
+        tick_ms=round(tick_seconds * 1000),
+        deal_speed=deal_speed,
+        products=products,
+        deals=min(deals, products // 2),
+        seed=seed,
+        cache_ms=round(cache_seconds * 1000),
+        latency_ms=_span_ms(latency),
+        charge_at=charge_at,
+        faults=faults,
+        journal=journal,
+    )
+    try:
+        uvloop.run(serve_until_stopped(options, host, port))
+    except OSError as exc:
+        print(f"keepa-simulator: can't serve on {listen}: {exc.strerror or exc}", file=sys.stderr)
+        raise typer.Exit(_USAGE_ERROR) from None
+
+
+def main() -> None:
+    """Entry point of the `keepa-simulator` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

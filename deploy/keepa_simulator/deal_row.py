@@ -1,0 +1,86 @@
+"""A deal as Keepa writes it in the ``dr`` array of a /deal reply."""
+
+import json
+from typing import Any, Final
+
+from deploy.keepa_simulator import price_types as pt
+from deploy.keepa_simulator.filters import is_back_in_stock
+from deploy.keepa_simulator.history import History
+from deploy.keepa_simulator.keepa_time import DAY_MINUTES
+from deploy.keepa_simulator.listing import Figures, Listing
+
+_CONDITION_COMMENTS: Final = {
+    2: "Item will come in original packaging.",
+    3: "Packaging shows light wear.",
+    4: "Scratches on one side.",
+    5: "Cosmetic damage, works as it should.",
+}
+# The moving part of a serialised row: it alone depends on the requested price type.
+_CREATION: Final = '"creationDate": '
+
+
+def image_name(number: int) -> str:
+    """The file name of the product's picture."""
+    return f"51{number * 48_271 % 2**31:08X}L.jpg"
+
+
+def rank_drops(history: History, end: int, days: int) -> int:
+    """How often the sales rank fell in the *days* before *end*, which hints at sales."""
+    recent = [value for minute, value in history if minute >= end - days * DAY_MINUTES]
+    return sum(after < before for before, after in zip(recent, recent[1:], strict=False))
+
+
+def _by_range(name: str, figures: list[Figures]) -> list[list[int]]:
+    """[dateRange][priceType], turned round from one tuple per price type."""
+    return [list(column) for column in zip(*(getattr(it, name) for it in figures), strict=True)]
+
+
+def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
+    """The fields of a deal; stamps are Keepa minutes, prices minor currency units.
+
+    ``creationDate`` is the last change of *price_type*.
+    """
+    facts = listing.facts
+    figures = [listing.figures(type_) for type_ in range(pt.DEAL_TYPES)]
+    ranks = listing.history(pt.SALES)
+    row: dict[str, Any] = {
+        "asin": facts.asin,
+        "avg": _by_range("average", figures),
+        "backInStock": [is_back_in_stock(it, listing.last_update) for it in figures],
+        "categories": list(facts.categories),
+        "creationDate": figures[price_type].since,
+        "current": [it.current for it in figures],
+        "currentSince": [it.since for it in figures],
+        "dateIntervalIndex": 0,
+        "delta": _by_range("delta", figures),
+        "deltaLast": [it.delta_last for it in figures],
+        "deltaPercent": _by_range("delta_percent", figures),
+        "image": list(image_name(facts.number).encode("ascii")),
+        "lastUpdate": listing.last_update,
+        "lightningEnd": listing.lightning[1],
+        "lightningStart": listing.lightning[0],
+        "rootCat": facts.root,
+        "salesRankDrops180": rank_drops(ranks, listing.last_update, 180),
+        "salesRankDrops30": rank_drops(ranks, listing.last_update, 30),
+        "salesRankDrops365": rank_drops(ranks, listing.last_update, 365),
+        "salesRankDrops90": rank_drops(ranks, listing.last_update, 90),
+        "title": facts.title,
+        "warehouseCondition": listing.warehouse_condition,
+    }
+    # Keepa leaves a field out rather than send null.
+    if facts.parent_asin is not None:
+        row["parentAsin"] = facts.parent_asin
+    if listing.warehouse_condition in _CONDITION_COMMENTS:
+        row["warehouseConditionComment"] = _CONDITION_COMMENTS[listing.warehouse_condition]
+    return row
+
+
+def deal_json(listing: Listing, price_type: int) -> str:
+    """The deal as JSON text; serialised once for each update of the product."""
+    creation = listing.figures(price_type).since
+    if listing.row is None:
+        text = json.dumps(deal_fields(listing, price_type), sort_keys=True)
+        head, tail = text.split(f"{_CREATION}{creation}", maxsplit=1)
+        listing.row = (f"{head}{_CREATION}", tail)
+    head, tail = listing.row
+    return f"{head}{creation}{tail}"

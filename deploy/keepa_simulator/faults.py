@@ -1,0 +1,239 @@
+"""Faults on demand and by schedule: what goes wrong, where, when and how often.
+
+A fault is written ``kind:name=value,name=value``, on the command line and over HTTP.
+Times are seconds since it was set; ``every`` with ``for`` makes it come back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+# Faults of a call, and the parameters that they have beside the common ones.
+CALL_KINDS: Final = {
+    "latency": ("ms", "spread"),
+    "error": ("status",),
+    "throttle": (),
+    "timeout": (),
+    "reset": (),
+    "cut": ("at",),
+    "garbage": (),
+    "drip": ("ms",),
+    "skew": ("ms",),
+    "unsorted": (),
+}
+# Faults of an account: they happen at a moment, not to a call.
+ACCOUNT_KINDS: Final = {
+    "foreign": ("tokens",),
+    "jump": ("tokens",),
+    "plan": ("rate",),
+    "reduction": ("tokens",),
+}
+_COMMON: Final = ("path", "probability", "after", "for", "every", "count", "charged")
+_DEFAULTS: Final = {"ms": 1000.0, "status": 500.0, "at": 0.5, "spread": 0.0, "tokens": 1.0}
+
+
+class FaultError(ValueError):
+    """A fault that is written wrongly; the text says how."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """One fault; times in milliseconds.
+
+    Args:
+        kind: One of `CALL_KINDS` or `ACCOUNT_KINDS`.
+        path: Concerns calls of this path alone, such as ``/deal``; empty: of every path.
+        probability: Share of the calls concerned, 0 to 1.
+        after_ms: Starts this long after it was set.
+        for_ms: Lasts so long; None: for good.
+        every_ms: Starts again so often.
+        count: Ends after so many times; None: never.
+        charged: Whether the call costs its tokens all the same; an error reply doesn't
+            unless it says so.
+        values: The parameters of the kind.
+    """
+
+    kind: str
+    path: str = ""
+    probability: float = 1.0
+    after_ms: float = 0.0
+    for_ms: float | None = None
+    every_ms: float | None = None
+    count: int | None = None
+    charged: bool = True
+    values: dict[str, float] = field(default_factory=dict)
+    id: int = 0
+    set_at_ms: float = 0.0
+    times: int = 0
+
+    def is_due(self, now_ms: float) -> bool:
+        """Whether the fault is in force at *now_ms*."""
+        elapsed = now_ms - self.set_at_ms - self.after_ms
+        if elapsed < 0 or (self.count is not None and self.times >= self.count):
+            return False
+        if self.every_ms is not None:
+            elapsed %= self.every_ms
+        return self.for_ms is None or elapsed < self.for_ms
+
+    def firings(self, now_ms: float) -> int:
+        """How often an account's fault has still to happen, as of *now_ms*."""
+        elapsed = now_ms - self.set_at_ms - self.after_ms
+        if elapsed < 0:
+            return 0
+        due = 1 if self.every_ms is None else int(elapsed // self.every_ms) + 1
+        if self.count is not None:
+            due = min(due, self.count)
+        return due - self.times
+
+    def value(self, name: str) -> float:
+        """A parameter of the kind, or its default."""
+        return self.values.get(name, _DEFAULTS.get(name, 0.0))
+
+
+@dataclass(slots=True)
+class Effects:
+    """All that befalls one call."""
+
+    delay_ms: float = 0.0
+    drip_ms: float = 0.0
+    skew_ms: int = 0
+    status: int | None = None
+    throttled: bool = False
+    hangs: bool = False
+    reset: bool = False
+    cut_at: float | None = None
+    garbage: bool = False
+    unsorted: bool = False
+    charged: bool = True
+    names: list[str] = field(default_factory=list)
+
+
+def _delay_ms(fault: Fault, rng: Random) -> float:
+    """A lognormal delay around ``ms``, or exactly that if it has no ``spread``."""
+    spread = fault.value("spread")
+    return fault.value("ms") * (rng.lognormvariate(0, spread) if spread else 1.0)
+
+
+def _take_effect(effects: Effects, fault: Fault, rng: Random) -> None:
+    match fault.kind:
+        case "latency":
+            effects.delay_ms += _delay_ms(fault, rng)
+        case "error":
+            effects.status = int(fault.value("status"))
+        case "throttle":
+            effects.throttled = True
+        case "timeout":
+            effects.hangs = True
+        case "reset":
+            effects.reset = True
+        case "cut":
+            effects.cut_at = fault.value("at")
+        case "garbage":
+            effects.garbage = True
+        case "drip":
+            effects.drip_ms = fault.value("ms")
+        case "skew":
+            effects.skew_ms += int(fault.value("ms"))
+        case "unsorted":
+            effects.unsorted = True
+
+
+class Faults:
+    """The faults that are set.
+
+    Args:
+        rng: Decides what happens with a probability.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._faults: dict[int, Fault] = {}
+        self._last_id = 0
+
+    def set(self, fault: Fault, now_ms: float) -> Fault:
+        """Put *fault* in force; its times count from *now_ms*."""
+        self._last_id += 1
+        fault.id, fault.set_at_ms = self._last_id, now_ms
+        self._faults[fault.id] = fault
+        return fault
+
+    def clear(self, fault_id: int | None = None) -> None:
+        """Take one fault back, or all of them."""
+        if fault_id is None:
+            self._faults.clear()
+        else:
+            self._faults.pop(fault_id, None)
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(list(self._faults.values()))
+
+    def on_call(self, path: str, now_ms: float) -> Effects:
+        """What befalls a call of *path* that came in at *now_ms*."""
+        effects = Effects()
+        for fault in self._faults.values():
+            if fault.kind not in CALL_KINDS or fault.path not in ("", path):
+                continue
+            if fault.is_due(now_ms) and self._rng.random() < fault.probability:
+                fault.times += 1
+                effects.names.append(fault.kind)
+                effects.charged &= fault.charged
+                _take_effect(effects, fault, self._rng)
+        return effects
+
+    def on_accounts(self, now_ms: float) -> list[Fault]:
+        """The account faults that have come due, once for each time."""
+        fired = []
+        for fault in self._faults.values():
+            if fault.kind in ACCOUNT_KINDS and (firings := fault.firings(now_ms)) > 0:
+                fault.times += firings
+                fired += [fault] * firings
+        return fired
+
+
+def _parts(text: str) -> dict[str, str]:
+    parts = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise FaultError(f"{part!r} is not name=value")
+        parts[name.strip()] = value.strip()
+    return parts
+
+
+def _seconds(parts: dict[str, str], name: str) -> float | None:
+    return float(parts[name]) * 1000 if name in parts else None
+
+
+def _is_charged(kind: str, text: str | None) -> bool:
+    return kind != "error" if text is None else text.lower() in ("true", "1", "yes")
+
+
+def parse_fault(text: str) -> Fault:
+    """Read ``kind:name=value,…``.
+
+    Raises:
+        FaultError: The kind or a parameter is unknown, or a value is no number.
+    """
+    kind, _, rest = text.partition(":")
+    own = (CALL_KINDS | ACCOUNT_KINDS).get(kind)
+    if own is None:
+        known = ", ".join([*CALL_KINDS, *ACCOUNT_KINDS])
+        raise FaultError(f"unknown fault {kind!r}; there are {known}")
+    parts = _parts(rest)
+    if unknown := parts.keys() - {*own, *_COMMON}:
+        raise FaultError(f"{kind} has no {min(unknown)!r}; it has {', '.join((*own, *_COMMON))}")
+    try:
+        return Fault(
+            kind,
+            path=parts.get("path", ""),
+            probability=float(parts.get("probability", 1)),
+            after_ms=_seconds(parts, "after") or 0.0,
+            for_ms=_seconds(parts, "for"),
+            every_ms=_seconds(parts, "every"),
+            count=int(parts["count"]) if "count" in parts else None,
+            charged=_is_charged(kind, parts.get("charged")),
+            values={name: float(parts[name]) for name in own if name in parts},
+        )
+    except ValueError as exc:
+        raise FaultError(f"{text}: {exc}") from None

@@ -1,0 +1,106 @@
+"""Every call that was made and every token that it moved.
+
+The newest calls are kept in memory, compressed, so a long run stays small; with a file,
+all of them are also written there, one JSON object a line.
+"""
+
+import json
+import zlib
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
+
+# Enough for many hours at any real plan's rate.
+CALLS_KEPT = 20_000
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as the simulator saw it.
+
+    Args:
+        seq: 1 for the first call.
+        time_ms: When it came in, Unix milliseconds.
+        account: Fingerprint of the key; empty for a key that has no account.
+        status: HTTP status of the reply, or None if none was sent.
+        before: Balance when the call came in.
+        after: Balance when the reply was ready.
+        consumed: Tokens that the call cost.
+        duration_ms: From the call to the reply.
+        faults: What befell it.
+        delivered: Whether the whole reply was handed to the connection.
+        selection: What was asked for, without the key.
+        rows: Deals served: (domain, asin, lastUpdate, creationDate).
+        asins: Products served.
+    """
+
+    seq: int
+    time_ms: int
+    account: str
+    method: str
+    path: str
+    status: int | None = None
+    before: int | None = None
+    after: int | None = None
+    consumed: int = 0
+    duration_ms: int = 0
+    faults: list[str] = field(default_factory=list)
+    delivered: bool = False
+    selection: str | None = None
+    rows: list[tuple[int, str, int, int]] = field(default_factory=list)
+    asins: list[str] = field(default_factory=list)
+
+
+class Journal:
+    """The calls of this run.
+
+    Args:
+        file: Where every finished call is written as well, or None.
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self.by_path: Counter[str] = Counter()
+        self.by_status: Counter[str] = Counter()
+        self._file = file
+        self._last_seq = 0
+        self._open: dict[int, Call] = {}
+        self._finished: deque[tuple[int, bytes]] = deque(maxlen=CALLS_KEPT)
+
+    def begin(self, *, time_ms: int, account: str, method: str, path: str) -> Call:
+        """Note that a call came in."""
+        self._last_seq += 1
+        call = Call(self._last_seq, time_ms, account, method, path)
+        self._open[call.seq] = call
+        self.by_path[path] += 1
+        return call
+
+    def finish(self, call: Call) -> None:
+        """Note that nothing more will be sent in answer to *call*."""
+        text = json.dumps(asdict(call))
+        del self._open[call.seq]
+        self.by_status[str(call.status)] += 1
+        self._finished.append((call.seq, zlib.compress(text.encode(), 1)))
+        if self._file is not None:
+            self._file.write(text + "\n")
+            self._file.flush()
+
+    def since(self, seq: int, limit: int) -> dict[str, Any]:
+        """Calls after number *seq* in their order, at most *limit*; and where to go on.
+
+        A call that is not finished is told as it stands, and told again later only to
+        those who ask from before it.
+        """
+        known = [
+            (number, json.loads(zlib.decompress(blob)))
+            for number, blob in self._finished
+            if number > seq
+        ]
+        known += [(number, asdict(call)) for number, call in self._open.items() if number > seq]
+        known.sort(key=lambda item: item[0])
+        page = known[:limit]
+        return {
+            "calls": [call for _, call in page],
+            "next": page[-1][0] if page else seq,
+            "last": self._last_seq,
+            "oldest_kept": self._finished[0][0] if self._finished else 1,
+        }

@@ -1,0 +1,275 @@
+"""The HTTP edge: one aiohttp server that speaks like api.keepa.com."""
+
+import asyncio
+import gzip
+import json
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from deploy.keepa_simulator.account import Account
+from deploy.keepa_simulator.control import add_control_routes
+from deploy.keepa_simulator.envelope import empty_envelope, envelope
+from deploy.keepa_simulator.exchange import INVALID_PARAMETER, Answer, Query, RequestError, Written
+from deploy.keepa_simulator.faults import Effects
+from deploy.keepa_simulator.journal import Call
+from deploy.keepa_simulator.options import Options, fingerprint
+from deploy.keepa_simulator.simulator import Simulator
+
+# Speed matters more than size on a loopback.
+_GZIP_LEVEL: Final = 1
+_HEADERS: Final = {
+    "Content-Type": "application/json;charset=UTF-8",
+    "Content-Encoding": "gzip",
+}
+_HANG_S: Final = 600.0
+_DRIP_CHUNKS: Final = 20
+_NOT_JSON: Final = b"<html><body>Bad gateway</body></html>"
+_REFUSED: Final = 429
+
+
+def _server_clock() -> Callable[[], int]:
+    """Unix milliseconds that never jump, whatever happens to the system's clock."""
+    start_ms, start = time.time() * 1000, time.monotonic()
+    return lambda: int(start_ms + (time.monotonic() - start) * 1000)
+
+
+def _reply_text(fields: Mapping[str, Any]) -> str:
+    items = (
+        f"{json.dumps(name)}: {value if isinstance(value, Written) else json.dumps(value)}"
+        for name, value in fields.items()
+    )
+    return "{" + ", ".join(items) + "}"
+
+
+class _Exchange:
+    """One call on its way through the server.
+
+    Args:
+        simulator: What answers it.
+        now_ms: The server's clock.
+        request: What came in.
+    """
+
+    def __init__(
+        self, simulator: Simulator, now_ms: Callable[[], int], request: web.Request
+    ) -> None:
+        self._simulator = simulator
+        self._now_ms = now_ms
+        self._request = request
+        self._started_ms = now_ms()
+        self._path = "/" + request.path.strip("/")
+        name = fingerprint(request.query.get("key", ""))
+        self._account = simulator.accounts.get(name)
+        simulator.advance(self._started_ms)
+        self._effects = simulator.faults.on_call(self._path, self._started_ms)
+        self._call = simulator.journal.begin(
+            time_ms=self._started_ms,
+            account=name if self._account else "",
+            method=request.method,
+            path=self._path,
+        )
+        self._call.faults = self._effects.names
+
+    async def run(self) -> web.StreamResponse:
+        """Answer the call, one way or another."""
+        try:
+            if self._account is None:
+                status, text = 400, self._invalid_key()
+            else:
+                status, text = await self._outcome(self._account)
+            return await _Delivery(self._request, self._call, self._effects).send(status, text)
+        finally:
+            self._simulator.journal.finish(self._call)
+
+    def _invalid_key(self) -> str:
+        error = RequestError(400, "", INVALID_PARAMETER).error
+        bare = empty_envelope(started_ms=self._started_ms, ended_ms=self._now_ms())
+        return _reply_text({"error": error, **bare})
+
+    async def _outcome(self, account: Account) -> tuple[int, str]:
+        """Status and body, the tokens being charged on the way."""
+        self._call.before = account.balance
+        body = await self._request.text() if self._request.method == "POST" else None
+        try:
+            status, answer = self._answer(account, body)
+        except RequestError as exc:
+            status, answer = exc.status, Answer({"error": exc.error}, 0)
+        if self._simulator.options.charge_at == "start":
+            account.charge(answer.cost, self._now_ms())
+        await self._take_time()
+        ended_ms = self._now_ms()
+        if self._simulator.options.charge_at == "end":
+            account.charge(answer.cost, ended_ms)
+        self._note(answer)
+        tokens = envelope(
+            account,
+            started_ms=self._started_ms,
+            ended_ms=ended_ms,
+            consumed=answer.cost,
+            skew_ms=self._effects.skew_ms,
+        )
+        self._call.after = account.balance
+        self._call.duration_ms = ended_ms - self._started_ms
+        return status, _reply_text({**answer.fields, **tokens})
+
+    def _answer(self, account: Account, body: str | None) -> tuple[int, Answer]:
+        effects = self._effects
+        if effects.throttled:
+            return _REFUSED, Answer({}, 0)
+        if self._request.method not in ("GET", "POST"):
+            raise RequestError(405, "method not allowed")
+        if effects.status is not None and not effects.charged:
+            return effects.status, Answer({"error": _server_error(effects.status)}, 0)
+        if self._path == "/token":
+            return 200, Answer({}, 0)
+        endpoint = self._simulator.endpoints.get(self._path)
+        if endpoint is None:
+            raise RequestError(404, "no such request", "notFound")
+        if not account.admit(self._started_ms):
+            return _REFUSED, Answer({}, 0)
+        parameters = {name: it for name, it in self._request.query.items() if name != "key"}
+        query = Query(parameters, body, self._started_ms)
+        deals = self._simulator.deals
+        if effects.unsorted and self._path == "/deal":
+            answer = deals.answer(query, ignore_order=True)
+        else:
+            answer = endpoint(query)
+        if effects.status is not None:
+            return effects.status, Answer({"error": _server_error(effects.status)}, answer.cost)
+        return 200, answer if effects.charged else answer.without_cost()
+
+    async def _take_time(self) -> None:
+        low, high = self._simulator.options.latency_ms
+        delay_ms = self._simulator.rng.uniform(low, high) + self._effects.delay_ms
+        if delay_ms > 0:
+            await asyncio.sleep(delay_ms / 1000)
+
+    def _note(self, answer: Answer) -> None:
+        self._call.consumed = answer.cost
+        self._call.selection = answer.selection
+        self._call.rows = answer.rows
+        self._call.asins = answer.asins
+
+
+def _server_error(status: int) -> dict[str, str]:
+    kind = "paymentRequired" if status == 402 else "internalServerError"  # noqa: PLR2004 - HTTP
+    return {"details": "", "message": "The request could not be executed.", "type": kind}
+
+
+class _Delivery:
+    """Hands a reply to the connection, or what a fault leaves of it."""
+
+    def __init__(self, request: web.Request, call: Call, effects: Effects) -> None:
+        self._request = request
+        self._call = call
+        self._effects = effects
+
+    async def send(self, status: int, text: str) -> web.StreamResponse:
+        """Send the reply; the journal learns whether all of it went out."""
+        effects = self._effects
+        if effects.hangs:
+            await self._hang()
+        if effects.hangs or effects.reset:
+            self._reset()
+            return web.Response()
+        body = _NOT_JSON if effects.garbage else text.encode()
+        data = gzip.compress(body, _GZIP_LEVEL, mtime=0)
+        response = web.StreamResponse(status=status, headers=_HEADERS)
+        response.content_length = len(data)
+        self._call.status = status
+        await response.prepare(self._request)
+        if effects.cut_at is not None:
+            await response.write(data[: int(len(data) * effects.cut_at)])
+            self._close()
+            return response
+        await self._write(response, data)
+        await response.write_eof()
+        self._call.delivered = not effects.garbage and self._is_open()
+        return response
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        if not self._effects.drip_ms:
+            await response.write(data)
+            return
+        size = -(-len(data) // _DRIP_CHUNKS)
+        for start in range(0, len(data), size):
+            await response.write(data[start : start + size])
+            await asyncio.sleep(self._effects.drip_ms / _DRIP_CHUNKS / 1000)
+
+    def _is_open(self) -> bool:
+        transport = self._request.transport
+        return transport is not None and not transport.is_closing()
+
+    async def _hang(self) -> None:
+        """Say nothing until the client gives up."""
+        deadline = time.monotonic() + _HANG_S
+        while self._is_open() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    def _close(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+    def _reset(self) -> None:
+        """Abort the connection so that the client sees a reset."""
+        transport = self._request.transport
+        if transport is None:
+            return
+        connection = transport.get_extra_info("socket")
+        # Lingering for zero seconds makes the kernel send RST instead of FIN.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+
+def application(simulator: Simulator, now_ms: Callable[[], int]) -> web.Application:
+    """The routes of api.keepa.com, and ``/_simulator/…`` beside them."""
+
+    async def call(request: web.Request) -> web.StreamResponse:
+        return await _Exchange(simulator, now_ms, request).run()
+
+    app = web.Application(client_max_size=4 * 1024**2)
+    add_control_routes(app, simulator, now_ms)
+    app.router.add_route("*", "/{path:.*}", call)
+    return app
+
+
+def _journal_file(path: Path | None) -> Any:
+    return path.open("a", encoding="utf-8") if path else None
+
+
+async def serve(options: Options, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; say where on standard output once ready.
+
+    Args:
+        options: How the simulator is set up.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+
+    Raises:
+        OSError: The port is taken, or the journal can't be written.
+    """
+    now_ms = _server_clock()
+    journal_file = _journal_file(options.journal)
+    simulator = Simulator(options, now_ms(), journal_file)
+    runner = web.AppRunner(application(simulator, now_ms), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, shutdown_timeout=1, backlog=1024)
+        await site.start()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        bound_port = runner.addresses[0][1]
+        print(f"keepa-simulator listening on http://{host}:{bound_port}", flush=True)  # noqa: T201 - the promised line
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        if journal_file is not None:
+            journal_file.close()

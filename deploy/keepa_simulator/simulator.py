@@ -1,0 +1,139 @@
+"""The stand-in without its HTTP edge: accounts, catalogues, endpoints, faults, journal."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from random import Random
+from typing import IO, Any
+
+from deploy.keepa_simulator.account import Account
+from deploy.keepa_simulator.catalogue import Catalogue
+from deploy.keepa_simulator.deal_endpoint import DealEndpoint
+from deploy.keepa_simulator.exchange import Answer, Query
+from deploy.keepa_simulator.faults import Fault, Faults
+from deploy.keepa_simulator.journal import Journal
+from deploy.keepa_simulator.options import Options, fingerprint
+from deploy.keepa_simulator.product_endpoint import ProductEndpoint
+
+# The site whose catalogue is there from the start; others are made when asked for.
+_FIRST_DOMAIN = 1
+
+Endpoint = Callable[[Query], Answer]
+
+
+def _phase_ms(name: str, tick_ms: int) -> int:
+    """Each account has a phase of its own: 1 to tick_ms until its first lump."""
+    return int.from_bytes(sha256(name.encode()).digest()[:4]) % tick_ms + 1
+
+
+class Simulator:
+    """Everything that a call can reach.
+
+    Args:
+        options: How it is set up.
+        start_ms: The server's clock now, Unix milliseconds.
+        journal_file: Gets one line for each call; None writes none.
+    """
+
+    def __init__(
+        self, options: Options, start_ms: int, journal_file: IO[str] | None = None
+    ) -> None:
+        self.options = options
+        self.start_ms = start_ms
+        self.rng = Random(options.seed)  # noqa: S311 - nothing secret is drawn
+        self.journal = Journal(journal_file)
+        self.faults = Faults(self.rng)
+        for fault in options.faults:
+            self.faults.set(fault, start_ms)
+        # In the order of the keys given.
+        self.accounts = {fingerprint(key): self._account(key) for key in options.api_keys}
+        self.catalogues: dict[int, Catalogue] = {}
+        self.catalogue(_FIRST_DOMAIN)
+        self.deals = DealEndpoint(self.catalogue, options.cache_ms)
+        self.endpoints: dict[str, Endpoint] = {
+            "/deal": self.deals.answer,
+            "/product": ProductEndpoint(self.catalogue).answer,
+        }
+
+    def _account(self, key: str) -> Account:
+        options = self.options
+        account = Account(
+            rate=options.rate,
+            tick_ms=options.tick_ms,
+            next_tick_ms=self.start_ms + _phase_ms(key, options.tick_ms),
+            balance=0,
+        )
+        full = account.capacity
+        account.balance = full if options.initial_tokens is None else options.initial_tokens
+        account.opening = account.balance
+        return account
+
+    def catalogue(self, domain: int) -> Catalogue:
+        """The catalogue of an Amazon site, as of the start until it is advanced."""
+        if domain not in self.catalogues:
+            options = self.options
+            self.catalogues[domain] = Catalogue(
+                seed=options.seed,
+                domain=domain,
+                products=options.products,
+                deals=options.deals,
+                speed=options.deal_speed,
+                start_ms=self.start_ms,
+            )
+        return self.catalogues[domain]
+
+    def advance(self, now_ms: int) -> None:
+        """Let ticks and account faults happen that are due by *now_ms*."""
+        for account in self.accounts.values():
+            account.advance(now_ms)
+        for fault in self.faults.on_accounts(now_ms):
+            for account in self.accounts.values():
+                _befall(account, fault, now_ms)
+
+    def stats(self, now_ms: int) -> dict[str, Any]:
+        """All token movements and call counts so far."""
+        self.advance(now_ms)
+        accounts = [_account_stats(name, it, now_ms) for name, it in self.accounts.items()]
+        totals = ("opening", "refilled", "lapsed", "spent", "foreign", "balance")
+        return {
+            "time_ms": now_ms,
+            "start_ms": self.start_ms,
+            "accounts": accounts,
+            **{name: sum(account[name] for account in accounts) for name in totals},
+            "calls": sum(self.journal.by_path.values()),
+            "calls_by_path": dict(self.journal.by_path),
+            "calls_by_status": dict(self.journal.by_status),
+            "throttled": self.journal.by_status["429"],
+            "deals": {str(domain): len(it.deals) for domain, it in self.catalogues.items()},
+        }
+
+
+def _befall(account: Account, fault: Fault, now_ms: int) -> None:
+    match fault.kind:
+        case "foreign":
+            # Somebody else's call is subject to the same admission.
+            if account.balance > 0:
+                account.spend_elsewhere(int(fault.value("tokens")), now_ms)
+        case "jump":
+            account.spend_elsewhere(-int(fault.value("tokens")), now_ms)
+        case "plan":
+            account.change_plan(max(1, int(fault.value("rate"))), now_ms)
+        case "reduction":
+            account.reduce_flow(fault.value("tokens"), now_ms)
+
+
+def _account_stats(name: str, account: Account, now_ms: int) -> dict[str, Any]:
+    return {
+        "key_fingerprint": name,
+        "rate": account.rate,
+        "capacity": account.capacity,
+        "tick_ms": account.tick_ms,
+        "token_flow_reduction": account.flow_reduction,
+        "refill_in_ms": account.refill_in_ms(now_ms),
+        "opening": account.opening,
+        "refilled": account.refilled,
+        "lapsed": account.lapsed,
+        "spent": account.spent,
+        "foreign": account.foreign,
+        "balance": account.balance,
+        "refused_calls": account.refused_calls,
+    }

@@ -1,0 +1,138 @@
+"""Starts simulators: real processes on free ports, gone with the test that asked for them."""
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from deploy.keepa_simulator.options import DEMO_KEY, fingerprint
+
+_ROOT = Path(__file__).parent.parent
+_READY = "keepa-simulator listening on "
+_STOP_TIMEOUT_S = 10
+_CONTROL_TIMEOUT_S = 30
+_PR_SET_PDEATHSIG = 1
+
+StartSimulator = Callable[..., "RunningSimulator"]
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class RunningSimulator:
+    """A simulator that a test can reach.
+
+    Args:
+        process: The server.
+        base_url: Where it listens, without a trailing slash.
+        api_key: The first key that has an account.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], base_url: str, api_key: str) -> None:
+        self.process = process
+        self.base_url = base_url
+        self.api_key = api_key
+        self.key_fingerprint = fingerprint(api_key)
+
+    def stats(self) -> dict[str, Any]:
+        """What ``/_simulator/stats`` tells: totals, and ``accounts`` in the keys' order."""
+        return dict(self._control("GET", "stats"))
+
+    def calls(self, since: int = 0) -> list[dict[str, Any]]:
+        """Every call after number *since*, the oldest first."""
+        calls: list[dict[str, Any]] = []
+        while page := self._control("GET", f"calls?since={since}")["calls"]:
+            calls += page
+            since = page[-1]["seq"]
+        return calls
+
+    def served_deals(self) -> dict[tuple[int, str], int]:
+        """The newest lastUpdate served of every deal in a delivered reply, by (domain, asin)."""
+        newest: dict[tuple[int, str], int] = {}
+        for call in self.calls():
+            for domain, asin, last_update, _ in call["rows"] if call["delivered"] else ():
+                newest[domain, asin] = max(last_update, newest.get((domain, asin), 0))
+        return newest
+
+    def set_fault(self, fault: str) -> int:
+        """Set a fault, such as ``error:status=503,path=/deal,count=3``; returns its id."""
+        return int(self._control("POST", "faults", fault)["id"])
+
+    def clear_faults(self) -> None:
+        """Take all faults back."""
+        self._control("DELETE", "faults")
+
+    def change_account(self, **changes: Any) -> dict[str, Any]:
+        """Change rate, token_flow_reduction or balance, or spend; returns the stats."""
+        return dict(self._control("POST", "accounts", json.dumps(changes)))
+
+    def stop(self) -> int:
+        """End the process and return its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            code = self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def _control(self, method: str, path: str, body: str | None = None) -> Any:
+        data = body.encode() if body is not None else None
+        request = Request(f"{self.base_url}/_simulator/{path}", data=data, method=method)
+        with urlopen(request, timeout=_CONTROL_TIMEOUT_S) as reply:
+            return json.load(reply)
+
+
+def launch_simulator(**options: Any) -> RunningSimulator:
+    """Start a simulator on a free port and wait until it is ready.
+
+    Args:
+        options: Those of ``keepa-simulator serve``, with underscores; a list repeats one.
+    """
+    arguments = ["--listen", "127.0.0.1:0"]
+    for name, value in options.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            arguments += [f"--{name.replace('_', '-')}", str(item)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.keepa_simulator", "serve", *arguments],
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line.startswith(_READY):
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        raise RuntimeError(f"the simulator did not start: {line or 'see its standard error'}")
+    keys = options.get("api_key", DEMO_KEY)
+    api_key = keys if isinstance(keys, str) else keys[0]
+    return RunningSimulator(process, line.removeprefix(_READY), api_key)
+
+
+@pytest.fixture
+def start_simulator() -> Iterator[StartSimulator]:
+    """A factory: ``start_simulator(rate=20, tick_seconds=1, …)`` starts one more simulator."""
+    running: list[RunningSimulator] = []
+
+    def start(**options: Any) -> RunningSimulator:
+        running.append(launch_simulator(**options))
+        return running[-1]
+
+    yield start
+    for simulator in running:
+        simulator.stop()
