@@ -1,17 +1,30 @@
 """The `keepa-simulator` command."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psycopg
 import typer
 import uvloop
 
+from deploy.keepa_simulator.audit import (
+    Key,
+    Report,
+    calls_of_journal,
+    calls_of_simulator,
+    compare,
+    newest_served,
+    stored_deals,
+)
 from deploy.keepa_simulator.faults import FaultError, parse_fault
 from deploy.keepa_simulator.options import DEMO_KEY, Options
 from deploy.keepa_simulator.server import serve as serve_until_stopped
 
 _USAGE_ERROR = 2
+_SHOWN_MAX = 10
 _DEFAULTS = Options()
 
 app = typer.Typer(
@@ -21,11 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `serve` a subcommand."""
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -44,7 +52,7 @@ def _span_ms(text: str) -> tuple[int, int]:
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0917 - typer passes options by name
     listen: Annotated[
         str, typer.Option(help="HOST:PORT; port 0 takes a free one.")
     ] = "127.0.0.1:8901",
@@ -132,6 +140,55 @@ def serve(
     except OSError as exc:
         print(f"keepa-simulator: can't serve on {listen}: {exc.strerror or exc}", file=sys.stderr)
         raise typer.Exit(_USAGE_ERROR) from None
+
+
+def _served(simulator_url: str | None, journal: Path | None) -> dict[Key, int]:
+    if (simulator_url is None) == (journal is None):
+        raise typer.BadParameter("give either --simulator-url or --journal")
+    calls = calls_of_journal(journal) if journal else calls_of_simulator(str(simulator_url))
+    return newest_served(calls)
+
+
+def _print_report(report: Report) -> None:
+    print(f"{report.served} deals served, {report.stored} stored")
+    for name in ("missing", "stale", "unserved"):
+        deals = getattr(report, name)
+        shown = [f"{domain}/{asin}" for domain, asin in deals[:_SHOWN_MAX]]
+        more = ["…"] if len(deals) > _SHOWN_MAX else []
+        print(f"{name}: {len(deals)} {', '.join(shown + more)}".rstrip())
+
+
+@app.command()
+def audit(
+    database_url: Annotated[
+        str, typer.Option(envvar="DATABASE_URL", help="Postgres with the table deals.")
+    ],
+    simulator_url: Annotated[
+        str | None, typer.Option(help="Address of the running simulator.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="File that serve --journal has written.")
+    ] = None,
+    output: Annotated[
+        Literal["text", "json"], typer.Option("--output", "-o", help="How to report.")
+    ] = "text",
+) -> None:
+    """Say which served deals never reached the database; exit 1 if there are any.
+
+    "stale" are stored in an older state than the newest one served, "unserved" stored but
+    never served by this simulator.
+    """
+    try:
+        report = compare(_served(simulator_url, journal), stored_deals(database_url))
+    except (OSError, ValueError, psycopg.Error) as exc:
+        reason = type(exc).__name__ if isinstance(exc, psycopg.Error) else exc
+        print(f"keepa-simulator: can't compare: {reason}", file=sys.stderr)
+        raise typer.Exit(_USAGE_ERROR) from None
+    if output == "json":
+        print(json.dumps({**asdict(report), "is_complete": report.is_complete}))
+    else:
+        _print_report(report)
+    raise typer.Exit(0 if report.is_complete else 1)
 
 
 def main() -> None:

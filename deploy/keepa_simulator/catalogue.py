@@ -8,6 +8,7 @@ start came at speed 1, so at the start the ages look as recorded.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from random import Random
 from typing import Final
@@ -110,6 +111,10 @@ class Catalogue:
         """Product *number* with its history; deals or not."""
         known = self._live.get(number) or self._former.get(number)
         return known or self._untouched(number)
+
+    def everything(self) -> Iterator[Listing]:
+        """All products, by number; may run beside the events of another thread."""
+        return (self.listing(number) for number in range(self.products))
 
     def find(self, asin: str) -> Listing | None:
         """The product with this ASIN, or None."""

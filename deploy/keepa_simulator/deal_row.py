@@ -1,6 +1,7 @@
 """A deal as Keepa writes it in the ``dr`` array of a /deal reply."""
 
 import json
+from itertools import pairwise
 from typing import Any, Final
 
 from deploy.keepa_simulator import price_types as pt
@@ -27,7 +28,7 @@ def image_name(number: int) -> str:
 def rank_drops(history: History, end: int, days: int) -> int:
     """How often the sales rank fell in the *days* before *end*, which hints at sales."""
     recent = [value for minute, value in history if minute >= end - days * DAY_MINUTES]
-    return sum(after < before for before, after in zip(recent, recent[1:], strict=False))
+    return sum(after < before for before, after in pairwise(recent))
 
 
 def _by_range(name: str, figures: list[Figures]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 Nothing is stored per product, so a catalogue of a million starts as fast as one of ten.
 """
 
+import math
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ _OFFERED: Final = {
     pt.PRIME_EXCL: 12,
 }
 _OFFERED_BOOK: Final = _OFFERED | {pt.USED: 250, pt.COLLECTIBLE: 80, pt.LIGHTNING_DEAL: 2}
+
+# More shares of the products, in 256ths.
+_WITHOUT_RANK: Final = 20
+_WITHOUT_REVIEWS: Final = 25
+_ADULT: Final = 2
+_ILLUSTRATED: Final = 60
 
 _ADJECTIVES: Final = [
     "Complete",
@@ -173,29 +180,29 @@ class Facts:
     @cached_property
     def list_price(self) -> int:
         """In the smallest currency unit; 4 to 400 dollars, cheap ones more often."""
-        return round(400 * 100 ** (self.words[2] / _WORD))
+        return round(400 * math.pow(100, self.words[2] / _WORD))
 
     @cached_property
     def base_rank(self) -> int:
         """Typical sales rank, or -1 for the few products that have none."""
-        if self.octets[0] < 20:
+        if self.octets[0] < _WITHOUT_RANK:
             return -1
-        return round(50 * 40_000 ** (self.words[3] / _WORD))
+        return round(50 * math.pow(40_000, self.words[3] / _WORD))
 
     @property
     def rating(self) -> int:
         """0 to 50 (45 is 4.5 stars), or -1 for a product without reviews."""
-        return -1 if self.octets[1] < 25 else 30 + self.octets[2] * 20 // 256
+        return -1 if self.octets[1] < _WITHOUT_REVIEWS else 30 + self.octets[2] * 20 // 256
 
     @property
     def review_count(self) -> int:
         """How many reviews there are to begin with, or -1."""
-        return -1 if self.rating < 0 else round(3 * 2_000 ** (self.words[4] / _WORD))
+        return -1 if self.rating < 0 else round(3 * math.pow(2_000, self.words[4] / _WORD))
 
     @property
     def is_adult(self) -> bool:
         """Whether ``filterErotic`` drops the product."""
-        return self.octets[3] < 2
+        return self.octets[3] < _ADULT
 
     def has_offers(self, group: int) -> bool:
         """Whether there has ever been an offer of the price type *group*."""
@@ -231,7 +238,7 @@ class Facts:
             "brandStoreUrlName": self.brand.lower(),
             "color": None if book else color,
             "edition": f"{1 + self.words[7] % 3}. edition" if book else None,
-            "format": "Illustrated" if book and self.octets[5] < 60 else None,
+            "format": "Illustrated" if book and self.octets[5] < _ILLUSTRATED else None,
             "itemForm": None,
             "languages": ["English"] if book else None,
             "manufacturer": self.brand,

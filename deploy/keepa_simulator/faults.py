@@ -29,6 +29,14 @@ ACCOUNT_KINDS: Final = {
     "plan": ("rate",),
     "reduction": ("tokens",),
 }
+# The field of `Effects` that a fault without parameters sets.
+_FLAGS: Final = {
+    "throttle": "throttled",
+    "timeout": "hangs",
+    "reset": "reset",
+    "garbage": "garbage",
+    "unsorted": "unsorted",
+}
 _COMMON: Final = ("path", "probability", "after", "for", "every", "count", "charged")
 _DEFAULTS: Final = {"ms": 1000.0, "status": 500.0, "at": 0.5, "spread": 0.0, "tokens": 1.0}
 
@@ -119,24 +127,17 @@ def _take_effect(effects: Effects, fault: Fault, rng: Random) -> None:
     match fault.kind:
         case "latency":
             effects.delay_ms += _delay_ms(fault, rng)
-        case "error":
-            effects.status = int(fault.value("status"))
-        case "throttle":
-            effects.throttled = True
-        case "timeout":
-            effects.hangs = True
-        case "reset":
-            effects.reset = True
-        case "cut":
-            effects.cut_at = fault.value("at")
-        case "garbage":
-            effects.garbage = True
-        case "drip":
-            effects.drip_ms = fault.value("ms")
         case "skew":
             effects.skew_ms += int(fault.value("ms"))
-        case "unsorted":
-            effects.unsorted = True
+        case "error":
+            effects.status = int(fault.value("status"))
+        case "cut":
+            effects.cut_at = fault.value("at")
+        case "drip":
+            effects.drip_ms = fault.value("ms")
+        case flag:
+            # What is left has no parameter.
+            setattr(effects, _FLAGS[flag], True)
 
 
 class Faults:

@@ -4,6 +4,7 @@ A history is a list of (Keepa minute, value) pairs, the oldest first; a value ho
 the next pair. -1 is "no offer"; a history without pairs is "no data".
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from deploy.keepa_simulator import price_types as pt
@@ -69,23 +70,45 @@ def _prices(facts: Facts, price_type: int) -> list[int]:
     return prices
 
 
+def _ranks(facts: Facts, draws: list[int]) -> list[int] | None:
+    if facts.base_rank < 0:
+        return None
+    return [max(1, facts.base_rank * (60 + draw * 80 // 256) // 100) for draw in draws]
+
+
+def _list_prices(facts: Facts, _: list[int]) -> list[int] | None:
+    return None if facts.octets[6] < _WITHOUT_LIST_PRICE else [facts.list_price] * _SEGMENTS
+
+
+def _ratings(facts: Facts, _: list[int]) -> list[int] | None:
+    return None if facts.rating < 0 else [facts.rating] * _SEGMENTS
+
+
+def _review_counts(facts: Facts, _: list[int]) -> list[int] | None:
+    """Reviews only ever grow in number."""
+    if facts.rating < 0:
+        return None
+    return [facts.review_count * (5 + segment) // 10 for segment in range(_SEGMENTS)]
+
+
+_NUMBERS: Final[dict[int, Callable[[Facts, list[int]], list[int] | None]]] = {
+    pt.SALES: _ranks,
+    pt.LISTPRICE: _list_prices,
+    pt.EXTRA_INFO_UPDATES: lambda _, draws: [draw // 16 for draw in draws],
+    pt.RATING: _ratings,
+    pt.COUNT_REVIEWS: _review_counts,
+}
+
+
 def _numbers(facts: Facts, price_type: int) -> list[int] | None:
     """Like `_prices` for values that are no prices; None if there are no data."""
     draws = [facts.octets[place] for place in _NUMBER_DRAWS[price_type]]
-    if price_type == pt.SALES and facts.base_rank > 0:
-        return [max(1, facts.base_rank * (60 + draw * 80 // 256) // 100) for draw in draws]
-    if price_type == pt.LISTPRICE and facts.octets[6] >= _WITHOUT_LIST_PRICE:
-        return [facts.list_price] * _SEGMENTS
-    if price_type == pt.EXTRA_INFO_UPDATES:
-        return [draw // 16 for draw in draws]
-    if price_type == pt.RATING and facts.rating >= 0:
-        return [facts.rating] * _SEGMENTS
-    if price_type == pt.COUNT_REVIEWS and facts.rating >= 0:
-        return [facts.review_count * (5 + segment) // 10 for segment in range(_SEGMENTS)]
+    if price_type in _NUMBERS:
+        return _NUMBERS[price_type](facts, draws)
     offers_of = _COUNTS.get(price_type)
-    if offers_of is not None and facts.has_offers(offers_of):
-        return [1 + draw // 20 for draw in draws]
-    return None
+    if offers_of is None or not facts.has_offers(offers_of):
+        return None
+    return [1 + draw // 20 for draw in draws]
 
 
 def _values(facts: Facts, price_type: int) -> list[int] | None:

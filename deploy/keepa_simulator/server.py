@@ -20,7 +20,7 @@ from deploy.keepa_simulator.exchange import INVALID_PARAMETER, Answer, Query, Re
 from deploy.keepa_simulator.faults import Effects
 from deploy.keepa_simulator.journal import Call
 from deploy.keepa_simulator.options import Options, fingerprint
-from deploy.keepa_simulator.simulator import Simulator
+from deploy.keepa_simulator.simulator import SLOW_PATHS, Endpoint, Simulator
 
 # Speed matters more than size on a loopback.
 _GZIP_LEVEL: Final = 1
@@ -98,7 +98,7 @@ class _Exchange:
         self._call.before = account.balance
         body = await self._request.text() if self._request.method == "POST" else None
         try:
-            status, answer = self._answer(account, body)
+            status, answer = await self._answer(account, body)
         except RequestError as exc:
             status, answer = exc.status, Answer({"error": exc.error}, 0)
         if self._simulator.options.charge_at == "start":
@@ -119,7 +119,7 @@ class _Exchange:
         self._call.duration_ms = ended_ms - self._started_ms
         return status, _reply_text({**answer.fields, **tokens})
 
-    def _answer(self, account: Account, body: str | None) -> tuple[int, Answer]:
+    async def _answer(self, account: Account, body: str | None) -> tuple[int, Answer]:
         effects = self._effects
         if effects.throttled:
             return _REFUSED, Answer({}, 0)
@@ -134,16 +134,19 @@ class _Exchange:
             raise RequestError(404, "no such request", "notFound")
         if not account.admit(self._started_ms):
             return _REFUSED, Answer({}, 0)
-        parameters = {name: it for name, it in self._request.query.items() if name != "key"}
-        query = Query(parameters, body, self._started_ms)
-        deals = self._simulator.deals
-        if effects.unsorted and self._path == "/deal":
-            answer = deals.answer(query, ignore_order=True)
-        else:
-            answer = endpoint(query)
+        answer = await self._ask(endpoint, body)
         if effects.status is not None:
             return effects.status, Answer({"error": _server_error(effects.status)}, answer.cost)
         return 200, answer if effects.charged else answer.without_cost()
+
+    async def _ask(self, endpoint: Endpoint, body: str | None) -> Answer:
+        parameters = {name: it for name, it in self._request.query.items() if name != "key"}
+        query = Query(parameters, body, self._started_ms)
+        if self._effects.unsorted and self._path == "/deal":
+            return self._simulator.deals.answer(query, ignore_order=True)
+        if self._path in SLOW_PATHS:
+            return await asyncio.to_thread(endpoint, query)
+        return endpoint(query)
 
     async def _take_time(self) -> None:
         low, high = self._simulator.options.latency_ms
@@ -210,7 +213,7 @@ class _Delivery:
     async def _hang(self) -> None:
         """Say nothing until the client gives up."""
         deadline = time.monotonic() + _HANG_S
-        while self._is_open() and time.monotonic() < deadline:
+        while self._is_open() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.05)
 
     def _close(self) -> None:

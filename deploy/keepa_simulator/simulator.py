@@ -7,15 +7,20 @@ from typing import IO, Any
 
 from deploy.keepa_simulator.account import Account
 from deploy.keepa_simulator.catalogue import Catalogue
+from deploy.keepa_simulator.category_endpoint import Categories
 from deploy.keepa_simulator.deal_endpoint import DealEndpoint
 from deploy.keepa_simulator.exchange import Answer, Query
 from deploy.keepa_simulator.faults import Fault, Faults
+from deploy.keepa_simulator.finder import Finder
 from deploy.keepa_simulator.journal import Journal
 from deploy.keepa_simulator.options import Options, fingerprint
 from deploy.keepa_simulator.product_endpoint import ProductEndpoint
 
 # The site whose catalogue is there from the start; others are made when asked for.
 _FIRST_DOMAIN = 1
+
+# These look at every product, so they run beside the server.
+SLOW_PATHS = frozenset(("/query", "/bestsellers", "/search"))
 
 Endpoint = Callable[[Query], Answer]
 
@@ -49,9 +54,14 @@ class Simulator:
         self.catalogues: dict[int, Catalogue] = {}
         self.catalogue(_FIRST_DOMAIN)
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
+        finder, categories = Finder(self.catalogue), Categories(self.catalogue)
         self.endpoints: dict[str, Endpoint] = {
             "/deal": self.deals.answer,
             "/product": ProductEndpoint(self.catalogue).answer,
+            "/query": finder.answer,
+            "/bestsellers": finder.best_sellers,
+            "/category": categories.lookup,
+            "/search": categories.search,
         }
 
     def _account(self, key: str) -> Account:

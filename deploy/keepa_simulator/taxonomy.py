@@ -97,3 +97,12 @@ def path_to_root(category: int) -> list[Category]:
         category = parent
         path.append(CATEGORIES[category])
     return path
+
+
+def share_of(node: Category) -> float:
+    """About how many of a thousand products are at or below *node*."""
+    path = path_to_root(node.id)
+    root = path[-1].id if path else node.id
+    share = next(share for number, _, share in _ROOTS if number == root)
+    levels = (1, len(_BRANCHES), len(_BRANCHES) * len(_LEAVES))
+    return share / levels[len(path)]

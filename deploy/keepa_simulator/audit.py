@@ -1,0 +1,109 @@
+"""Which of the deals that were served never reached a database.
+
+Only replies that went out whole count: what a client never got it can't have stored.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.request import urlopen
+
+import psycopg
+
+from deploy.keepa_simulator.keepa_time import unix_ms
+
+_TIMEOUT_S: Final = 30
+_LOAD: Final = "SELECT domain_id, asin, last_update FROM deals"
+
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the comparison found; deals are (domain, asin).
+
+    Args:
+        served: How many different deals were served.
+        missing: Served, but not in the database.
+        stale: In the database with an older update than the newest one served.
+        unserved: In the database, but never served.
+    """
+
+    served: int
+    stored: int
+    missing: list[Key]
+    stale: list[Key]
+    unserved: list[Key]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every served deal is in the database."""
+        return not self.missing
+
+
+def calls_of_simulator(base_url: str) -> Iterator[dict[str, Any]]:
+    """Every call that a running simulator still remembers.
+
+    Raises:
+        OSError: It can't be reached.
+    """
+    since = 0
+    while True:
+        url = f"{base_url.rstrip('/')}/_simulator/calls?since={since}"
+        with urlopen(url, timeout=_TIMEOUT_S) as reply:  # noqa: S310 - the caller's own address
+            calls = json.load(reply)["calls"]
+        if not calls:
+            return
+        yield from calls
+        since = calls[-1]["seq"]
+
+
+def calls_of_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Every call in a file written with ``serve --journal``.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def newest_served(calls: Iterable[dict[str, Any]]) -> dict[Key, int]:
+    """The newest lastUpdate (Keepa minutes) of every deal in a delivered reply."""
+    newest: dict[Key, int] = {}
+    for call in calls:
+        if call["delivered"]:
+            for domain, asin, last_update, _ in call["rows"]:
+                key = (domain, asin)
+                newest[key] = max(last_update, newest.get(key, last_update))
+    return newest
+
+
+def stored_deals(database_url: str) -> dict[Key, datetime]:
+    """What the table ``deals`` holds, by (domain, asin).
+
+    Raises:
+        psycopg.Error: The database can't be reached, or has no such table.
+    """
+    with psycopg.connect(database_url, connect_timeout=_TIMEOUT_S) as connection:
+        rows = connection.execute(_LOAD).fetchall()
+    return {(domain, asin): last_update for domain, asin, last_update in rows}
+
+
+def compare(served: dict[Key, int], stored: dict[Key, datetime]) -> Report:
+    """Hold what was served against what is stored."""
+    updated = {
+        key: datetime.fromtimestamp(unix_ms(minutes) / 1000, UTC)
+        for key, minutes in served.items()
+    }
+    return Report(
+        served=len(served),
+        stored=len(stored),
+        missing=sorted(served.keys() - stored.keys()),
+        stale=sorted(key for key, at in updated.items() if key in stored and stored[key] < at),
+        unserved=sorted(stored.keys() - served.keys()),
+    )
