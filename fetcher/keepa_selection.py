@@ -179,10 +179,10 @@ def selection_warnings(selection: Selection) -> tuple[str, ...]:
         )
     if date_range(selection) == UNDOCUMENTED_DATE_RANGE:
         found.append("dateRange 4 is undocumented: drops may be missing from its replies")
-    if any(selection.get(key) for key in RANGES) and not _on(selection, "isRangeEnabled"):
+    if any(_limits(selection, key) for key in RANGES) and not _on(selection, "isRangeEnabled"):
         found.append("isRangeEnabled is off: Keepa ignores the ranges")
     percent = selection.get("deltaPercentRange")
-    if isinstance(percent, list) and percent and (integer(percent[0]) or 0) < DELTA_PERCENT_LEAST:
+    if isinstance(percent, list) and -1 < (integer(percent[0]) or 0) < DELTA_PERCENT_LEAST:
         found.append(f"deltaPercentRange below {DELTA_PERCENT_LEAST}: Keepa starts there")
     return tuple(found)
 
@@ -202,7 +202,7 @@ def selection_words(selection: Selection) -> tuple[str, ...]:
     if excluded := excluded_categories(selection):
         found.append(f"not in categories {', '.join(map(str, sorted(excluded)))}")
     if _on(selection, "isRangeEnabled"):
-        found += [f"{key} {_ends(selection[key])}" for key in RANGES if selection.get(key)]
+        found += [f"{key} {_ends(selection[key])}" for key in RANGES if _limits(selection, key)]
     if (rating := integer(selection.get("minRating", -1))) is not None and rating > 0:
         found.append(f"rated {rating / 10:.1f} or better")
     found += [key for key in FLAGS[2:] if _on(selection, key)]
@@ -213,6 +213,12 @@ def selection_words(selection: Selection) -> tuple[str, ...]:
 
 def _period(index: int) -> str:
     return DATE_RANGES[index] if index < len(DATE_RANGES) else "an undocumented period"
+
+
+def _limits(selection: Selection, key: str) -> bool:
+    """Whether the range limits anything; the site writes [-1, -1] where it does not."""
+    ends = selection.get(key)
+    return isinstance(ends, list) and [integer(end) for end in ends] != [-1, -1]
 
 
 def _ends(value: object) -> str:

@@ -64,6 +64,11 @@ class PageFacts:
         return PageEnd(self.last, self.asins)
 
     @property
+    def as_of_ms(self) -> int:
+        """The earliest time that the page may show."""
+        return self.server_ms - CACHE_MS if self.cached else self.server_ms
+
+    @property
     def newest_age_ms(self) -> int | None:
         """Age of the newest deal when it was served; None without dated deals."""
         return None if self.newest_ms is None else self.server_ms - self.newest_ms
@@ -112,7 +117,7 @@ def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
     """
     if not frozenset(before.asins).isdisjoint(page.asins):
         return None
-    if page.cached and page.server_ms - CACHE_MS < before.server_ms:
+    if page.cached and page.as_of_ms < before.server_ms:
         return "staler"
     grown = page.rows.at_least - before.rows.at_least
     if before.server_ms <= page.server_ms:

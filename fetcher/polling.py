@@ -65,7 +65,9 @@ class PolledQuery:
         return self.yields_per_ms / ROWS_PER_PAGE * TOKENS_PER_DEAL_PAGE
 
 
-def plan_intervals(queries: Mapping[str, PolledQuery], *, tokens_per_ms: float) -> dict[str, int]:
+def plan_intervals(
+    queries: Mapping[str, PolledQuery], *, tokens_per_ms: float, cache_ms: int = CACHE_MS
+) -> dict[str, int]:
     """The interval of each query in ms: the least mean age of deals within the budget.
 
     Fixed intervals are kept and paid for first. Where even the longest intervals cost
@@ -74,12 +76,13 @@ def plan_intervals(queries: Mapping[str, PolledQuery], *, tokens_per_ms: float) 
     Args:
         queries: All queries that share the budget, by name.
         tokens_per_ms: What may be spent on them on average; not negative.
+        cache_ms: How long Keepa repeats an answer: the shortest interval.
     """
     fixed = {name: query.fixed_ms for name, query in queries.items() if query.fixed_ms}
     adaptive = {name: query for name, query in queries.items() if name not in fixed}
     spent = sum(queries[name].scan_tokens / interval_ms for name, interval_ms in fixed.items())
     left = tokens_per_ms - spent
-    intervals_ms = _spread(list(adaptive.values()), left)
+    intervals_ms = _spread(list(adaptive.values()), left, cache_ms)
     planned = {name: round(ms) for name, ms in zip(adaptive, intervals_ms, strict=True)}
     return {name: fixed.get(name) or planned[name] for name in queries}
 
@@ -93,7 +96,7 @@ def mean_age_ms(queries: Sequence[PolledQuery], intervals_ms: Sequence[float]) -
     return sum(ages) / total
 
 
-def _spread(queries: Sequence[PolledQuery], tokens_per_ms: float) -> list[float]:
+def _spread(queries: Sequence[PolledQuery], tokens_per_ms: float, cache_ms: int) -> list[float]:
     """The intervals whose cost just meets the budget, by halving over their common scale."""
     roots = [_root(query) for query in queries]
     slowest = [float(LONGEST_INTERVAL_MS)] * len(queries)
@@ -106,11 +109,11 @@ def _spread(queries: Sequence[PolledQuery], tokens_per_ms: float) -> list[float]
     low, high = 0.0, LONGEST_INTERVAL_MS / min(roots)
     for _ in range(_HALVINGS):
         scale = (low + high) / 2
-        if _cost(queries, _scaled(roots, scale)) > tokens_per_ms:
+        if _cost(queries, _scaled(roots, scale, cache_ms)) > tokens_per_ms:
             low = scale
         else:
             high = scale
-    return _scaled(roots, high)
+    return _scaled(roots, high, cache_ms)
 
 
 def _root(query: PolledQuery) -> float:
@@ -119,8 +122,8 @@ def _root(query: PolledQuery) -> float:
     return sqrt(query.scan_tokens / (max(query.yields_per_ms, nothing) * query.weight))
 
 
-def _scaled(roots: Sequence[float], scale: float) -> list[float]:
-    return [min(max(root * scale, CACHE_MS), LONGEST_INTERVAL_MS) for root in roots]
+def _scaled(roots: Sequence[float], scale: float, cache_ms: int) -> list[float]:
+    return [min(max(root * scale, cache_ms), LONGEST_INTERVAL_MS) for root in roots]
 
 
 def _cost(queries: Sequence[PolledQuery], intervals_ms: Sequence[float]) -> float:

@@ -50,6 +50,7 @@ HEAD_KEYS: Final = (
     "selection",
 )
 DAY_MS: Final = DURATION_UNITS_MS["d"]
+INTERVAL_LEAST_MS: Final = DURATION_UNITS_MS["s"]
 FULL_SCAN_EVERY_MS: Final = DAY_MS
 FULL_SCAN_LEAST_MS: Final = DURATION_UNITS_MS["h"]
 
@@ -207,7 +208,7 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
         rules=read_rules(head.value("rules"), enrichment=enrichment, costs=_costs(head)),
         enrichment=enrichment,
         selection_hash=keepa_selection.selection_hash(asked),
-        warnings=keepa_selection.selection_warnings(asked),
+        warnings=(*keepa_selection.selection_warnings(asked), *_interval_warnings(head)),
     )
 
 
@@ -240,8 +241,14 @@ def _name(head: Section, stem: str) -> str:
 def _interval_ms(head: Section) -> int | None:
     if head.value("interval") == "adaptive":
         return None
-    # Sooner, Keepa would answer from its cache.
-    return head.duration_ms("interval", least_ms=CACHE_MS, most_ms=7 * DAY_MS)
+    return head.duration_ms("interval", least_ms=INTERVAL_LEAST_MS, most_ms=7 * DAY_MS)
+
+
+def _interval_warnings(head: Section) -> tuple[str, ...]:
+    if (_interval_ms(head) or CACHE_MS) >= CACHE_MS:
+        return ()
+    words = duration_words(CACHE_MS)
+    return (f"interval below {words}: Keepa repeats an answer that long, so {words} it will be",)
 
 
 def _full_scan_every_ms(head: Section) -> int | None:

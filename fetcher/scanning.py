@@ -95,11 +95,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How often to read, in milliseconds, and at most how many pages at once."""
+    """How often to read, in milliseconds, and at most how many pages at once.
+
+    ``cache_ms`` is how long Keepa repeats an answer; no scan starts sooner.
+    """
 
     interval_ms: int
     full_scan_every_ms: int | None
     max_pages: int
+    cache_ms: int = CACHE_MS
 
 
 def due_scans(
@@ -128,14 +132,14 @@ def due_scans(
     if every_ms is not None and _has_passed(progress.last_full_ms, every_ms, now_ms):
         plans.append(ScanPlan("full", 0, schedule.max_pages, None, in_background=True))
     elif "full" not in running:
-        plans += _gap_plans(progress.gaps, schedule, now_ms)
+        plans += _gap_plans(open_gaps(progress, now_ms), schedule, now_ms)
     return tuple(plan for plan in plans if plan.kind not in running)
 
 
 def _is_due(progress: Progress, schedule: Schedule, now_ms: int) -> bool:
     """Sooner than its cache has expired, Keepa would answer with pages that we have."""
     return _has_passed(progress.last_scan_ms, schedule.interval_ms, now_ms) and _has_passed(
-        progress.last_read_ms, CACHE_MS, now_ms
+        progress.last_read_ms, schedule.cache_ms, now_ms
     )
 
 
@@ -143,10 +147,13 @@ def _has_passed(since_ms: int | None, duration_ms: int, now_ms: int) -> bool:
     return since_ms is None or now_ms - since_ms >= duration_ms
 
 
+def open_gaps(progress: Progress, now_ms: int) -> tuple[Gap, ...]:
+    """The gaps whose rows can still be read."""
+    return tuple(gap for gap in progress.gaps if not gap.has_expired(now_ms))
+
+
 def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[ScanPlan]:
     for gap in gaps:
-        if gap.has_expired(now_ms):
-            continue
         if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms):
             pages = schedule.max_pages
             return [ScanPlan("gap", gap.page, pages, gap.from_ms, in_background=True, gap=gap)]
@@ -204,7 +211,7 @@ def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int
         return ()
     if not 0 < page.number <= plan.first_page:
         return ()
-    touches = page.newest_ms is not None and page.newest_ms >= plan.gap.until_ms
+    touches = page.newest_ms is not None and page.newest_ms > plan.gap.until_ms
     return () if touches else (page.number - 1,)
 
 
@@ -216,7 +223,7 @@ class ScanResult:
     from a cache older than the page before, so that the watermark stays where it was.
     ``read_again``: pages of a full scan whose rows may have moved over a border already
     read; it has finished when they have been read once more. ``is_full``: all that there
-    was has been read, which closes every gap.
+    was has been read, which closes every earlier gap.
     """
 
     progress: Progress
@@ -252,7 +259,7 @@ def finish_scan(
     moved = {number for problem, number in problems if problem == "moved"}
     may_read_again = plan.kind == "full" and not held and not read_twice
     is_full = pages[0].number == 0 and end in ("short page", "counted end") and not held
-    gap = _gap(plan, pages, end)
+    gap = _gap(plan, pages, end, held=held)
     return ScanResult(
         progress=_advance(progress, plan, pages, end, gap, held=held, is_full=is_full),
         watermark_held=held,
@@ -285,7 +292,9 @@ def _advance(
         last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else start_ms),
         last_read_ms=_later(progress.last_read_ms, None if plan.in_background else last_ms),
         last_full_ms=_later(progress.last_full_ms, start_ms if full_turn else None),
-        gaps=() if is_full else _gaps(plan, gap, progress, last_ms),
+        gaps=_gaps(
+            progress, plan, gap, closed_ms=pages[0].as_of_ms if is_full else None, now_ms=last_ms
+        ),
     )
 
 
@@ -313,10 +322,13 @@ def _reached_ms(pages: Sequence[PageFacts]) -> int | None:
     return min(max(dated), pages[0].server_ms) if dated else None
 
 
-def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason) -> Gap | None:
+def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason, *, held: bool) -> Gap | None:
+    """What this scan leaves unread, if anything."""
+    read_ms = pages[0].server_ms
+    if held and plan.gap is not None:
+        return replace(plan.gap, tried_ms=read_ms)
     if end != "page cap":
         return None
-    read_ms = pages[0].server_ms
     return Gap(
         from_ms=plan.stop_before_ms,
         until_ms=pages[-1].oldest_ms,
@@ -326,15 +338,16 @@ def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason) -> Gap | No
     )
 
 
-def _gaps(plan: ScanPlan, gap: Gap | None, progress: Progress, now_ms: int) -> tuple[Gap, ...]:
-    """The gaps still open, oldest first."""
-    others = [old for old in progress.gaps if old != plan.gap and not old.has_expired(now_ms)]
-    if gap is None:
-        return tuple(others)
-    if gap.from_ms is None:
-        # It reaches down to the last row, so it holds every older gap.
-        others = [old for old in others if old.since_ms > gap.since_ms]
-    ordered = sorted((*others, gap), key=lambda some: some.since_ms)
+def _gaps(
+    progress: Progress, plan: ScanPlan, gap: Gap | None, *, closed_ms: int | None, now_ms: int
+) -> tuple[Gap, ...]:
+    """The gaps still open, oldest first; all there was at *closed_ms* has been read."""
+    # A gap that reaches down to the last row holds every older one.
+    held_ms = gap.since_ms if gap is not None and gap.from_ms is None else None
+    closed_ms = _later(closed_ms, held_ms) or 0
+    unread = (old for old in open_gaps(progress, now_ms) if old != plan.gap)
+    others = [old for old in unread if old.since_ms > closed_ms]
+    ordered = sorted((*others, *((gap,) if gap else ())), key=lambda some: some.since_ms)
     if len(ordered) > GAPS_MAX:
         ordered[:2] = [_joined(ordered[0], ordered[1])]
     return tuple(ordered)
