@@ -36,8 +36,8 @@ class Parts:
             "serve",
             f"--listen=127.0.0.1:{port}",
             f"--tick-seconds={settings.simulator_tick_seconds}",
-            f"--refill-rate={settings.simulator_refill_rate}",
-            f"--tokens={settings.simulator_tokens}",
+            f"--rate={settings.simulator_refill_rate}",
+            f"--initial-tokens={settings.simulator_tokens}",
             f"--deal-speed={settings.simulator_deal_speed}",
         )
 

@@ -31,6 +31,7 @@ class Program:
         command: Path of the program, and its arguments.
         environment: Its whole environment.
         log_path: File that its output is appended to.
+        folder: Its working directory; by default our own.
         on_line: Called for every line, from a thread of its own.
     """
 
@@ -41,12 +42,14 @@ class Program:
         *,
         environment: Mapping[str, str],
         log_path: Path,
+        folder: Path | None = None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
         self._command = list(command)
         self._environment = dict(environment)
         self._log_path = log_path
+        self._folder = folder
         self._on_line = on_line
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -79,6 +82,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=self._environment,
+            cwd=self._folder,
             start_new_session=True,
         )
         self.started_s = time.monotonic()

@@ -77,5 +77,5 @@ class RunTotals:
             yield f"calls   {spent.settles} leases settled, {spent.refusals} refused (429)"
         else:
             yield f"tokens  {spent.spent_tokens} spent says the broker, {seen.spent_tokens} Keepa"
-            yield f"calls   {seen.calls} that cost tokens, {seen.refused} refused (429)"
+            yield f"calls   {seen.calls} to Keepa, {seen.refused} refused (429)"
         yield f"drift   {self.drift_tokens} tokens, {self.foreign_tokens} spent by others"

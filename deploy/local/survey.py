@@ -24,7 +24,7 @@ _CHANNEL_OPTIONS: Final = (("grpc.max_reconnect_backoff_ms", 500),)
 
 @dataclass(frozen=True, slots=True)
 class SimulatorStats:
-    """What the simulator counted since its start."""
+    """What the simulator counted since its start; `/token`, which is free, left out."""
 
     calls: int
     refused: int
@@ -34,10 +34,12 @@ class SimulatorStats:
     def ask(cls, base_url: str) -> Self | None:
         """Ask the simulator at *base_url*."""
         try:
-            reply = requests.get(f"{base_url}/_simulator/stats", timeout=_HTTP_TIMEOUT_S).json()
-            return cls(reply["calls"], reply["refused"], reply["spent_tokens"])
-        except (requests.RequestException, KeyError):
+            stats = requests.get(f"{base_url}/_simulator/stats", timeout=_HTTP_TIMEOUT_S).json()
+        except requests.RequestException:
             return None
+        paid_paths = stats["calls_by_path"].keys() - {"/token"}
+        calls = sum(stats["calls_by_path"][path] for path in paid_paths)
+        return cls(calls, stats["throttled"], stats["spent"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""Starts brokers and other programs of ours: real processes, gone with their test."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from deploy.local.ports import free_port
+from deploy.local.program import Program, stop_together
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+READY_TIMEOUT_S = 30.0
+RPC_TIMEOUT_S = 10.0
+# The developer's own settings must not leak into a test.
+OWN_PREFIXES = ("KEEPA_", "BROKER_", "DATABASE_", "SIMULATOR_", "LOG_", "DATA_DIR", "QUERIES")
+OWN_NAMES = ("RUN_SECONDS", "FETCHERS")
+
+StartProgram = Callable[..., Program]
+StartBroker = Callable[..., "RunningBroker"]
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment with no settings of ours but *settings*, in capitals."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(OWN_PREFIXES) and name not in OWN_NAMES
+    }
+    ours = {name.upper(): str(value) for name, value in settings.items()}
+    return {**kept, "PYTHONUNBUFFERED": "1", **ours}
+
+
+class RunningBroker:
+    """A broker process that a test can reach, stop, kill and start again.
+
+    Args:
+        program: The process.
+        address: Where it serves gRPC, host:port.
+        http_url: Where it serves metrics and health, without a trailing slash.
+    """
+
+    def __init__(self, program: Program, address: str, http_url: str) -> None:
+        self.program = program
+        self.address = address
+        self.http_url = http_url
+
+    def bucket(self) -> pb.Bucket:
+        """The bucket now. Raises grpc.RpcError if the broker doesn't answer."""
+        with grpc.insecure_channel(self.address) as channel:
+            stub = pb_grpc.TokenBrokerServiceStub(channel)
+            return stub.GetBucket(pb.GetBucketRequest(), timeout=RPC_TIMEOUT_S).bucket
+
+    def start(self) -> None:
+        """Start it, or start it again on the same ports, and wait until it grants."""
+        self.program.start()
+        self.program.await_ready(self._is_serving, READY_TIMEOUT_S)
+
+    def _is_serving(self) -> bool:
+        try:
+            return self.bucket().state == pb.BUCKET_STATE_SERVING
+        except grpc.RpcError:
+            return False
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[StartProgram]:
+    """A factory: ``start_program("fetcher", "run", broker_address=…)`` runs ``-m fetcher run``.
+
+    Keywords are settings; ``name`` names the program and its log. It runs in an empty
+    folder, so that no ``.env`` is read.
+    """
+    programs: list[Program] = []
+
+    def start(
+        module: str, *arguments: str, name: str | None = None, **settings: object
+    ) -> Program:
+        name = name or f"{module}-{len(programs)}"
+        program = Program(
+            name,
+            [sys.executable, "-m", module, *arguments],
+            environment=environment(**settings),
+            log_path=tmp_path / f"{name}.log",
+            folder=tmp_path,
+        )
+        programs.append(program)
+        return program.start()
+
+    yield start
+    stop_together(programs)
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+    """A factory: ``start_broker(base_url, api_key, broker_floor_tokens=5, …)``.
+
+    Further keywords are settings. Returns once the broker grants leases.
+    """
+    brokers: list[RunningBroker] = []
+
+    def start(keepa_base_url: str, keepa_api_key: str, **settings: object) -> RunningBroker:
+        address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        name = f"broker-{len(brokers)}"
+        given = {
+            "broker_listen": address,
+            "broker_http_listen": http,
+            "keepa_base_url": keepa_base_url,
+            "keepa_api_key": keepa_api_key,
+            # Nobody can hold a lease of an earlier broker.
+            "broker_recovery_grace_ms": 0,
+            **settings,
+        }
+        program = Program(
+            name,
+            [sys.executable, "-m", "broker", "serve"],
+            environment=environment(**given),
+            log_path=tmp_path / f"{name}.log",
+            folder=tmp_path,
+        )
+        brokers.append(RunningBroker(program, address, f"http://{http}"))
+        brokers[-1].start()
+        return brokers[-1]
+
+    yield start
+    stop_together(broker.program for broker in brokers)
