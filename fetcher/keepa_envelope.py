@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
 
+# The year 2201: a later server time is noise.
+LATEST_MS = 7_293_840_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -35,6 +38,8 @@ class Envelope:
             return None
         tokens_left, timestamp_ms = body.get("tokensLeft"), body.get("timestamp")
         if not (_is_integer(tokens_left) and _is_integer(timestamp_ms)):
+            return None
+        if not 0 < timestamp_ms <= LATEST_MS:
             return None
         return cls(
             timestamp_ms=timestamp_ms,

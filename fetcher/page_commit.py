@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from fetcher.deals import DealPage
 from fetcher.judging import judge_deals, request_of
 from fetcher.page_facts import PageFacts, page_facts
-from fetcher.postgres.database import Connection, Database
+from fetcher.postgres.database import Connection
 from fetcher.postgres.deals import known_asins, upsert_deals
 from fetcher.postgres.pages import (
     PageClaim,
     PageResult,
     StoredPage,
+    bury_page,
     drop_pages_after,
     finish_page,
     hold_page,
@@ -22,12 +23,26 @@ from fetcher.postgres.pages import (
     scan_pages,
 )
 from fetcher.postgres.products import known_products, want_products
-from fetcher.postgres.progress import lock_progress, note_freshness, store_progress
-from fetcher.postgres.scans import Scan, complete_scan, lock_scan, set_end
+from fetcher.postgres.progress import (
+    keepa_now_ms,
+    lock_progress,
+    note_freshness,
+    observe_yield,
+    store_progress,
+)
+from fetcher.postgres.scans import Scan, abandon_scan, complete_scan, lock_scan, set_end
 from fetcher.postgres.verdicts import scan_breakdown, upsert_verdicts
 from fetcher.queries import DealQuery
 from fetcher.rules import Breakdown
-from fetcher.scanning import ScanResult, decide_after_page, finish_scan
+from fetcher.scanning import (
+    OVERLAP_MS,
+    EndReason,
+    ScanPlan,
+    ScanResult,
+    decide_after_page,
+    finish_scan,
+    give_up_scan,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +79,52 @@ class Committed:
 
 
 def commit_page(
-    database: Database, claim: PageClaim, query: DealQuery, reply: PageReply
+    connection: Connection, claim: PageClaim, query: DealQuery, reply: PageReply
 ) -> Committed:
-    """Commit everything that follows from *reply*.
+    """Write everything that follows from *reply*; the caller's transaction commits it.
 
     Raises:
-        ClaimLostError: The page is somebody else's by now; nothing was changed.
-        DatabaseAwayError: Nothing was changed; try again.
+        ClaimLostError: The page is somebody else's by now: roll back.
     """
-    with database.connection() as connection:
-        scan = lock_scan(connection, claim.scan_id)
-        hold_page(connection, claim)
-        new_deals = write_deals(connection, query, reply, scan_id=scan.id)
-        pages = {page.page: page for page in scan_pages(connection, scan.id)}
-        before = pages.get(claim.page - 1)
-        facts = page_facts(
-            claim.page,
-            reply.page,
-            query.selection,
-            server_ms=reply.server_ms,
-            before=None if before is None else before.facts,
-        )
-        result = PageResult(facts, reply.tokens, new_deals, reply.page.oddities)
-        finish_page(connection, claim, result)
-        if facts.number == 0 and not scan.plan.in_background:
-            note_freshness(connection, scan.query, scan.selection_hash, facts)
-        order_lost = scan.plan.stop_before_ms is not None and _loses_order(facts, pages)
-        end = _advance(connection, scan, facts, pages) if scan.is_running else None
-        return Committed(facts, new_deals, order_lost, end)
+    scan = lock_scan(connection, claim.scan_id)
+    hold_page(connection, claim)
+    new_deals = write_deals(connection, query, reply, scan_id=scan.id)
+    pages = {page.page: page for page in scan_pages(connection, scan.id)}
+    before = pages.get(claim.page - 1)
+    facts = page_facts(
+        claim.page,
+        reply.page,
+        query.selection,
+        server_ms=reply.server_ms,
+        before=None if before is None else before.facts,
+    )
+    result = PageResult(
+        facts, reply.tokens, new_deals, _fresh_deals(scan.plan, reply.page), reply.page.oddities
+    )
+    finish_page(connection, claim, result)
+    if facts.number == 0 and not scan.plan.in_background:
+        note_freshness(connection, scan.query, scan.selection_hash, facts)
+    order_lost = scan.plan.stop_before_ms is not None and _loses_order(facts, pages)
+    end = _advance(connection, scan, facts, pages) if scan.is_running else None
+    return Committed(facts, new_deals, order_lost, end)
+
+
+def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> None:
+    """Set the page aside and end its scan: the watermark stays where it is.
+
+    Raises:
+        ClaimLostError: The page is somebody else's by now: roll back.
+    """
+    scan = lock_scan(connection, claim.scan_id)
+    bury_page(connection, claim, error)
+    if not scan.is_running:
+        return
+    progress = lock_progress(connection, scan.query, scan.selection_hash)
+    now_ms = keepa_now_ms(connection, scan.query, scan.selection_hash)
+    given_up = give_up_scan(scan.plan, progress, now_ms=now_ms)
+    store_progress(connection, scan.query, scan.selection_hash, given_up)
+    drop_pages_after(connection, scan.id, -1)
+    abandon_scan(connection, scan.id, f"page {claim.page} failed: {error}")
 
 
 def write_deals(
@@ -113,6 +146,14 @@ def write_deals(
         want_products(connection, request, judgement.wanted)
     upsert_verdicts(connection, query.name, judgement.verdicts, scan_id=scan_id)
     return new_deals
+
+
+def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
+    """Deals that are younger than the watermark was when the scan began."""
+    if plan.stop_before_ms is None:
+        return 0
+    watermark_ms = plan.stop_before_ms + OVERLAP_MS
+    return sum(1 for deal in page.deals if (deal.creation_ms or 0) > watermark_ms)
 
 
 def _loses_order(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
@@ -143,6 +184,13 @@ def _advance(
     stored = [page for page in scan_pages(connection, scan.id) if page.page <= end_page]
     if any(page.state != "done" for page in stored):
         return None
+    return _finish(connection, scan, stored, reason)
+
+
+def _finish(
+    connection: Connection, scan: Scan, stored: list[StoredPage], reason: EndReason
+) -> ScanEnd | None:
+    """Complete the scan, unless some of its pages must be read once more."""
     read = [page.facts for page in stored if page.facts is not None]
     progress = lock_progress(connection, scan.query, scan.selection_hash)
     read_twice = frozenset(page.page for page in stored if page.reads > 1)
@@ -151,6 +199,14 @@ def _advance(
         reopen_pages(connection, scan.id, result.read_again)
         return None
     store_progress(connection, scan.query, scan.selection_hash, result.progress)
+    if scan.plan.kind == "incremental" and progress.last_scan_ms is not None:
+        observe_yield(
+            connection,
+            scan.query,
+            scan.selection_hash,
+            deals=sum(page.fresh_deals or 0 for page in stored),
+            elapsed_ms=max(0, read[0].server_ms - progress.last_scan_ms),
+        )
     complete_scan(connection, scan.id, result.progress.watermark_ms)
     breakdown = scan_breakdown(connection, scan.query, scan.id)
     return ScanEnd(result, reason, len(read), breakdown)

@@ -85,11 +85,13 @@ class Settings(BaseSettings):
     # Folder of deal queries.
     queries: Path = Path("deploy/queries")
     # Tries before a page is put aside; a 429 is not a try.
-    page_attempts_max: PositiveInt = 5
+    page_attempts_max: PositiveInt = 8
+    # How many times as fast intervals pass: for simulators whose world turns faster.
+    poll_speed: PositiveFloat = 1.0
     # First pause after a failed try; it doubles with each further one.
     retry_delay_s: PositiveFloat = 2.0
     # Longest a dead process keeps a page from the others.
-    claim_ttl_s: Annotated[float, Field(ge=1)] = 60.0
+    claim_ttl_s: Annotated[float, Field(ge=1)] = 30.0
     # `dealfetcher prune` deletes what was not seen for longer.
     retention_days: PositiveInt = 90
 

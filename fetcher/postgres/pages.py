@@ -65,12 +65,13 @@ UPDATE scan_pages
    SET state = 'done', holder = NULL, claim_expires = NULL, error = NULL, reads = reads + 1,
        tokens = tokens + %(tokens)s, row_count = %(row_count)s,
        new_deals = coalesce(new_deals, 0) + %(new_deals)s, oddities = %(oddities)s,
+       fresh_deals = coalesce(fresh_deals, %(fresh_deals)s),
        facts = coalesce(facts, %(facts)s), reply_time = %(reply_time)s, done_at = now()
  WHERE scan_id = %(scan_id)s AND page = %(page)s
 """
 
 PAGES: Final[LiteralString] = """
-SELECT page, state, reads, facts FROM scan_pages WHERE scan_id = %s ORDER BY page
+SELECT page, state, reads, fresh_deals, facts FROM scan_pages WHERE scan_id = %s ORDER BY page
 """
 
 DROP_AFTER: Final[LiteralString] = """
@@ -113,6 +114,7 @@ class StoredPage:
     page: int
     state: str
     reads: int
+    fresh_deals: int | None
     facts: PageFacts | None
 
 
@@ -123,6 +125,7 @@ class PageResult:
     facts: PageFacts
     tokens: int
     new_deals: int
+    fresh_deals: int
     oddities: Mapping[str, int]
 
 
@@ -163,7 +166,12 @@ def fail_page(connection: Connection, claim: PageClaim, error: str, *, delay_s: 
 
 
 def bury_page(connection: Connection, claim: PageClaim, error: str) -> None:
-    """Set the page aside until a person looks at it."""
+    """Set the page aside until a person looks at it.
+
+    Raises:
+        ClaimLostError: It is somebody else's by now.
+    """
+    hold_page(connection, claim)
     _release(connection, claim, state="dead", error=error, attempts=1, delay_s=0.0)
 
 
@@ -188,6 +196,7 @@ def finish_page(connection: Connection, claim: PageClaim, result: PageResult) ->
             "tokens": result.tokens,
             "row_count": result.facts.row_count,
             "new_deals": result.new_deals,
+            "fresh_deals": result.fresh_deals,
             "oddities": Jsonb(dict(result.oddities)),
             "facts": to_jsonb(FACTS, result.facts),
             "reply_time": instant(result.facts.server_ms),
@@ -198,8 +207,10 @@ def finish_page(connection: Connection, claim: PageClaim, result: PageResult) ->
 def scan_pages(connection: Connection, scan_id: int) -> list[StoredPage]:
     """All pages of a scan in order."""
     return [
-        StoredPage(page, state, reads, None if facts is None else FACTS.validate_python(facts))
-        for page, state, reads, facts in connection.execute(PAGES, (scan_id,))
+        StoredPage(
+            page, state, reads, fresh, None if facts is None else FACTS.validate_python(facts)
+        )
+        for page, state, reads, fresh, facts in connection.execute(PAGES, (scan_id,))
     ]
 
 

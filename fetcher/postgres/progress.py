@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final, LiteralString
 
 from fetcher.page_facts import PageFacts
+from fetcher.polling import Yield
 from fetcher.postgres.database import Connection, instant, unix_ms
-from fetcher.postgres.records import GAPS, to_jsonb
+from fetcher.postgres.records import GAPS, YIELD, to_jsonb
 from fetcher.queries import DealQuery
 from fetcher.scanning import Progress, ScanKind
 
@@ -28,6 +29,19 @@ UPDATE watermarks
  WHERE query = %(query)s AND selection_hash = %(selection_hash)s
 """
 
+OBSERVE_YIELD: Final[LiteralString] = """
+UPDATE watermarks SET polling = %s WHERE query = %s AND selection_hash = %s
+"""
+
+YIELDED: Final[LiteralString] = """
+SELECT polling FROM watermarks WHERE query = %s AND selection_hash = %s
+"""
+
+KEEPA_NOW: Final[LiteralString] = """
+SELECT (extract(epoch FROM now()) * 1000)::bigint + keepa_ahead_ms
+  FROM watermarks WHERE query = %s AND selection_hash = %s
+"""
+
 NOTE_FRESHNESS: Final[LiteralString] = """
 UPDATE watermarks
    SET newest_deal = %s, newest_seen = %s,
@@ -38,7 +52,7 @@ UPDATE watermarks
 # Times are shifted to Keepa's clock, which all times of a scan are told by.
 STANDINGS: Final[LiteralString] = """
 SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.gaps, '[]'),
-       (extract(epoch FROM now()) * 1000)::bigint + coalesce(w.keepa_ahead_ms, 0),
+       w.polling, (extract(epoch FROM now()) * 1000)::bigint + coalesce(w.keepa_ahead_ms, 0),
        coalesce((SELECT array_agg(kind) FROM scans s
                   WHERE s.query = q.query AND s.selection_hash = q.selection_hash
                     AND s.state = 'running'), '{}')
@@ -52,6 +66,7 @@ class Standing:
     """Where a query stands; *now_ms* is Keepa's clock as far as it is known."""
 
     progress: Progress
+    yields: Yield
     running: frozenset[ScanKind]
     now_ms: int
 
@@ -62,7 +77,10 @@ def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str,
     hashes = [query.selection_hash for query in queries]
     return {
         row[0]: Standing(
-            progress=_progress(row[1:6]), running=frozenset(row[7]), now_ms=int(row[6])
+            progress=_progress(row[1:6]),
+            yields=Yield() if row[6] is None else YIELD.validate_python(row[6]),
+            now_ms=int(row[7]),
+            running=frozenset(row[8]),
         )
         for row in connection.execute(STANDINGS, (names, hashes))
     }
@@ -102,6 +120,23 @@ def note_freshness(
     values = (instant(first_page.newest_ms), seen, seen, query, selection_hash)
     connection.execute(ENSURE, (query, selection_hash))
     connection.execute(NOTE_FRESHNESS, values)
+
+
+def observe_yield(
+    connection: Connection, query: str, selection_hash: str, *, deals: int, elapsed_ms: int
+) -> None:
+    """Remember that *deals* have appeared within *elapsed_ms*."""
+    row = connection.execute(YIELDED, (query, selection_hash)).fetchone()
+    before = Yield() if row is None or row[0] is None else YIELD.validate_python(row[0])
+    after = to_jsonb(YIELD, before.observe(deals, elapsed_ms))
+    connection.execute(OBSERVE_YIELD, (after, query, selection_hash))
+
+
+def keepa_now_ms(connection: Connection, query: str, selection_hash: str) -> int:
+    """Keepa's clock as far as it is known; the progress must have been locked."""
+    row = connection.execute(KEEPA_NOW, (query, selection_hash)).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _progress(row: Sequence[object]) -> Progress:

@@ -6,6 +6,7 @@ from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
 from fetcher.page_facts import PageFacts
+from fetcher.polling import Yield
 from fetcher.profit import ProfitEstimate
 from fetcher.rules import RuleFailure
 from fetcher.scanning import Gap, ScanPlan
@@ -14,6 +15,7 @@ PLAN: Final = TypeAdapter(ScanPlan)
 FACTS: Final = TypeAdapter(PageFacts)
 GAPS: Final = TypeAdapter(tuple[Gap, ...])
 FAILURES: Final = TypeAdapter(tuple[RuleFailure, ...])
+YIELD: Final = TypeAdapter(Yield)
 PROFIT: Final = TypeAdapter(ProfitEstimate)
 
 

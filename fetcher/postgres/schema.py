@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from fetcher.postgres.database import Database, away_on_failure
+from fetcher.postgres.database import Connection, away_on_failure
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -50,13 +50,12 @@ def known_migrations() -> set[str]:
     return {path.stem for path in files if not path.stem.endswith(".rollback")}
 
 
-def missing_migrations(database: Database) -> set[str]:
-    """Migrations that the database lacks. Raises DatabaseAwayError."""
-    with database.connection() as connection:
-        exists = connection.execute(TABLE_EXISTS).fetchone()
-        if exists is None or not exists[0]:
-            return known_migrations()
-        applied = {str(name) for (name,) in connection.execute(APPLIED)}
+def missing_migrations(connection: Connection) -> set[str]:
+    """Migrations that the database lacks."""
+    exists = connection.execute(TABLE_EXISTS).fetchone()
+    if exists is None or not exists[0]:
+        return known_migrations()
+    applied = {str(name) for (name,) in connection.execute(APPLIED)}
     return known_migrations() - applied
 
 

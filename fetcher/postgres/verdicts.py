@@ -1,6 +1,6 @@
 """Verdicts: what each query's rules say about each deal, with every reason."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -8,7 +8,7 @@ from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.records import FAILURES, PROFIT, to_jsonb
 from fetcher.rules import Breakdown, RuleCount, Verdict
 
-# A verdict on an older reply must not overwrite one on a newer.
+# A verdict on an older reply must not overwrite one on a newer, unless the rules changed.
 UPSERT: Final[LiteralString] = """
 INSERT INTO verdicts (query, domain_id, asin, stage, state, failures, rule_version, profit,
                       profit_minor, roi_percent, reply_time, scan_id)
@@ -20,6 +20,14 @@ ON CONFLICT (query, domain_id, asin, stage) DO UPDATE SET
     reply_time = EXCLUDED.reply_time, scan_id = coalesce(EXCLUDED.scan_id, verdicts.scan_id),
     judged_at = now()
 WHERE verdicts.reply_time <= EXCLUDED.reply_time
+   OR verdicts.rule_version <> EXCLUDED.rule_version
+"""
+
+# By details that are no longer bought, or no longer known.
+DELETE_OUTDATED: Final[LiteralString] = """
+DELETE FROM verdicts
+ WHERE query = %s AND domain_id = %s AND asin = ANY(%s) AND stage = 'product'
+   AND rule_version <> %s
 """
 
 STATES_OF_SCAN: Final[LiteralString] = """
@@ -54,6 +62,13 @@ def upsert_verdicts(
     if rows:
         with connection.pipeline(), connection.cursor() as cursor:
             cursor.executemany(UPSERT, rows)
+
+
+def delete_outdated(
+    connection: Connection, query: str, domain_id: int, asins: Sequence[str], rule_version: str
+) -> None:
+    """Delete verdicts with details that today's rules did not renew."""
+    connection.execute(DELETE_OUTDATED, (query, domain_id, list(asins), rule_version))
 
 
 def scan_breakdown(connection: Connection, query: str, scan_id: int) -> Breakdown:

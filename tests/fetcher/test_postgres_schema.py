@@ -36,16 +36,16 @@ def test_processes_that_migrate_at_once_take_turns(empty_database_url: str) -> N
 
 def test_a_database_without_tables_lacks_all_migrations(empty_database_url: str) -> None:
     """An untouched database is recognised as such."""
-    with Database(empty_database_url) as database:
-        missing = missing_migrations(database)
+    with Database(empty_database_url) as database, database.connection() as connection:
+        missing = missing_migrations(connection)
 
     assert missing == known_migrations()
 
 
 def test_a_migrated_database_lacks_nothing(database_url: str) -> None:
     """After migrating, the program finds all it needs."""
-    with Database(database_url) as database:
-        missing = missing_migrations(database)
+    with Database(database_url) as database, database.connection() as connection:
+        missing = missing_migrations(connection)
 
     assert missing == set()
 

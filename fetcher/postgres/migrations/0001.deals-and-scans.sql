@@ -228,7 +228,9 @@ CREATE TABLE IF NOT EXISTS scan_pages (
     reads         integer     NOT NULL DEFAULT 0,
     tokens        integer     NOT NULL DEFAULT 0,
     row_count     integer,
+    -- Products never seen before, and deals younger than the watermark.
     new_deals     integer,
+    fresh_deals   integer,
     oddities      jsonb,
     facts         jsonb,
     reply_time    timestamptz,

@@ -1,0 +1,138 @@
+"""The `dealfetcher` command."""
+
+import sys
+from datetime import timedelta
+from typing import Annotated, NoReturn
+
+import typer
+
+from fetcher.broker_client import BrokerClientError
+from fetcher.commands.output import EXIT_FAILED, EXIT_USAGE, Format, Output
+from fetcher.errors import DatabaseAwayError, FetcherError, SettingsError
+from fetcher.settings import Settings
+
+app = typer.Typer(
+    name="dealfetcher",
+    help="Collect Keepa deals into Postgres, with every token leased from the token broker.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Its tracebacks show local variables, and the key may be among them.
+    pretty_exceptions_enable=False,
+)
+deals_app = typer.Typer(no_args_is_help=False)
+app.add_typer(deals_app, name="deals")
+
+Query = Annotated[str | None, typer.Option("--query", "-q", help="Only this query.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")]
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the tables up to date; safe to repeat, also from several places at once.
+
+    Example: DATABASE_URL=postgresql://localhost/deals dealfetcher migrate
+    """
+    from fetcher.commands.run import migrate_database  # noqa: PLC0415 - only what is used
+
+    applied = migrate_database(Settings.load())
+    print(f"applied: {', '.join(applied)}" if applied else "nothing to do")
+
+
+@app.command()
+def run(
+    run_seconds: Annotated[
+        float | None, typer.Option("--run-seconds", min=0, help="Stop by itself after so long.")
+    ] = None,
+) -> None:
+    """Collect deals until told to stop (Ctrl-C, SIGTERM); run as many of these as you like.
+
+    Example: KEEPA_API_KEY_FILE=/run/secrets/keepa dealfetcher run
+    """
+    from fetcher.commands.run import run_fetcher  # noqa: PLC0415 - only what is used
+
+    run_fetcher(Settings.load(), seconds=run_seconds)
+
+
+@app.command()
+def scans(query: Query = None, limit: Limit = 20, output: Output = Format.TABLE) -> None:
+    """List the newest scans: what they read, why they ended.
+
+    Example: dealfetcher scans -q books -o json | jq '.[0].end_reason'
+    """
+    from fetcher.commands.look import show_scans  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    show_scans(url, query=query, limit=limit, output=output)
+
+
+@deals_app.callback(invoke_without_command=True)
+def deals(
+    context: typer.Context,
+    query: Query = None,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", "-s", help="accepted, rejected or pending."),
+    ] = None,
+    limit: Limit = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """List the newest deals with every query's verdict.
+
+    Example: dealfetcher deals --query books --state accepted
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from fetcher.commands.look import show_deals  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    show_deals(url, query=query, state=state, limit=limit, output=output)
+
+
+@app.command()
+def rejections(
+    query: Query = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Judged within, such as 30m, 24h or 7d.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Tell why deals were rejected, by rule.
+
+    Example: dealfetcher rejections --since 24h
+    """
+    from fetcher.commands.look import show_rejections  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    show_rejections(url, query=query, since=_duration(since), output=output)
+
+
+def _duration(text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if not number.isdecimal() or unit not in units:
+        raise typer.BadParameter(f"{text!r}: write a duration such as 30m, 24h or 7d")
+    return timedelta(**{units[unit]: int(number)})
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        print(f"dealfetcher: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Run the command; a wrong setting exits 2, any other failure 1."""
+    try:
+        app()
+    except SettingsError as exc:
+        _fail(str(exc), EXIT_USAGE)
+    except DatabaseAwayError as exc:
+        _fail(f"Postgres can't be used: {exc} (see DATABASE_URL)", EXIT_FAILED)
+    except (FetcherError, BrokerClientError) as exc:
+        _fail(str(exc), EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

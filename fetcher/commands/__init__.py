@@ -1,0 +1,1 @@
+"""The `dealfetcher` commands; each file holds those that belong together."""

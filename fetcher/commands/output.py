@@ -1,0 +1,75 @@
+"""How commands print: tables for people, JSON for programs, one line for errors."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import typer
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+NONE: Final = "-"
+
+
+class Format(StrEnum):
+    """How an answer is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
+Row = Mapping[str, Any]
+
+
+def print_json(value: object) -> None:
+    """Print *value* for programs; times are ISO 8601."""
+    sys.stdout.write(json.dumps(value, default=_plain, indent=2) + "\n")
+
+
+def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
+    """Print *rows*, whose keys are the columns."""
+    if output is Format.JSON:
+        print_json(rows)
+        return
+    # Imported late: only people need rich.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if not rows:
+        console.print(f"{title}: none")
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in rows[0]:
+        number = any(_is_number(row[name]) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row.values()))
+    console.print(table)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    match value:
+        case None:
+            return NONE
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        case list() | tuple():
+            return escape(", ".join(map(str, value))) or NONE
+    return escape(str(value))
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,76 @@
+"""Running the fetcher, and bringing the tables up to date."""
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from types import FrameType
+
+import structlog
+
+from fetcher import logs
+from fetcher.broker_client import BrokerClient
+from fetcher.keepa import Keepa
+from fetcher.postgres import Database, migrate
+from fetcher.query_folder import QueryFolder
+from fetcher.settings import Settings, key_fingerprint
+from fetcher.worker import Worker
+from fetcher.workplace import Limits, Workplace
+
+log = structlog.get_logger(__name__)
+
+PACKAGE = "keepa-token-broker"
+
+
+def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
+    """Collect deals until a signal comes or *seconds* have passed."""
+    api_key, database_url = settings.require_api_key(), settings.require_database_url()
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
+    with (
+        Database(database_url) as database,
+        BrokerClient(settings.broker_address, key_fingerprint=key_fingerprint(api_key)) as broker,
+    ):
+        workplace = Workplace(
+            holder=broker.holder,
+            database=database,
+            broker=broker,
+            folder=QueryFolder(settings.queries),
+            limits=_limits(settings),
+        )
+        _stop_on_signals(workplace.stop.set)
+        log.info("fetcher started", holder=broker.holder, broker=settings.broker_address)
+        Worker(workplace, partial(_keepa, settings, api_key), version(PACKAGE)).run(
+            seconds=seconds
+        )
+        log.info("fetcher stopped", holder=broker.holder)
+
+
+def migrate_database(settings: Settings) -> list[str]:
+    """Apply the migrations that are missing; returns their names."""
+    return migrate(settings.require_database_url())
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        claim_ttl_s=settings.claim_ttl_s,
+        attempts_max=settings.page_attempts_max,
+        retry_delay_s=settings.retry_delay_s,
+        poll_speed=settings.poll_speed,
+    )
+
+
+def _keepa(settings: Settings, api_key: str) -> Keepa:
+    return Keepa(
+        api_key,
+        base_url=settings.keepa_base_url,
+        connect_timeout_s=settings.keepa_connect_timeout_s,
+        read_timeout_s=settings.keepa_read_timeout_s,
+    )
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)

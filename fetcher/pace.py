@@ -1,0 +1,93 @@
+"""How often each query is read: as its author says, or as the tokens and its yield allow."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import structlog
+
+from fetcher.broker_client import BrokerClient, BrokerClientError
+from fetcher.keepa_units import CACHE_MS
+from fetcher.polling import PolledQuery, plan_intervals
+from fetcher.postgres.progress import Standing
+from fetcher.queries import DealQuery
+from fetcher.query_file import duration_words
+from fetcher.scanning import Schedule
+
+log = structlog.get_logger(__name__)
+
+REPLAN_AFTER_S: Final = 60.0
+
+# While no broker has ever answered, scans that are started could not be read anyway.
+UNKNOWN_INTERVAL_MS: Final = 5 * 60_000
+
+# Room for full scans and for pages beyond the first; half where details are bought too.
+SHARE: Final = 0.9
+SHARE_WITH_DETAILS: Final = 0.5
+
+WEIGHTS: Final = {"high": 4.0, "normal": 2.0, "low": 1.0}
+
+
+class Pace:
+    """The intervals in force; planned anew every minute and when the queries change.
+
+    *speed* is how many times as fast Keepa's world turns: 1 but for simulators.
+    """
+
+    def __init__(self, broker: BrokerClient, *, speed: float = 1.0) -> None:
+        self._broker = broker
+        self._speed = speed
+        self._intervals_ms: dict[str, int] = {}
+        self._planned_for: tuple[str, ...] = ()
+        self._planned_at_s = float("-inf")
+        self._tokens_per_ms: float | None = None
+
+    def schedule(self, query: DealQuery) -> Schedule:
+        """When *query* is to be read again."""
+        planned_ms = self._intervals_ms.get(query.name, UNKNOWN_INTERVAL_MS)
+        full_ms = query.full_scan_every_ms
+        return Schedule(
+            interval_ms=round((query.interval_ms or planned_ms) / self._speed),
+            full_scan_every_ms=None if full_ms is None else round(full_ms / self._speed),
+            max_pages=query.pages_per_scan,
+            cache_ms=round(CACHE_MS / self._speed),
+        )
+
+    def replan(self, queries: Iterable[DealQuery], standings: Mapping[str, Standing]) -> None:
+        """Plan the intervals anew if it is time."""
+        wanted = list(queries)
+        names = tuple(f"{query.name} {query.selection_hash}" for query in wanted)
+        now_s = time.monotonic()
+        if names == self._planned_for and now_s - self._planned_at_s < REPLAN_AFTER_S:
+            return
+        self._planned_for, self._planned_at_s = names, now_s
+        self._ask_budget()
+        if self._tokens_per_ms is None:
+            return
+        details = any(query.enrichment is not None for query in wanted)
+        planned = plan_intervals(
+            {query.name: _polled(query, standings[query.name]) for query in wanted},
+            tokens_per_ms=self._tokens_per_ms * (SHARE_WITH_DETAILS if details else SHARE),
+        )
+        for name, interval_ms in planned.items():
+            if self._intervals_ms.get(name) is None:
+                log.info("interval planned", query=name, interval=duration_words(interval_ms))
+        self._intervals_ms = planned
+
+    def _ask_budget(self) -> None:
+        try:
+            bucket = self._broker.get_bucket(timeout_s=2.0)
+        except BrokerClientError:
+            # The last answer serves until the broker is back.
+            return
+        if bucket.refill_rate > 0 and bucket.refill_period_s > 0:
+            per_ms = bucket.refill_rate / (bucket.refill_period_s * 1000)
+            self._tokens_per_ms = per_ms / self._speed
+
+
+def _polled(query: DealQuery, standing: Standing) -> PolledQuery:
+    return PolledQuery(
+        yields_per_ms=standing.yields.per_ms,
+        fixed_ms=query.interval_ms,
+        weight=WEIGHTS[query.priority],
+    )
