@@ -28,10 +28,10 @@ class Crew:
         """How often any ended unasked."""
         return sum(restart.count for restart in self._restarts.values())
 
-    def start(self, program: Program) -> None:
-        """Take *program* in and start it."""
+    def start(self, program: Program, **this_time: str) -> None:
+        """Take *program* in and start it, the first time with the variables *this_time*."""
         self._restarts[program] = Restart()
-        program.start()
+        program.start(**this_time)
 
     def tend(self) -> None:
         """Notice who ended, and start again who is due.

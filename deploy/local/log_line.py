@@ -29,6 +29,9 @@ class LogLine:
         if not isinstance(entry, dict) or "event" not in entry:
             return cls(text)
         fields = {name: value for name, value in entry.items() if name not in _NOT_FIELDS}
+        if traceback := str(entry.get("exception", "")).strip():
+            # Its last line says what happened; the rest stays in the log.
+            fields["exception"] = traceback.splitlines()[-1]
         return cls(str(entry["event"]), str(entry.get("level", "")), fields)
 
     def __str__(self) -> str:

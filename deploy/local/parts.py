@@ -35,10 +35,11 @@ class Parts:
             "deploy.keepa_simulator",
             "serve",
             f"--listen=127.0.0.1:{port}",
-            f"--tick-seconds={settings.simulator_tick_seconds}",
-            f"--rate={settings.simulator_refill_rate}",
+            f"--rate={settings.simulator_rate}",
             f"--initial-tokens={settings.simulator_tokens}",
-            f"--deal-speed={settings.simulator_deal_speed}",
+            f"--tick-seconds={settings.simulator_tick_s}",
+            f"--cache-seconds={settings.simulator_cache_s}",
+            f"--deal-speed={settings.simulator_speed}",
         )
 
     def migration(self) -> Program:

@@ -72,8 +72,12 @@ class Program:
         """Whether it has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> Self:
-        """Start it, or start it again; from the main thread, whose life it shares."""
+    def start(self, **this_time: str) -> Self:
+        """Start it, or start it again; from the main thread, whose life it shares.
+
+        Args:
+            this_time: Variables of the environment for this start alone.
+        """
         assert not self.running
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
@@ -81,7 +85,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=self._environment,
+            env={**self._environment, **this_time},
             cwd=self._folder,
             start_new_session=True,
         )

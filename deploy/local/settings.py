@@ -25,6 +25,9 @@ from broker.listen import Listen
 from broker.settings import CONFIG, Address, LogLevel, load
 from deploy.local.ports import free_port
 
+# Keepa's own, as measured and documented (keepa-api.md, sections 1 and 4).
+TICK_S: Final = 60.2
+CACHE_S: Final = 120.0
 REAL_KEEPA: Final = "https://api.keepa.com"
 _FETCHERS_MAX: Final = 200
 
@@ -57,14 +60,13 @@ class StackSettings(BaseSettings):
     data_dir: Path = Path(".local")
     queries: Path = Path("deploy/queries")
     log_level: LogLevel = LogLevel.INFO
-    # The real bucket ticks every minute: a short tick shows waiting and refilling.
-    simulator_tick_seconds: PositiveFloat = 2.0
+    # How many times as fast the simulator's world turns: its ticks, its deals, its cache,
+    # and how often the fetchers ask. At 30 a tick takes 2 s, so refilling is seen.
+    simulator_speed: Annotated[float, Field(ge=1, le=600)] = 30.0
     # Tokens that a tick brings; the bucket holds 60 ticks.
-    simulator_refill_rate: PositiveInt = 5
-    # What the bucket holds at the start: little, so that it soon runs dry.
-    simulator_tokens: int = 100
-    # How much faster than real time deals appear and change.
-    simulator_deal_speed: PositiveFloat = 60.0
+    simulator_rate: PositiveInt = 5
+    # What the bucket holds at the start: little, so that waiting is seen.
+    simulator_tokens: int = 20
 
     @field_validator("broker_listen", "broker_http_listen")
     @classmethod
@@ -93,6 +95,16 @@ class StackSettings(BaseSettings):
             return Keepa.NAMED
         has_key = self.keepa_api_key.get_secret_value() or self.keepa_api_key_file
         return Keepa.REAL if has_key else Keepa.SIMULATOR
+
+    @property
+    def simulator_tick_s(self) -> float:
+        """Seconds from one tick of the simulator to the next."""
+        return TICK_S / self.simulator_speed
+
+    @property
+    def simulator_cache_s(self) -> float:
+        """Seconds for which the simulator repeats the reply to a selection."""
+        return CACHE_S / self.simulator_speed
 
     @property
     def keepa_url(self) -> str:

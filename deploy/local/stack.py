@@ -106,8 +106,9 @@ class Stack:
         database_url = self._start_postgres(environment)
         parts = self._parts(environment)
         migration = parts.migration().start()
-        self._broker.start(parts.broker())
-        self._announce()
+        # Fetchers of ours end with the stack, so no lease can be left from before.
+        self._broker.start(parts.broker(), BROKER_RECOVERY_GRACE_MS="0")
+        self._announce(simulator_url)
         self._await(migration, lambda: not migration.running)
         migration.check(migration.wait(_READY_TIMEOUT_S))
         for number in range(1, self._settings.fetchers + 1):
@@ -137,7 +138,11 @@ class Stack:
         port = free_port()
         self._simulator = self._parts(environment).simulator(self._settings, port).start()
         url = f"http://127.0.0.1:{port}"
-        environment |= {"KEEPA_BASE_URL": url, "KEEPA_API_KEY": DEMO_KEY}
+        environment |= {
+            "KEEPA_BASE_URL": url,
+            "KEEPA_API_KEY": DEMO_KEY,
+            "POLL_SPEED": str(self._settings.simulator_speed),
+        }
         return url
 
     def _start_postgres(self, environment: dict[str, str]) -> str:
@@ -153,12 +158,12 @@ class Stack:
         environment["DATABASE_URL"] = url
         return url
 
-    def _announce(self) -> None:
+    def _announce(self, simulator_url: str) -> None:
         settings, say = self._settings, self._screen.say
         match settings.keepa:
             case Keepa.SIMULATOR:
-                lump, tick_s = settings.simulator_refill_rate, settings.simulator_tick_seconds
-                say(f"Keepa: a simulator, {lump} tokens every {tick_s:g} s")
+                lump, tick_s = settings.simulator_rate, settings.simulator_tick_s
+                say(f"Keepa: a simulator at {simulator_url}, {lump} tokens every {tick_s:.1f} s")
                 say("set KEEPA_API_KEY to use the real one")
             case Keepa.REAL | Keepa.NAMED:
                 say(f"Keepa: {settings.keepa_url}, with your key; its tokens will be spent")
