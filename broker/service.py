@@ -194,6 +194,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             floor_tokens=self._config.floor_tokens,
             max_debt_tokens=self._config.max_debt_tokens,
             fingerprint=self._fingerprint,
+            trouble=str(self._runtime.probes.trouble or ""),
         )
 
     async def _check_key(self, fingerprint: str, context: Context) -> None:

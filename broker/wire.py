@@ -114,9 +114,15 @@ def waiting(view: WaitingView) -> pb.Waiting:
 
 
 def bucket(
-    view: BucketView, totals: Totals, *, floor_tokens: int, max_debt_tokens: int, fingerprint: str
+    view: BucketView,
+    totals: Totals,
+    *,
+    floor_tokens: int,
+    max_debt_tokens: int,
+    fingerprint: str,
+    trouble: str,
 ) -> pb.Bucket:
-    """The bucket as an operator sees it."""
+    """The bucket as an operator sees it; *trouble* is why Keepa tells no balance."""
     message = pb.Bucket(
         balance=view.balance,
         reserved=view.reserved,
@@ -134,6 +140,7 @@ def bucket(
         state=BUCKET_STATES[view.state],
         totals=_totals(view, totals),
         key_fingerprint=fingerprint,
+        upstream_trouble=trouble,
     )
     if view.next_refill_ms is not None:
         message.next_refill_in.CopyFrom(duration(view.next_refill_ms))

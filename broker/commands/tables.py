@@ -53,6 +53,8 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
         ("Key", f"{bucket.key_fingerprint} (fingerprint), epoch {bucket.epoch}"),
     ]
+    if bucket.upstream_trouble:
+        rows.insert(1, ("Trouble", Text(bucket.upstream_trouble, style="red")))
     for name, value in rows:
         table.add_row(name, value)
     return table
@@ -137,4 +139,4 @@ def bucket_line(bucket: pb.Bucket) -> str:
         f" waiting={bucket.waiting} spent={bucket.totals.spent_tokens}"
         f" refused={bucket.totals.refusals} drift={bucket.drift_tokens:+d}"
         f" foreign={bucket.foreign_tokens}"
-    )
+    ) + (f" trouble={bucket.upstream_trouble!r}" if bucket.upstream_trouble else "")

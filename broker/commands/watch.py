@@ -27,7 +27,7 @@ RETRY_S: Final = 1.0
 BAR_WIDTH: Final = 60
 # Lines that are no table rows: the bucket, the bar, titles, headings, gaps.
 FIXED_LINES: Final = 24
-ROWS_MIN: Final = 2
+ROWS_MIN: Final = 4
 
 Stub = pb_grpc.TokenBrokerServiceStub
 
@@ -65,17 +65,19 @@ class Screen:
 
     def show(self, broker: Stub, bucket: pb.Bucket) -> None:
         """Draw *bucket*, and as many leases and waits as there is room for."""
-        rows = max(ROWS_MIN, (self._live.console.height - FIXED_LINES) // 2)
         page = broker.ListLeases(pb.ListLeasesRequest(page_size=PAGE_SIZE), timeout=TIMEOUT_S)
+        rows = max(ROWS_MIN, self._live.console.height - FIXED_LINES)
+        # Leases leave to the waits whatever they don't need, and vice versa.
+        held = min(len(page.leases), max(rows // 2, rows - len(page.waiting)))
         self._last = Group(
             bucket_table(bucket),
             Text(),
             ProgressBar(total=max(1, bucket.capacity), completed=max(0, bucket.balance),
                         width=BAR_WIDTH),
             Text(),
-            lease_table(list(page.leases[:rows])),
-            waiting_table(list(page.waiting[:rows])),
-            Text(_left_out(page, rows), style="dim"),
+            lease_table(list(page.leases[:held])),
+            waiting_table(list(page.waiting[: rows - held])),
+            Text(_left_out(page, held, rows - held), style="dim"),
         )  # fmt: skip
         self._live.update(self._last, refresh=True)
 
@@ -115,7 +117,7 @@ def _follow(broker: Stub, view: Screen | Lines, address: str) -> None:
         view.lost(f"{explain(address, exc)}; trying again")
 
 
-def _left_out(page: pb.ListLeasesResponse, rows: int) -> str:
-    leases, waiting = max(0, len(page.leases) - rows), max(0, len(page.waiting) - rows)
+def _left_out(page: pb.ListLeasesResponse, held: int, waits: int) -> str:
+    leases, waiting = max(0, len(page.leases) - held), max(0, len(page.waiting) - waits)
     more = f"{leases} more leases, {waiting} more waiting. " if leases or waiting else ""
     return f"{more}Ctrl-C ends."

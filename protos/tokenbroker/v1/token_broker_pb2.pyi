@@ -717,6 +717,7 @@ class Bucket(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     TOTALS_FIELD_NUMBER: _builtins.int
     KEY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    UPSTREAM_TROUBLE_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """Projected balance; may be negative."""
     reserved: _builtins.int
@@ -745,6 +746,8 @@ class Bucket(_message.Message):
     """Lifecycle."""
     key_fingerprint: _builtins.str
     """Short hash of the upstream key in use."""
+    upstream_trouble: _builtins.str
+    """Why the upstream tells no balance, for people; empty while it answers."""
     @_builtins.property
     def next_refill_in(self) -> _duration_pb2.Duration:
         """Time to the next refill."""
@@ -782,10 +785,11 @@ class Bucket(_message.Message):
         state: Global___BucketState.ValueType = ...,
         totals: Global___Totals | None = ...,
         key_fingerprint: _builtins.str = ...,
+        upstream_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
