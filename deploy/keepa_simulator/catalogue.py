@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from deploy.keepa_simulator.asins import number_of
-from deploy.keepa_simulator.events import happen
+from deploy.keepa_simulator.events import happen, move_numbers
 from deploy.keepa_simulator.facts import Facts, Printer
 from deploy.keepa_simulator.keepa_time import HOUR_MINUTES, MINUTE_MS, even_keepa_minutes
 from deploy.keepa_simulator.listing import Listing
@@ -26,7 +26,12 @@ _AGE_MEANS_H: Final = (1.3, 6.0)
 _AGE_SHARE_SHORT: Final = 0.62
 _AGE_MAX_H: Final = 22.3
 # Share of the events that fall on a product that is a deal already.
-_CHANGE_SHARE: Final = 0.15
+_CHANGE_SHARE: Final = 0.2
+# Half of those only look at it again: rank and counts move, lastUpdate is newer, and the
+# prices, with their creationDate, are as before.
+_LOOK_SHARE: Final = 0.5
+# How long before the last look the price changed, on average, where it did before.
+_LOOK_AFTER_MEAN_H: Final = 1.5
 # A stamp runs ahead of the server's clock this often, by 2 or 4 minutes.
 _AHEAD_SHARE: Final = 0.02
 _PICKS_MAX: Final = 8
@@ -158,11 +163,23 @@ class Catalogue:
                 age_h = rng.expovariate(1 / _AGE_MEANS_H[not short])
             rest_h = min(rng.expovariate(1 / _LIFE_MEANS_H[not short]), _AGE_MAX_H - age_h)
             listing = self._untouched(number)
-            listing.touch(self._stamp(start_ms - age_h * _HOUR_MS))
-            happen(rng, listing)
+            self._recall(listing, start_ms, age_h)
             serial = self._add(number, listing)
             self._ends.append((start_ms + rest_h * _HOUR_MS / self._speed, number, serial))
         heapify(self._ends)
+
+    def _recall(self, listing: Listing, start_ms: int, age_h: float) -> None:
+        """Let *listing* have changed before the start, and be last seen at *age_h*."""
+        changed_h = age_h
+        if self._rng.random() < _LOOK_SHARE:
+            earlier_h = age_h + self._rng.expovariate(1 / _LOOK_AFTER_MEAN_H)
+            changed_h = min(earlier_h, _AGE_MAX_H)
+        listing.touch(self._stamp(start_ms - changed_h * _HOUR_MS))
+        happen(self._rng, listing)
+        seen = self._stamp(start_ms - age_h * _HOUR_MS)
+        if seen > listing.last_update:
+            listing.touch(seen)
+            move_numbers(self._rng, listing)
 
     def _stamp(self, at_ms: float) -> int:
         ahead = self._rng.choice((2, 4)) if self._rng.random() < _AHEAD_SHARE else 0
@@ -179,7 +196,10 @@ class Catalogue:
         else:
             return
         listing.touch(stamp)
-        happen(self._rng, listing)
+        if number in self._live and self._rng.random() < _LOOK_SHARE:
+            move_numbers(self._rng, listing)
+        else:
+            happen(self._rng, listing)
         serial = self._add(number, listing)
         life_h = min(self._rng.expovariate(1 / self._life_mean_h()), _AGE_MAX_H)
         heappush(self._ends, (at_ms + life_h * _HOUR_MS / self._speed, number, serial))
@@ -209,7 +229,7 @@ class Catalogue:
             return
         del self._serials[number]
         listing = self._live.pop(number)
-        listing.row = None
+        listing.shrink()
         # The last number takes the place that becomes free, so picking stays O(1).
         place, last = self._places.pop(number), self._numbers.pop()
         if last != number:

@@ -60,7 +60,7 @@ def _note_kind(rng: Random, listing: Listing, group: int) -> None:
         listing.lightning = (begin, begin + _LIGHTNING_MINUTES)
 
 
-def _move_numbers(rng: Random, listing: Listing) -> None:
+def move_numbers(rng: Random, listing: Listing) -> None:
     """Rank, offer counts and reviews move a little with every update."""
     if (rank := listing.current(pt.SALES)) > 0:
         listing.change(pt.SALES, max(1, round(rank * rng.uniform(0.6, 1.5))))
@@ -82,4 +82,4 @@ def happen(rng: Random, listing: Listing) -> None:
         (group,) = rng.choices(offered, chances)
         _move_group(rng, listing, group)
         _note_kind(rng, listing, group)
-    _move_numbers(rng, listing)
+    move_numbers(rng, listing)

@@ -264,7 +264,7 @@ class Printer:
         self.products = products
         self._salt = struct.pack("<qH", seed, domain)
         self._kind_salt = struct.pack("<q", seed)
-        self.facts = lru_cache(maxsize=4_096)(self._facts)
+        self.facts = lru_cache(maxsize=512)(self._facts)
 
     def _facts(self, number: int) -> Facts:
         """Facts of product *number*; cheap enough to be forgotten and drawn again."""

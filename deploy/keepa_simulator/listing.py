@@ -105,9 +105,13 @@ class Listing:
         """Begin an update at *keepa_minute*, which is later than the last one."""
         assert keepa_minute > self.last_update
         self.last_update = keepa_minute
+        self.shrink()
+        del self._changes[:-_CHANGES_KEPT]
+
+    def shrink(self) -> None:
+        """Forget what can be worked out again."""
         self.row = None
         self._figures.clear()
-        del self._changes[:-_CHANGES_KEPT]
 
     def history(self, price_type: int) -> History:
         """The whole history of *price_type*."""

@@ -1,0 +1,56 @@
+"""Averages are those of the price that held, minute by minute."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.keepa_simulator.history import averages
+from deploy.keepa_simulator.listing import figures_of, percent
+
+END = 1_000
+
+
+@given(
+    st.dictionaries(st.integers(-400, END), st.integers(-1, 500), min_size=1, max_size=12),
+    st.lists(st.integers(1, 1_200), min_size=1, max_size=4, unique=True).map(sorted),
+)
+def test_average_is_weighted_by_time(prices: dict[int, int], windows: list[int]) -> None:
+    """Each mean equals that of a minute-by-minute list without the minutes out of stock."""
+    history = sorted(prices.items())
+    held: dict[int, int] = {}
+    for minute in range(END - 1_200, END):
+        known = [value for since, value in history if since <= minute]
+        if known and known[-1] >= 0:
+            held[minute] = known[-1]
+    expected = []
+    for window in windows:
+        values = [held[minute] for minute in range(END - window, END) if minute in held]
+        expected.append(round(sum(values) / len(values)) if values else -1)
+
+    assert averages(history, END, tuple(windows)) == tuple(expected)
+
+
+def test_no_history_is_no_data() -> None:
+    """No data are told from no offer: -2 and -1."""
+    assert averages([], END, (10, 20)) == (-2, -2)
+    assert averages([(0, -1)], END, (10, 20)) == (-1, -1)
+
+
+def test_delta_is_the_drop_below_the_average() -> None:
+    """A positive delta is a drop, its percentage is of the average."""
+    day = 24 * 60
+    figures = figures_of([(0, 2_000), (100 * day, 1_000)], 100 * day)
+
+    assert figures.average[3] == 2_000
+    assert figures.delta[3] == 1_000
+    assert figures.delta_percent[3] == 50
+    assert figures.delta_last == 1_000
+
+
+def test_percent_rounds_halves_up() -> None:
+    """As in the recordings: -2 of 11 is -18 percent, 6215 of 8664 is 72."""
+    assert [percent(-2, 11), percent(6_215, 8_664), percent(1, 8), percent(-1, 8)] == [
+        -18,
+        72,
+        13,
+        -12,
+    ]

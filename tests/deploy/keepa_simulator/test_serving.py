@@ -1,0 +1,349 @@
+"""What a client sees over HTTP: replies, prices, refusals and the call log."""
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import requests
+
+from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+
+BOOKS = {
+    "page": 0,
+    "domainId": "1",
+    "priceTypes": [2],
+    "dateRange": "3",
+    "deltaPercentRange": [50, 2147483647],
+    "isFilterEnabled": True,
+    "isRangeEnabled": True,
+    "includeCategories": [283155],
+    "currentRange": [500, 30100],
+    "sortType": 1,
+}
+ENVELOPE = {
+    "processingTimeInMs",
+    "refillIn",
+    "refillRate",
+    "timestamp",
+    "tokenFlowReduction",
+    "tokensConsumed",
+    "tokensLeft",
+}
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    """A simulator with a full bucket that never ticks while a test runs."""
+    running = launch_simulator(rate=200, tick_seconds=3600)
+    yield running
+    running.stop()
+
+
+def get(simulator: RunningSimulator, path: str, **parameters: Any) -> requests.Response:
+    """Call *path* with the key."""
+    parameters = {"key": simulator.api_key} | parameters
+    return requests.get(simulator.base_url + path, parameters, timeout=30)
+
+
+def deal(simulator: RunningSimulator, **fields: Any) -> dict[str, Any]:
+    """The reply to the books selection, changed by *fields*."""
+    reply = get(simulator, "/deal", selection=json.dumps(BOOKS | fields))
+    assert reply.status_code == 200
+    return dict(reply.json())
+
+
+def test_token_is_free_and_bare(simulator: RunningSimulator) -> None:
+    """/token tells the envelope and nothing else, for nothing."""
+    replies = [get(simulator, path).json() for path in ("/token", "/token/", "/token/?")]
+
+    assert all(reply.keys() == ENVELOPE for reply in replies)
+    assert len({reply["tokensLeft"] for reply in replies}) == 1
+
+
+def test_everything_is_compressed(simulator: RunningSimulator) -> None:
+    """Gzip comes unasked, on errors too."""
+    ok = requests.get(
+        f"{simulator.base_url}/token?key={simulator.api_key}",
+        headers={"Accept-Encoding": "identity"},
+        timeout=30,
+    )
+    bad = get(simulator, "/deal", selection="{")
+
+    assert ok.headers["Content-Encoding"] == bad.headers["Content-Encoding"] == "gzip"
+    assert bad.status_code == 400
+
+
+def test_invalid_key_gets_the_recorded_body(simulator: RunningSimulator) -> None:
+    """All token fields are zero, refillRate included."""
+    reply = get(simulator, "/token", key="no such key").json()
+
+    assert reply["error"]["type"] == "invalidParameter"
+    assert {name: reply[name] for name in ENVELOPE - {"timestamp", "processingTimeInMs"}} == {
+        "refillIn": 0,
+        "refillRate": 0,
+        "tokenFlowReduction": 0.0,
+        "tokensConsumed": 0,
+        "tokensLeft": 0,
+    }
+
+
+def test_error_carries_the_envelope_and_costs_nothing(simulator: RunningSimulator) -> None:
+    """A refused selection has an error object beside the true balance."""
+    before = get(simulator, "/token").json()["tokensLeft"]
+    reply = get(simulator, "/deal", selection='{"domainId": 1}').json()
+
+    assert reply.keys() == ENVELOPE | {"error"}
+    assert reply["error"].keys() == {"type", "message", "details"}
+    assert reply["tokensLeft"] == before
+
+
+def test_first_page_is_there_at_once(simulator: RunningSimulator) -> None:
+    """A full page of fresh deals, the newest first, for five tokens."""
+    reply = deal(simulator)
+    rows = reply["deals"]["dr"]
+    created = [row["creationDate"] for row in rows]
+    newest_ms = (created[0] + 21_564_000) * 60_000
+
+    assert reply["tokensConsumed"] == 5
+    assert len(rows) == 150
+    assert created == sorted(created, reverse=True)
+    assert abs(newest_ms - reply["timestamp"]) < 20 * 60_000
+
+
+def test_get_and_post_are_the_same(simulator: RunningSimulator) -> None:
+    """The selection may be posted; the key stays in the address."""
+    posted = requests.post(
+        f"{simulator.base_url}/deal/?key={simulator.api_key}", json=BOOKS, timeout=30
+    ).json()
+
+    assert posted["deals"] == deal(simulator)["deals"]
+
+
+def test_same_selection_is_cached_and_costs_the_same(simulator: RunningSimulator) -> None:
+    """A page is served again for 120 s, says so, and is paid for again."""
+    first, second = deal(simulator, titleSearch="a"), deal(simulator, titleSearch="a")
+
+    assert (first["dealsCached"], second["dealsCached"]) == (False, True)
+    assert first["deals"] == second["deals"]
+    assert second["tokensConsumed"] == 5
+
+
+def test_empty_page_past_the_end_costs_five(simulator: RunningSimulator) -> None:
+    """The page after the last is empty, keeps the counts, and is not free."""
+    reply = deal(simulator, page=50)
+
+    assert reply["deals"]["dr"] == []
+    assert sum(reply["deals"]["categoryCount"]) > 0
+    assert reply["tokensConsumed"] == 5
+
+
+def test_pages_do_not_repeat_and_add_up_to_the_count(simulator: RunningSimulator) -> None:
+    """Page by page, each row comes once, as many as the category's count says."""
+    pages = [deal(simulator, page=page)["deals"] for page in range(8)]
+    asins = [row["asin"] for page in pages for row in page["dr"]]
+    books = pages[0]["categoryCount"][pages[0]["categoryIds"].index(283155)]
+
+    assert len(set(asins)) == len(asins)
+    assert abs(len(asins) - books) <= 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "cost"),
+    [
+        ({}, 1),
+        ({"stats": 90, "history": 0, "days": 30}, 1),
+        ({"buybox": 1}, 3),
+        ({"update": 0}, 2),
+        ({"update": 1000}, 1),
+    ],
+)
+def test_product_price(simulator: RunningSimulator, parameters: dict[str, int], cost: int) -> None:
+    """Statistics are free; buy box and a forced update are not."""
+    rows = deal(simulator)["deals"]["dr"]
+    # Seen an hour ago or more, so that update=0 has something to do.
+    asin = rows[-1 - cost]["asin"]
+    reply = get(simulator, "/product", domain=1, asin=asin, **parameters).json()
+
+    assert reply["tokensConsumed"] == cost
+    assert [product["asin"] for product in reply["products"]] == [asin]
+
+
+def test_offers_replace_the_base_price(simulator: RunningSimulator) -> None:
+    """Six tokens for each page of ten offers that was found, five at least."""
+    asins = [row["asin"] for row in deal(simulator)["deals"]["dr"][:40]]
+    reply = get(simulator, "/product", domain=1, asin=",".join(asins), offers=20, stock=1).json()
+    pages = [-(-len(product["offers"]) // 10) for product in reply["products"]]
+
+    assert reply["tokensConsumed"] == sum(max(5, 6 * count) + 2 for count in pages)
+    assert set(pages) <= {0, 1, 2}
+    assert len(set(pages)) > 1
+
+
+def test_product_agrees_with_its_deal(simulator: RunningSimulator) -> None:
+    """The history of a product ends with what its deal says."""
+    row = deal(simulator)["deals"]["dr"][3]
+    parameters = {"asin": row["asin"], "domain": 1, "stats": 90, "offers": 20}
+    product = get(simulator, "/product", **parameters).json()["products"][0]
+
+    for price_type in (0, 1, 2, 3, 4):
+        history = product["csv"][price_type] or [-1, -1]
+        assert history[-1] == row["current"][price_type]
+        assert history[-2] == row["currentSince"][price_type]
+    assert product["lastUpdate"] == row["lastUpdate"]
+    assert product["stats"]["current"][:34] == row["current"]
+    assert product["productType"] == 0
+
+
+def test_unknown_asin_has_product_type_4(simulator: RunningSimulator) -> None:
+    """An ASIN that is no product's is told as such, and paid for."""
+    reply = get(simulator, "/product", domain=1, asin="B0ZZZZZZZZ").json()
+
+    assert reply["products"][0]["productType"] == 4
+    assert reply["tokensConsumed"] == 1
+
+
+def test_product_is_found_by_its_code(simulator: RunningSimulator) -> None:
+    """The EAN of a product leads back to it."""
+    asin = deal(simulator)["deals"]["dr"][0]["asin"]
+    product = get(simulator, "/product", domain=1, asin=asin).json()["products"][0]
+    found = get(simulator, "/product", domain=1, code=product["eanList"][0]).json()
+
+    assert [it["asin"] for it in found["products"]] == [asin]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "cost"),
+    [
+        ("/query", {"selection": '{"current_NEW_gte": 1000, "perPage": 250}'}, 13),
+        ("/category", {"category": 283155}, 1),
+        ("/search", {"type": "category", "term": "book"}, 10),
+        ("/search", {"term": "lamp"}, 10),
+        ("/bestsellers", {"category": 283155}, 50),
+    ],
+)
+def test_other_prices(
+    simulator: RunningSimulator, path: str, parameters: dict[str, Any], cost: int
+) -> None:
+    """The remaining requests cost what Keepa takes."""
+    reply = get(simulator, path, domain=1, **parameters)
+
+    assert reply.status_code == 200
+    assert reply.json()["tokensConsumed"] == cost
+
+
+def test_finder_filters_and_sorts(simulator: RunningSimulator) -> None:
+    """Found products fulfil the selection, in the order asked for."""
+    selection = {
+        "current_USED_gte": 1000,
+        "current_USED_lte": 4000,
+        "rootCategory": ["283155"],
+        "sort": [["current_USED", "desc"]],
+        "perPage": 60,
+    }
+    found = get(simulator, "/query", domain=1, selection=json.dumps(selection)).json()
+    asins = ",".join(found["asinList"])
+    products = get(simulator, "/product", domain=1, asin=asins).json()["products"]
+    prices = [product["csv"][2][-1] for product in products]
+
+    assert len(prices) == 60 < found["totalResults"]
+    assert all(1000 <= price <= 4000 for price in prices)
+    assert prices == sorted(prices, reverse=True)
+    assert {product["rootCategory"] for product in products} == {283155}
+
+
+def test_finder_refuses_what_it_can_not_do(simulator: RunningSimulator) -> None:
+    """A filter that is not simulated is named instead of being ignored."""
+    reply = get(simulator, "/query", domain=1, selection='{"returnRate": 1}')
+
+    assert reply.status_code == 400
+    assert "returnRate" in reply.json()["error"]["details"]
+
+
+def test_refusal_is_the_bare_envelope(start_simulator: StartSimulator) -> None:
+    """Without tokens a call gets 429, no error object, and loses nothing."""
+    broke = start_simulator(initial_tokens=-249, tick_seconds=3600)
+    reply = get(broke, "/deal", selection=json.dumps(BOOKS))
+    tokens = get(broke, "/token")
+
+    assert reply.status_code == 429
+    assert "Retry-After" not in reply.headers
+    assert reply.json().keys() == ENVELOPE
+    assert reply.json()["tokensLeft"] == -249
+    assert (tokens.status_code, tokens.json()["tokensLeft"]) == (200, -249)
+    assert broke.stats()["throttled"] == broke.stats()["accounts"][0]["refused_calls"] == 1
+
+
+def test_envelopes_name_the_next_tick(start_simulator: StartSimulator) -> None:
+    """Timestamp + processingTimeInMs + refillIn is one of equally spaced ticks."""
+    fast = start_simulator(tick_seconds=0.25, rate=3, initial_tokens=1, latency="0-60")
+    ticks: list[int] = []
+    balances: dict[int, int] = {}
+    deadline = time.monotonic() + 10
+    while len(set(ticks)) < 5 and time.monotonic() < deadline:
+        reply = get(fast, "/token").json()
+        ticks.append(reply["timestamp"] + reply["processingTimeInMs"] + reply["refillIn"])
+        balances[ticks[-1]] = reply["tokensLeft"]
+    distinct = sorted(balances)
+
+    assert all((tick - distinct[0]) % 250 == 0 for tick in distinct)
+    for before, after in pairwise(distinct):
+        assert balances[after] - balances[before] == 3 * (after - before) // 250
+
+
+def test_log_accounts_for_every_token(start_simulator: StartSimulator) -> None:
+    """Calls tell balances before and after, and add up to the statistics."""
+    simulator = start_simulator(rate=100, tick_seconds=3600)
+    rows = deal(simulator)["deals"]["dr"]
+    get(simulator, "/product", domain=1, asin=f"{rows[0]['asin']},{rows[1]['asin']}")
+    calls = simulator.calls()
+    stats = simulator.stats()
+
+    assert [(call["path"], call["consumed"]) for call in calls] == [("/deal", 5), ("/product", 2)]
+    assert [call["before"] - call["after"] for call in calls] == [5, 2]
+    assert calls[1]["asins"] == [rows[0]["asin"], rows[1]["asin"]]
+    assert calls[0]["rows"] == [
+        [1, row["asin"], row["lastUpdate"], row["creationDate"]] for row in rows
+    ]
+    assert json.loads(calls[0]["selection"]) == BOOKS
+    assert stats["spent"] == 7
+    assert stats["balance"] == stats["opening"] - 7
+    assert simulator.calls(since=1) == calls[1:]
+    assert simulator.api_key not in json.dumps([calls, stats])
+
+
+def test_deals_keep_coming_at_speed(start_simulator: StartSimulator) -> None:
+    """Sixty times as fast, new deals are seen within seconds."""
+    fast = start_simulator(deal_speed=60, cache_seconds=0, rate=1000)
+    first = {row["asin"]: row["lastUpdate"] for row in deal(fast)["deals"]["dr"]}
+    deadline = time.monotonic() + 15
+    new: set[str] = set()
+    while len(new) < 3 and time.monotonic() < deadline:
+        new = {row["asin"] for row in deal(fast)["deals"]["dr"]} - first.keys()
+
+    assert len(new) >= 3
+
+
+def test_each_key_has_its_own_account(start_simulator: StartSimulator) -> None:
+    """What one key spends, the other keeps; their ticks differ."""
+    simulator = start_simulator(api_key=["alpha" * 13, "omega" * 13], tick_seconds=3600)
+    get(simulator, "/category", key="alpha" * 13, domain=1, category=283155)
+    first, second = simulator.stats()["accounts"]
+
+    assert (first["spent"], second["spent"]) == (1, 0)
+    assert first["refill_in_ms"] != second["refill_in_ms"]
+
+
+def test_plan_can_change(start_simulator: StartSimulator) -> None:
+    """Rate, flow reduction, foreign spending and balance are changed by a word."""
+    simulator = start_simulator(rate=5, tick_seconds=3600)
+    simulator.change_account(rate=60, token_flow_reduction=1.5, spend=40)
+    reply = get(simulator, "/token").json()
+    simulator.change_account(balance=-10)
+    stats = simulator.stats()
+
+    assert (reply["refillRate"], reply["tokenFlowReduction"]) == (60, 1.5)
+    assert reply["tokensLeft"] == 300 - 40
+    assert (stats["balance"], stats["foreign"], stats["spent"]) == (-10, 310, 0)
