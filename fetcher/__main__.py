@@ -54,6 +54,17 @@ def run(
 
 
 @app.command()
+def metrics() -> None:
+    """Serve what is known of the collection to Prometheus; one is enough for all fetchers.
+
+    Example: DATABASE_URL=postgresql://localhost/deals dealfetcher metrics
+    """
+    from fetcher.commands.metrics import serve_metrics  # noqa: PLC0415 - only what is used
+
+    serve_metrics(Settings.load())
+
+
+@app.command()
 def scans(query: Query = None, limit: Limit = 20, output: Output = Format.TABLE) -> None:
     """List the newest scans: what they read, why they ended.
 

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     # `dealfetcher prune` deletes what was not seen for longer.
     retention_days: PositiveInt = 90
 
+    # Where `dealfetcher metrics` serves Prometheus.
+    metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9465"
+
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 

@@ -1,0 +1,45 @@
+"""Serving the metrics of the collection."""
+
+import signal
+import threading
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from fetcher import logs
+from fetcher.errors import SettingsError
+from fetcher.metrics import CollectionCollector, Measuring
+from fetcher.postgres import Database
+from fetcher.query_folder import QueryFolder
+from fetcher.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def serve_metrics(settings: Settings) -> None:
+    """Serve /metrics until a signal comes.
+
+    Raises:
+        SettingsError: The address can't be listened on.
+    """
+    database_url = settings.require_database_url()
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Database(database_url) as database:
+        # Fetchers beat three times in this time.
+        folder = QueryFolder(settings.queries)
+        measuring = Measuring(database, folder, silent_s=settings.claim_ttl_s)
+        registry = CollectorRegistry()
+        registry.register(CollectionCollector(measuring))
+        host, _, port = settings.metrics_listen.rpartition(":")
+        try:
+            server, _thread = start_http_server(int(port), host, registry)
+        except OSError as exc:
+            problem = f"METRICS_LISTEN: can't listen on {settings.metrics_listen}: {exc.strerror}"
+            raise SettingsError([problem]) from None
+        log.info("metrics served", address=settings.metrics_listen)
+        measuring.run(stop)
+        server.shutdown()
+        server.server_close()

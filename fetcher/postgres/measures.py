@@ -1,0 +1,115 @@
+"""What is measured of the collection as a whole, whoever collects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+from psycopg.rows import class_row, scalar_row
+
+from fetcher.postgres.database import Connection
+from fetcher.queries import DealQuery
+
+# Keepa's clock tells all times of a scan, so ages are taken by it too.
+PROGRESS: Final[LiteralString] = """
+SELECT q.query,
+       extract(epoch FROM w.keepa_now - w.newest_deal)::float8 AS newest_deal_age_s,
+       extract(epoch FROM now() - w.moved_at)::float8 AS watermark_age_s,
+       extract(epoch FROM w.keepa_now - w.last_scan)::float8 AS scan_age_s,
+       coalesce(jsonb_array_length(w.gaps), 0) AS gaps
+  FROM unnest(%s::text[], %s::text[]) AS q (query, selection_hash)
+  LEFT JOIN (SELECT *, now() + keepa_ahead_ms * interval '1 ms' AS keepa_now FROM watermarks) w
+       USING (query, selection_hash)
+"""
+
+OPEN_PAGES: Final[LiteralString] = """
+SELECT count(*) FILTER (WHERE p.state = 'ready') AS ready,
+       count(*) FILTER (WHERE p.state = 'claimed') AS claimed,
+       (SELECT count(*) FROM scan_pages WHERE state = 'dead') AS dead
+  FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+ WHERE s.state = 'running' AND p.state IN ('ready', 'claimed')
+"""
+
+# A sum over a time that moves along: pruned scans don't make it fall.
+READ: Final[LiteralString] = """
+SELECT q.query, coalesce(sum(p.row_count), 0)::bigint AS rows,
+       coalesce(sum(p.new_deals), 0)::bigint AS new_deals,
+       coalesce(sum(p.tokens), 0)::bigint AS tokens
+  FROM unnest(%s::text[]) AS q (query)
+  LEFT JOIN scans s ON s.query = q.query
+  LEFT JOIN scan_pages p ON p.scan_id = s.id AND p.done_at > now() - interval '1 hour'
+ GROUP BY q.query
+"""
+
+DEALS: Final[LiteralString] = "SELECT count(*) FROM deals"
+
+# Three beats missed in a row mean that the process is gone.
+FETCHERS: Final[LiteralString] = """
+SELECT count(*) FROM workers WHERE seen_at > now() - %s * interval '1 second'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryProgress:
+    """How far a query has been read; ages in seconds, None for what never happened."""
+
+    query: str
+    newest_deal_age_s: float | None
+    watermark_age_s: float | None
+    scan_age_s: float | None
+    gaps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """Pages of running scans that are still to be read, and pages given up."""
+
+    ready: int
+    claimed: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class HourRead:
+    """What was read of a query within the last hour."""
+
+    query: str
+    rows: int
+    new_deals: int
+    tokens: int
+
+
+def measure_progress(connection: Connection, queries: Sequence[DealQuery]) -> list[QueryProgress]:
+    """How far each of *queries* has been read with its present selection."""
+    names = [query.name for query in queries]
+    hashes = [query.selection_hash for query in queries]
+    with connection.cursor(row_factory=class_row(QueryProgress)) as cursor:
+        return cursor.execute(PROGRESS, (names, hashes)).fetchall()
+
+
+def measure_pages(connection: Connection) -> PageCounts:
+    """Pages by what is still to be done about them."""
+    with connection.cursor(row_factory=class_row(PageCounts)) as cursor:
+        counts = cursor.execute(OPEN_PAGES).fetchone()
+    assert counts is not None
+    return counts
+
+
+def measure_reading(connection: Connection, queries: Sequence[DealQuery]) -> list[HourRead]:
+    """What was read of each of *queries* within the last hour."""
+    with connection.cursor(row_factory=class_row(HourRead)) as cursor:
+        return cursor.execute(READ, ([query.name for query in queries],)).fetchall()
+
+
+def count_deals(connection: Connection) -> int:
+    """Deals stored."""
+    return _count(connection, DEALS)
+
+
+def count_fetchers(connection: Connection, *, silent_s: float) -> int:
+    """Processes that have been heard of within *silent_s* seconds."""
+    return _count(connection, FETCHERS, silent_s)
+
+
+def _count(connection: Connection, statement: LiteralString, *values: float) -> int:
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return int(cursor.execute(statement, values).fetchone() or 0)
