@@ -1,0 +1,113 @@
+"""Settings of the broker, read from an environment of the test's own."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from broker.settings import ClientSettings, ServeSettings, SettingsError, key_fingerprint, load
+
+KEY = "thisisasecretkey0123456789"
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no .env of the developer's may reach a test."""
+    for name in [*ServeSettings.model_fields, *ClientSettings.model_fields]:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_key_is_all_that_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything else has a default that suits one machine."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+
+    settings = load(ServeSettings)
+
+    assert settings.keepa_api_key.get_secret_value() == KEY
+    assert settings.keepa_base_url == "https://api.keepa.com"
+    assert settings.broker_listen == "127.0.0.1:50051"
+    assert settings.broker_http_listen == "127.0.0.1:9464"
+
+
+def test_the_key_may_come_from_a_mounted_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The line break that editors leave behind is not part of it."""
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("KEEPA_API_KEY_FILE", str(tmp_path / "key"))
+
+    assert load(ServeSettings).keepa_api_key.get_secret_value() == KEY
+
+
+def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
+    """It stands in for the environment on a developer's machine."""
+    (tmp_path / ".env").write_text(f"KEEPA_API_KEY={KEY}\nBROKER_FLOOR_TOKENS=7\n")
+
+    assert load(ServeSettings).broker_floor_tokens == 7
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files hand over empty strings for what nobody set."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_LISTEN", "")
+
+    assert load(ServeSettings).broker_listen == "127.0.0.1:50051"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("KEEPA_API_KEY", "", "KEEPA_API_KEY is not set: export it"),
+        ("KEEPA_API_KEY", "two words", "KEEPA_API_KEY holds blanks"),
+        ("KEEPA_API_KEY_FILE", "/nowhere/key", "KEEPA_API_KEY_FILE: /nowhere/key can't be read"),
+        ("KEEPA_BASE_URL", "api.keepa.com", "KEEPA_BASE_URL: must look like"),
+        ("BROKER_LISTEN", "50051", "BROKER_LISTEN: must be host:port"),
+        ("BROKER_HTTP_LISTEN", "127.0.0.1:99999", "BROKER_HTTP_LISTEN: must be host:port"),
+        ("BROKER_FLOOR_TOKENS", "-1", "BROKER_FLOOR_TOKENS: "),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL: "),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    """One line, which a person can act on."""
+    if not name.startswith("KEEPA_API_KEY"):
+        monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError) as caught:
+        load(ServeSettings)
+
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in what is printed of settings nor in complaints about them."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    shown = repr(load(ServeSettings))
+    monkeypatch.setenv("LOG_LEVEL", KEY)
+    monkeypatch.setenv("BROKER_LISTEN", KEY)
+    monkeypatch.setenv("KEEPA_BASE_URL", KEY)
+
+    with pytest.raises(SettingsError) as caught:
+        load(ServeSettings)
+
+    assert KEY not in shown
+    assert KEY not in str(caught.value)
+
+
+def test_the_fingerprint_is_a_salted_short_hash() -> None:
+    """Clients compute the same, to find out that they use another key."""
+    digest = hashlib.sha256(f"keepa-token-broker:{KEY}".encode()).hexdigest()
+
+    assert key_fingerprint(SecretStr(KEY)) == digest[:12]
+
+
+def test_commands_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator who only looks must not be asked for the secret."""
+    monkeypatch.setenv("BROKER_ADDRESS", "broker.example:50051")
+
+    assert load(ClientSettings).broker_address == "broker.example:50051"
