@@ -80,6 +80,7 @@ class Program:
         """
         assert not self.running
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_path.touch()
         self._process = subprocess.Popen(
             tethered(self._command),
             stdin=subprocess.DEVNULL,
