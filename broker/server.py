@@ -39,6 +39,10 @@ OPTIONS: Final[Sequence[tuple[str, int]]] = (
     # Clients may ping as often, also while nothing but a wait is under way.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A fleet that comes back at once is let in, not thinned out with
+    # RESOURCE_EXHAUSTED (the defaults: by chance from 1,000, all from 3,000).
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
 )
 
 
