@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from fetcher.broker_client import BrokerClient, BrokerClientError
-from fetcher.keepa_units import CACHE_MS
+from fetcher.keepa_units import CACHE_MS, NEWEST_FIRST, TOKENS_PER_DEAL_PAGE
 from fetcher.polling import PolledQuery, plan_intervals
 from fetcher.postgres.progress import Standing
 from fetcher.queries import DealQuery
@@ -16,7 +16,9 @@ from fetcher.scanning import Schedule
 
 log = structlog.get_logger(__name__)
 
-REPLAN_AFTER_S: Final = 60.0
+# More often at first, while the broker is still learning how fast tokens come.
+REPLAN_FIRST_S: Final = 2.0
+REPLAN_MAX_S: Final = 60.0
 
 # While no broker has ever answered, scans that are started could not be read anyway.
 UNKNOWN_INTERVAL_MS: Final = 5 * 60_000
@@ -29,7 +31,7 @@ WEIGHTS: Final = {"high": 4.0, "normal": 2.0, "low": 1.0}
 
 
 class Pace:
-    """The intervals in force; planned anew every minute and when the queries change.
+    """The intervals in force; planned anew every minute or so and when the queries change.
 
     *speed* is how many times as fast Keepa's world turns: 1 but for simulators.
     """
@@ -40,6 +42,7 @@ class Pace:
         self._intervals_ms: dict[str, int] = {}
         self._planned_for: tuple[str, ...] = ()
         self._planned_at_s = float("-inf")
+        self._replan_after_s = REPLAN_FIRST_S
         self._tokens_per_ms: float | None = None
 
     def schedule(self, query: DealQuery) -> Schedule:
@@ -58,19 +61,21 @@ class Pace:
         wanted = list(queries)
         names = tuple(f"{query.name} {query.selection_hash}" for query in wanted)
         now_s = time.monotonic()
-        if names == self._planned_for and now_s - self._planned_at_s < REPLAN_AFTER_S:
+        if names == self._planned_for and now_s - self._planned_at_s < self._replan_after_s:
             return
+        self._replan_after_s = min(2 * self._replan_after_s, REPLAN_MAX_S)
         self._planned_for, self._planned_at_s = names, now_s
         self._ask_budget()
         if self._tokens_per_ms is None:
             return
         details = any(query.enrichment is not None for query in wanted)
         planned = plan_intervals(
-            {query.name: _polled(query, standings[query.name]) for query in wanted},
+            {query.name: self._polled(query, standings[query.name]) for query in wanted},
             tokens_per_ms=self._tokens_per_ms * (SHARE_WITH_DETAILS if details else SHARE),
         )
         for name, interval_ms in planned.items():
-            if self._intervals_ms.get(name) is None:
+            before_ms = self._intervals_ms.get(name)
+            if before_ms is None or not before_ms / 2 < interval_ms < before_ms * 2:
                 log.info("interval planned", query=name, interval=duration_words(interval_ms))
         self._intervals_ms = planned
 
@@ -84,10 +89,11 @@ class Pace:
             per_ms = bucket.refill_rate / (bucket.refill_period_s * 1000)
             self._tokens_per_ms = per_ms / self._speed
 
-
-def _polled(query: DealQuery, standing: Standing) -> PolledQuery:
-    return PolledQuery(
-        yields_per_ms=standing.yields.per_ms,
-        fixed_ms=query.interval_ms,
-        weight=WEIGHTS[query.priority],
-    )
+    def _polled(self, query: DealQuery, standing: Standing) -> PolledQuery:
+        every_page = query.sort_type != NEWEST_FIRST
+        return PolledQuery(
+            yields_per_ms=standing.yields.per_ms / self._speed,
+            fixed_ms=query.interval_ms,
+            weight=WEIGHTS[query.priority],
+            scan_tokens=TOKENS_PER_DEAL_PAGE * (standing.last_pages if every_page else 1),
+        )

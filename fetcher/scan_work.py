@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -271,7 +272,12 @@ def _say_ended(claim: PageClaim, end: ScanEnd) -> None:
         scan=claim.scan_id,
         pages=end.pages,
         reason=end.reason,
+        watermark=_time(end.result.progress.watermark_ms),
         **({"watermark_held": True} if end.result.watermark_held else {}),
         **({"gap": True} if end.result.gap is not None else {}),
     )
     log.info("verdicts", query=claim.query, scan=claim.scan_id, breakdown=end.breakdown.words())
+
+
+def _time(unix_ms: int | None) -> str | None:
+    return None if unix_ms is None else f"{datetime.fromtimestamp(unix_ms / 1000, UTC):%F %T}"

@@ -167,7 +167,7 @@ class Worker:
         try:
             self._scans.give_back()
             self._details.give_back()
-            with self._workplace.database.connection() as connection:
+            with self._workplace.database.connection(timeout_s=0.5) as connection:
                 leave(connection, holder=self._workplace.holder)
         except (StoppedError, DatabaseAwayError) as exc:
             log.warning("Postgres is away: claims end by themselves", problem=str(exc))

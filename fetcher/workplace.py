@@ -20,7 +20,7 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
 
 # After a stop, a reply that was paid for is still tried to be written for so long.
-STOP_GRACE_S: Final = 2.0
+STOP_GRACE_S: Final = 1.0
 
 Result = TypeVar("Result")
 
@@ -65,8 +65,10 @@ class Workplace:
         """
         pause_s = FIRST_PAUSE_S
         while True:
+            # The end can't wait for long.
+            timeout_s = STOP_GRACE_S / 2 if self.stop.is_set() else None
             try:
-                with self.database.connection() as connection:
+                with self.database.connection(timeout_s=timeout_s) as connection:
                     result = change(connection)
             except DatabaseAwayError as exc:
                 self._say_away(exc)

@@ -41,7 +41,7 @@ SELECT count(*) FROM (
      WHERE state IN ('wanted', 'claimed') AND not_before <= now()
        AND (state = 'wanted' OR claim_expires < now())
        AND domain_id = %s AND operation = %s AND parameters = %s
-     LIMIT %s) AS some
+     LIMIT %s) AS wanted
 """
 
 CLAIM: Final[LiteralString] = """

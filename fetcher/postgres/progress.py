@@ -55,7 +55,13 @@ SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.g
        w.polling, (extract(epoch FROM now()) * 1000)::bigint + coalesce(w.keepa_ahead_ms, 0),
        coalesce((SELECT array_agg(kind) FROM scans s
                   WHERE s.query = q.query AND s.selection_hash = q.selection_hash
-                    AND s.state = 'running'), '{}')
+                    AND s.state = 'running'), '{}'),
+       greatest(1, (SELECT count(*) FROM scan_pages p
+                     WHERE p.state = 'done'
+                       AND p.scan_id = (SELECT max(id) FROM scans s
+                                         WHERE s.query = q.query AND s.state = 'completed'
+                                           AND s.selection_hash = q.selection_hash
+                                           AND NOT s.background)))
   FROM unnest(%s::text[], %s::text[]) AS q (query, selection_hash)
   LEFT JOIN watermarks w USING (query, selection_hash)
 """
@@ -63,12 +69,16 @@ SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.g
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a query stands; *now_ms* is Keepa's clock as far as it is known."""
+    """Where a query stands; *now_ms* is Keepa's clock as far as it is known.
+
+    *last_pages* is how many pages its last scan in the foreground took, at least one.
+    """
 
     progress: Progress
     yields: Yield
     running: frozenset[ScanKind]
     now_ms: int
+    last_pages: int
 
 
 def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str, Standing]:
@@ -81,6 +91,7 @@ def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str,
             yields=Yield() if row[6] is None else YIELD.validate_python(row[6]),
             now_ms=int(row[7]),
             running=frozenset(row[8]),
+            last_pages=int(row[9]),
         )
         for row in connection.execute(STANDINGS, (names, hashes))
     }

@@ -1,0 +1,452 @@
+"""Whole fetcher processes against a real simulator, broker and Postgres."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local.ports import free_port
+from deploy.local.program import Program
+from tests.fix_broker import StartProgram, environment
+from tests.fix_fetcher import SELECTION, StartWorld, World, wait_until
+
+STOP_S = 5.0
+RSS_MAX_MB = 100
+
+
+def output(fetcher: Program) -> str:
+    """What it has written so far."""
+    try:
+        return fetcher.output()
+    except FileNotFoundError:
+        return ""
+
+
+def events(fetcher: Program) -> list[dict[str, Any]]:
+    """What a fetcher has logged."""
+    lines = [line for line in output(fetcher).splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines]
+
+
+def logged(fetcher: Program, event: str) -> list[dict[str, Any]]:
+    """Its log lines of one kind."""
+    return [line for line in events(fetcher) if line["event"] == event]
+
+
+def stop_in_time(fetcher: Program) -> int:
+    """Ask it to stop; its exit code, if it comes in time."""
+    started_s = time.monotonic()
+    fetcher.terminate()
+    code = fetcher.wait(STOP_S + 5)
+    assert time.monotonic() - started_s < STOP_S
+    return code
+
+
+def assert_no_traceback(fetcher: Program) -> None:
+    """People are told in one line what is wrong."""
+    assert "Traceback" not in fetcher.output()
+    assert "unexpected" not in fetcher.output()
+
+
+def test_a_scan_stores_exactly_what_was_served(start_world: StartWorld) -> None:
+    """Every row of every page, its verdict, and every token are accounted for."""
+    world = start_world()
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
+    fetcher = world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+    code = stop_in_time(fetcher)
+    served = world.simulator.served_deals()
+    verdicts = dict(world.rows("SELECT state, count(*) FROM verdicts GROUP BY state"))
+    newest = world.rows("SELECT domain_id, asin, last_update FROM deals")
+
+    assert code == 0
+    assert world.stored_deals() == set(served)
+    assert sum(verdicts.values()) == len(served)
+    assert verdicts["rejected"] > 0
+    assert all(update is not None for _, _, update in newest)
+    world.assert_every_token_is_accounted_for()
+    assert_no_traceback(fetcher)
+
+
+def test_the_log_says_what_is_fetched_and_why_deals_were_rejected(
+    start_world: StartWorld,
+) -> None:
+    """The sort type is named with its meaning, rejections by rule."""
+    world = start_world()
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 1}}})
+    fetcher = world.start_fetcher()
+    wait_until(lambda: logged(fetcher, "verdicts"), "a breakdown of verdicts")
+    started = logged(fetcher, "Fetching deals using Sort Type: 1 (deal age, newest first)")
+    breakdown = logged(fetcher, "verdicts")[0]["breakdown"]
+
+    assert started[0]["query"] == "used"
+    assert "rejected: rank" in breakdown
+
+
+def test_details_of_accepted_deals_are_bought_once(start_world: StartWorld) -> None:
+    """Pending deals get their product verdict, and no product is paid for twice."""
+    world = start_world(rate=500)
+    query = {
+        "selection": SELECTION,
+        "enrichment": True,
+        "rules": {"rank": {"max": 200_000}, "monthly_sold": {"min": 1, "unknown": "reject"}},
+    }
+    world.write_query("used", query)
+    world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+    wait_until(
+        lambda: (
+            not world.value("SELECT count(*) FROM products WHERE state IN ('wanted', 'claimed')")
+        ),
+        "all products bought",
+    )
+    wanted = world.value("SELECT count(*) FROM products")
+    asked = [call for call in world.simulator.calls() if call["path"] == "/product"]
+    bought = sum(call["consumed"] for call in asked)
+    undecided = world.value("SELECT count(*) FROM final_verdicts WHERE state = 'pending'")
+
+    assert wanted > 0
+    assert bought == wanted
+    assert undecided == 0
+    world.assert_every_token_is_accounted_for()
+
+
+def test_an_idle_fetcher_stops_at_once(start_world: StartWorld) -> None:
+    """With no query there is nothing to finish."""
+    world = start_world()
+    fetcher = world.start_fetcher()
+    wait_until(lambda: logged(fetcher, "fetcher started"), "a start")
+
+    assert stop_in_time(fetcher) == 0
+    assert_no_traceback(fetcher)
+
+
+def test_a_fetcher_that_waits_for_tokens_stops_in_time(start_world: StartWorld) -> None:
+    """The wait is called off, and nothing stays claimed or reserved."""
+    world = start_world(initial_tokens=-1000, rate=1, tick_seconds=60)
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    wait_until(lambda: world.broker.bucket().waiting == 1, "a wait for tokens")
+    claimed = world.value("SELECT count(*) FROM scan_pages WHERE state = 'claimed'")
+    code = stop_in_time(fetcher)
+
+    assert code == 0
+    assert claimed == 0
+    wait_until(lambda: world.broker.bucket().waiting == 0, "the wait's end")
+    assert world.broker.bucket().open_leases == 0
+
+
+def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> None:
+    """A call that takes too long to wait for is reported, its page free for others."""
+    world = start_world(latency="60000")
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    wait_until(lambda: world.broker.bucket().open_leases == 1, "a call")
+    wait_until(
+        lambda: world.value("SELECT count(*) FROM scan_pages WHERE state = 'claimed'"), "a claim"
+    )
+    code = stop_in_time(fetcher)
+
+    assert code == 0
+    assert world.rows("SELECT state, attempts FROM scan_pages") == [("ready", 0)]
+    assert world.broker.bucket().totals.settles == 1
+
+
+def test_run_seconds_ends_by_itself(start_world: StartWorld) -> None:
+    """A run with a limit exits 0."""
+    world = start_world()
+    fetcher = world.start_fetcher("--run-seconds", "1")
+
+    assert fetcher.wait(20) == 0
+
+
+def test_ctrl_c_is_a_clean_end(start_world: StartWorld) -> None:
+    """SIGINT stops as SIGTERM does."""
+    world = start_world()
+    fetcher = world.start_fetcher()
+    wait_until(lambda: logged(fetcher, "fetcher started"), "a start")
+    os.kill(fetcher.pid, signal.SIGINT)
+
+    assert fetcher.wait(STOP_S) == 0
+
+
+def test_a_fetcher_stays_small(start_world: StartWorld) -> None:
+    """Memory stays below 100 MB while pages are read."""
+    world = start_world()
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+    status = Path(f"/proc/{fetcher.pid}/status").read_text()
+    rss_mb = int(status.split("VmRSS:")[1].split()[0]) / 1000
+
+    assert rss_mb < RSS_MAX_MB
+
+
+def test_a_refusal_puts_the_page_back_unharmed(start_world: StartWorld) -> None:
+    """A 429 is no failed attempt and never the end of the deals."""
+    world = start_world()
+    world.simulator.set_fault("throttle:path=/deal,count=3")
+    world.write_query("used")
+    world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+
+    assert world.simulator.stats()["throttled"] == 3
+    assert world.value("SELECT max(attempts) FROM scan_pages") == 0
+    assert world.stored_deals() == set(world.simulator.served_deals())
+
+
+@pytest.mark.parametrize("fault", ["error:status=503", "cut", "garbage", "reset"])
+def test_a_failed_call_is_repeated(start_world: StartWorld, fault: str) -> None:
+    """Server errors, cut and strange bodies cost an attempt, never a deal."""
+    world = start_world()
+    joint = "," if ":" in fault else ":"
+    world.simulator.set_fault(f"{fault}{joint}path=/deal,count=2")
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+
+    assert world.value("SELECT max(attempts) FROM scan_pages") == 2
+    assert world.stored_deals() >= set(world.simulator.served_deals())
+    assert_no_traceback(fetcher)
+
+
+def test_a_page_that_always_fails_is_put_aside(start_world: StartWorld) -> None:
+    """It ends as a dead letter with its error, and the watermark does not move."""
+    world = start_world()
+    world.simulator.set_fault("error:status=500,path=/deal")
+    world.write_query("used")
+    world.start_fetcher(page_attempts_max=3)
+    wait_until(lambda: world.rows("SELECT 1 FROM scan_pages WHERE state = 'dead'"), "a dead page")
+    error, attempts = world.rows("SELECT error, attempts FROM scan_pages")[0]
+
+    assert "500" in error
+    assert attempts == 3
+    assert world.value("SELECT state FROM scans") == "abandoned"
+    assert world.rows("SELECT watermark FROM watermarks") == [(None,)]
+
+
+def test_a_page_of_a_killed_fetcher_is_finished_by_another(start_world: StartWorld) -> None:
+    """Killing a fetcher in mid-call costs the call, not the page."""
+    world = start_world(latency="3000")
+    world.write_query("used")
+    first = world.start_fetcher(claim_ttl_s=1)
+    wait_until(
+        lambda: world.value("SELECT count(*) FROM scan_pages WHERE state = 'claimed'"), "a claim"
+    )
+    first.kill()
+    world.start_fetcher(claim_ttl_s=1)
+    wait_until(world.scans_completed, "a completed scan")
+    holders = world.value("SELECT max(fence) FROM scan_pages")
+
+    assert holders >= 2
+    assert world.stored_deals() == set(world.simulator.served_deals())
+
+
+def test_fetchers_never_read_the_same_page_at_once(start_world: StartWorld) -> None:
+    """A fleet reads each page of a scan once."""
+    world = start_world(latency="30-80")
+    for number in range(3):
+        selection = {**SELECTION, "priceTypes": [number]}
+        world.write_query(f"query-{number}", {"selection": selection})
+    fleet = [world.start_fetcher() for _ in range(4)]
+    wait_until(lambda: world.scans_completed() == 3, "three completed scans")
+    for fetcher in fleet:
+        fetcher.terminate()
+    paid = sum(call["path"] == "/deal" for call in world.simulator.calls())
+    reads = world.value("SELECT sum(reads) FROM scan_pages")
+
+    assert reads == paid
+    assert world.value("SELECT max(fence - reads) FROM scan_pages") == 0
+    assert world.stored_deals() == set(world.simulator.served_deals())
+    world.assert_every_token_is_accounted_for()
+
+
+def test_a_changed_query_is_picked_up(start_world: StartWorld) -> None:
+    """A query file that appears later is read without a restart."""
+    world = start_world()
+    fetcher = world.start_fetcher()
+    wait_until(lambda: logged(fetcher, "fetcher started"), "a start")
+    world.write_query("later")
+
+    wait_until(world.scans_completed, "a scan of the new query")
+
+
+def test_a_bad_query_file_is_named_and_does_not_stop_the_others(
+    start_world: StartWorld,
+) -> None:
+    """The log names the file, the key and the reason."""
+    world = start_world()
+    world.write_query("good")
+    world.write_query("bad", {"domainId": 99, "priceTypes": [1]})
+    fetcher = world.start_fetcher()
+    wait_until(world.scans_completed, "a scan of the good query")
+    refused = logged(fetcher, "query file refused")
+
+    assert [(line["query"], line["key"]) for line in refused] == [("bad", "selection.domainId")]
+
+
+def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld) -> None:
+    """A new rule applies to what is stored, without a call to Keepa."""
+    world = start_world()
+    world.write_query("used")
+    world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+    spent = world.simulator.stats()["spent"]
+    accepted = world.value("SELECT count(*) FROM verdicts WHERE state = 'accepted'")
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 1}}})
+    wait_until(
+        lambda: not world.value("SELECT count(*) FROM verdicts WHERE state = 'accepted'"),
+        "new verdicts",
+    )
+
+    assert accepted > 0
+    assert world.simulator.stats()["spent"] == spent
+
+
+def test_a_sort_that_is_not_newest_first_is_found_out(start_world: StartWorld) -> None:
+    """Sort type 4 reads every page, says so, and loses nothing."""
+    world = start_world(deal_speed=200, cache_seconds=1)
+    world.write_query("drops", {"selection": {**SELECTION, "sortType": 4}})
+    fetcher = world.start_fetcher(poll_speed=100)
+    wait_until(lambda: world.scans_completed() >= 2, "two completed scans")
+    stop_in_time(fetcher)
+    complaints = [line for line in events(fetcher) if "every page" in line["event"]]
+
+    assert complaints
+    assert complaints[0]["level"] == "warning"
+    assert "percent drop descending" in complaints[0]["order"]
+    assert world.stored_deals() == set(world.simulator.served_deals())
+
+
+class TestOutages:
+    """Each is one clear line and a steady retry."""
+
+    def test_without_keepa_the_fetcher_keeps_trying(self, start_world: StartWorld) -> None:
+        """A Keepa that can't be reached harms no page."""
+        world = start_world()
+        world.write_query("used")
+        fetcher = world.start_fetcher(keepa_base_url=f"http://127.0.0.1:{free_port()}")
+        wait_until(lambda: logged(fetcher, "Keepa is not available: trying again"), "a complaint")
+        code = stop_in_time(fetcher)
+
+        assert code == 0
+        assert world.value("SELECT max(attempts) FROM scan_pages") == 0
+        assert world.broker.bucket().totals.spent_tokens == 0
+        assert_no_traceback(fetcher)
+
+    def test_an_unknown_key_ends_the_fetcher(self, start_world: StartWorld) -> None:
+        """A broker that counts for another key refuses; nobody else can help."""
+        world = start_world()
+        world.write_query("used")
+        fetcher = world.start_fetcher(keepa_api_key="another-key-of-somebody")
+        code = fetcher.wait(30)
+
+        assert code == 1
+        assert "KEEPA_API_KEY" in fetcher.last_words
+        assert "another-key-of-somebody" not in fetcher.output()
+        assert_no_traceback(fetcher)
+
+    def test_without_postgres_the_fetcher_waits(self, start_world: StartWorld) -> None:
+        """One line names the trouble; the password is not in it."""
+        world = start_world()
+        url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
+        fetcher = world.start_fetcher(database_url=url)
+        wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+        code = stop_in_time(fetcher)
+
+        assert code == 0
+        assert "hidden-word" not in fetcher.output()
+        assert_no_traceback(fetcher)
+
+    def test_without_tables_the_fetcher_names_the_remedy(
+        self, start_world: StartWorld, empty_database_url: str
+    ) -> None:
+        """Migrations may come later."""
+        world = start_world()
+        fetcher = world.start_fetcher(database_url=empty_database_url)
+        wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+
+        assert "dealfetcher migrate" in fetcher.output()
+
+    def test_without_a_broker_the_fetcher_waits_for_it(self, start_world: StartWorld) -> None:
+        """It makes no call, and goes on when the broker is back."""
+        world = start_world()
+        world.write_query("used")
+        world.broker.program.kill()
+        world.broker.program.wait(10)
+        fetcher = world.start_fetcher()
+        wait_until(lambda: "no broker answers" in output(fetcher), "a complaint", 30)
+        calls = [call for call in world.simulator.calls() if call["path"] == "/deal"]
+        world.broker.start()
+        wait_until(world.scans_completed, "a completed scan")
+
+        assert calls == []
+        assert fetcher.output().count("no broker answers") == 1
+        assert_no_traceback(fetcher)
+
+    def test_a_missing_key_is_named_with_its_remedy(
+        self, start_program: StartProgram, database_url: str
+    ) -> None:
+        """Exit code 2, and where it was looked for."""
+        fetcher = start_program("fetcher", "run", database_url=database_url)
+        code = fetcher.wait(20)
+
+        assert code == 2
+        assert "KEEPA_API_KEY" in fetcher.last_words
+        assert ".env" in fetcher.last_words
+
+
+def command(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a `dealfetcher` command."""
+    return subprocess.run(
+        [sys.executable, "-m", "fetcher", *arguments],
+        env=world.environment(),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
+    """Scans, deals and rejections, for people and for programs."""
+    world = start_world()
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
+    world.start_fetcher()
+    wait_until(world.scans_completed, "a completed scan")
+    scans = json.loads(command(world, "scans", "-o", "json").stdout)
+    deals = json.loads(command(world, "deals", "-n", "3", "-o", "json").stdout)
+    rejected = json.loads(command(world, "rejections", "-o", "json").stdout)
+    table = command(world, "rejections", "--since", "1h").stdout
+
+    assert scans[0]["state"] == "completed"
+    assert scans[0]["rows"] == len(world.stored_deals())
+    assert len(deals) == 3
+    assert rejected[0]["rules"][0]["rule"] == "rank"
+    assert "rank" in table
+
+
+def test_a_command_without_postgres_fails_in_one_line() -> None:
+    """Exit code 1 and the variable to look at."""
+    url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
+    done = subprocess.run(
+        [sys.executable, "-m", "fetcher", "scans"],
+        env=environment(database_url=url),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert "DATABASE_URL" in done.stderr
+    assert "hidden-word" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
