@@ -110,7 +110,7 @@ def launch_simulator(**options: Any) -> RunningSimulator:
         cwd=_ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one C call, no lock is taken
     )
     assert process.stdout is not None
     line = process.stdout.readline().strip()

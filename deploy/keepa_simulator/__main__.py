@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psycopg
 import typer
 import uvloop
 
 from deploy.keepa_simulator.audit import (
+    DatabaseError,
     Key,
     Report,
     calls_of_journal,
@@ -180,9 +180,8 @@ def audit(
     """
     try:
         report = compare(_served(simulator_url, journal), stored_deals(database_url))
-    except (OSError, ValueError, psycopg.Error) as exc:
-        reason = type(exc).__name__ if isinstance(exc, psycopg.Error) else exc
-        print(f"keepa-simulator: can't compare: {reason}", file=sys.stderr)
+    except (OSError, ValueError, DatabaseError) as exc:
+        print(f"keepa-simulator: can't compare: {exc}", file=sys.stderr)
         raise typer.Exit(_USAGE_ERROR) from None
     if output == "json":
         print(json.dumps({**asdict(report), "is_complete": report.is_complete}))

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
 
-import psycopg
-
 from deploy.keepa_simulator.keepa_time import unix_ms
 
 _TIMEOUT_S: Final = 30
 _LOAD: Final = "SELECT domain_id, asin, last_update FROM deals"
 
 Key = tuple[int, str]
+
+
+class DatabaseError(Exception):
+    """The database can't be read; the text is the kind of failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,17 @@ def stored_deals(database_url: str) -> dict[Key, datetime]:
     """What the table ``deals`` holds, by (domain, asin).
 
     Raises:
-        psycopg.Error: The database can't be reached, or has no such table.
+        DatabaseError: The database can't be reached, or has no such table.
     """
-    with psycopg.connect(database_url, connect_timeout=_TIMEOUT_S) as connection:
-        rows = connection.execute(_LOAD).fetchall()
+    # Serving needs no database driver, and starts sooner without.
+    import psycopg  # noqa: PLC0415 - as said
+
+    try:
+        with psycopg.connect(database_url, connect_timeout=_TIMEOUT_S) as connection:
+            rows = connection.execute(_LOAD).fetchall()
+    except psycopg.Error as exc:
+        # Its text may hold the address with a password.
+        raise DatabaseError(type(exc).__name__) from None
     return {(domain, asin): last_update for domain, asin, last_update in rows}
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from deploy.keepa_simulator.catalogue import Catalogue
-from deploy.keepa_simulator.deal_query import Page, answer
-from deploy.keepa_simulator.deal_row import deal_json
+from deploy.keepa_simulator.deal_query import answer
+from deploy.keepa_simulator.deal_row import row_text
 from deploy.keepa_simulator.exchange import Answer, Query, RequestError, Written
 from deploy.keepa_simulator.keepa_time import even_keepa_minutes
+from deploy.keepa_simulator.listing import RowText
 from deploy.keepa_simulator.selection import Selection, SelectionError, parse_selection
 from deploy.keepa_simulator.taxonomy import ROOT_NAMES
 
@@ -23,20 +24,26 @@ _NO_ORDER: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class _CachedPage:
+    """A page as it was; the texts of the rows are shared with the catalogue."""
+
     read_at_ms: int
-    deals: Written
+    category_counts: dict[int, int]
     rows: list[tuple[int, str, int, int]]
+    texts: list[RowText]
 
-
-def _deals_json(page: Page, price_type: int) -> Written:
-    roots = list(page.category_counts)
-    rows = ", ".join(deal_json(listing, price_type) for listing in page.deals)
-    counts = json.dumps(list(page.category_counts.values()))
-    names = json.dumps([ROOT_NAMES[root] for root in roots])
-    return Written(
-        f'{{"categoryCount": {counts}, "categoryIds": {json.dumps(roots)}, '
-        f'"categoryNames": {names}, "dr": [{rows}], "drDateIndex": []}}'
-    )
+    def written(self) -> Written:
+        """The ``deals`` object of the reply."""
+        roots = list(self.category_counts)
+        counts = json.dumps(list(self.category_counts.values()))
+        names = json.dumps([ROOT_NAMES[root] for root in roots])
+        rows = ", ".join(
+            f"{head}{creation_date}{tail}"
+            for (_, _, _, creation_date), (head, tail) in zip(self.rows, self.texts, strict=True)
+        )
+        return Written(
+            f'{{"categoryCount": {counts}, "categoryIds": {json.dumps(roots)}, '
+            f'"categoryNames": {names}, "dr": [{rows}], "drDateIndex": []}}'
+        )
 
 
 class DealEndpoint:
@@ -73,7 +80,7 @@ class DealEndpoint:
         cached = page is not None
         if page is None:
             page = self._read(wanted, query.now_ms, ignore_order=ignore_order)
-        fields = {"deals": page.deals, "dealsCached": cached}
+        fields = {"deals": page.written(), "dealsCached": cached}
         return Answer(fields, PAGE_COST, selection=text, rows=page.rows)
 
     def _cached(self, wanted: Selection, now_ms: int) -> _CachedPage | None:
@@ -96,7 +103,8 @@ class DealEndpoint:
             )
             for deal in found.deals
         ]
-        page = _CachedPage(now_ms, _deals_json(found, wanted.price_type), rows)
+        texts = [row_text(deal) for deal in found.deals]
+        page = _CachedPage(now_ms, found.category_counts, rows, texts)
         if not ignore_order:
             self._pages[wanted] = page
             self._pages.move_to_end(wanted)

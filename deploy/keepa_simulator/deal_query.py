@@ -59,12 +59,12 @@ def _order(sort_type: int, date_range: int) -> _Order:
     """The sort key of a sortType; nothing sorts by last update. Ties go by product."""
     orders: dict[int, _Order] = {
         1: lambda match: (-match[1].since, match[0].facts.number),
-        2: lambda match: (-match[1].delta[date_range], match[0].facts.number),
+        2: lambda match: (-match[1].sums.delta[date_range], match[0].facts.number),
         3: lambda match: (_rank(match[0]), match[0].facts.number),
-        4: lambda match: (-match[1].delta_percent[date_range], match[0].facts.number),
-        -2: lambda match: (match[1].delta[date_range], match[0].facts.number),
+        4: lambda match: (-match[1].sums.delta_percent[date_range], match[0].facts.number),
+        -2: lambda match: (match[1].sums.delta[date_range], match[0].facts.number),
         -3: lambda match: (-_rank(match[0]), match[0].facts.number),
-        -4: lambda match: (match[1].delta_percent[date_range], match[0].facts.number),
+        -4: lambda match: (match[1].sums.delta_percent[date_range], match[0].facts.number),
     }
     # Newest first can't be inverted; 0 and what is left out have no recognisable order.
     orders[-1] = orders[1]

@@ -8,7 +8,7 @@ from deploy.keepa_simulator import price_types as pt
 from deploy.keepa_simulator.filters import is_back_in_stock
 from deploy.keepa_simulator.history import History
 from deploy.keepa_simulator.keepa_time import DAY_MINUTES
-from deploy.keepa_simulator.listing import Figures, Listing
+from deploy.keepa_simulator.listing import Listing, RowText, Sums
 
 _CONDITION_COMMENTS: Final = {
     2: "Item will come in original packaging.",
@@ -31,7 +31,7 @@ def rank_drops(history: History, end: int, days: int) -> int:
     return sum(after < before for before, after in pairwise(recent))
 
 
-def _by_range(name: str, figures: list[Figures]) -> list[list[int]]:
+def _by_range(name: str, figures: list[Sums]) -> list[list[int]]:
     """[dateRange][priceType], turned round from one tuple per price type."""
     return [list(column) for column in zip(*(getattr(it, name) for it in figures), strict=True)]
 
@@ -43,19 +43,20 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
     """
     facts = listing.facts
     figures = [listing.figures(type_) for type_ in range(pt.DEAL_TYPES)]
+    sums = [it.sums for it in figures]
     ranks = listing.history(pt.SALES)
     row: dict[str, Any] = {
         "asin": facts.asin,
-        "avg": _by_range("average", figures),
+        "avg": _by_range("average", sums),
         "backInStock": [is_back_in_stock(it, listing.last_update) for it in figures],
         "categories": list(facts.categories),
         "creationDate": figures[price_type].since,
         "current": [it.current for it in figures],
         "currentSince": [it.since for it in figures],
         "dateIntervalIndex": 0,
-        "delta": _by_range("delta", figures),
+        "delta": _by_range("delta", sums),
         "deltaLast": [it.delta_last for it in figures],
-        "deltaPercent": _by_range("delta_percent", figures),
+        "deltaPercent": _by_range("delta_percent", sums),
         "image": list(image_name(facts.number).encode("ascii")),
         "lastUpdate": listing.last_update,
         "lightningEnd": listing.lightning[1],
@@ -76,12 +77,18 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
     return row
 
 
-def deal_json(listing: Listing, price_type: int) -> str:
+def row_text(listing: Listing) -> RowText:
     """The deal as JSON text; serialised once for each update of the product."""
-    creation = listing.figures(price_type).since
     if listing.row is None:
-        text = json.dumps(deal_fields(listing, price_type), sort_keys=True)
-        head, tail = text.split(f"{_CREATION}{creation}", maxsplit=1)
+        # Which price type is asked for decides about the creation date alone.
+        fields = deal_fields(listing, pt.NEW)
+        text = json.dumps(fields, sort_keys=True)
+        head, tail = text.split(f"{_CREATION}{fields['creationDate']}", maxsplit=1)
         listing.row = (f"{head}{_CREATION}", tail)
-    head, tail = listing.row
-    return f"{head}{creation}{tail}"
+    return listing.row
+
+
+def deal_json(listing: Listing, price_type: int) -> str:
+    """The deal as JSON text, for a selection of *price_type*."""
+    head, tail = row_text(listing)
+    return f"{head}{listing.figures(price_type).since}{tail}"

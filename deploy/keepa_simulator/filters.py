@@ -54,7 +54,7 @@ def _switches(price_type: int, date_range: int) -> dict[str, Predicate]:
         "isLowestOffer": _lowest_offer,
         "isHighest": lambda deal, it: _is_highest(deal, it, price_type),
         "isBackInStock": lambda deal, it: is_back_in_stock(it, deal.last_update),
-        "isRisers": lambda _, it: it.delta[date_range] < 0,
+        "isRisers": lambda _, it: it.sums.delta[date_range] < 0,
         "isPrimeExclusive": lambda deal, _: deal.current(pt.PRIME_EXCL) >= 0,
         "mustHaveAmazonOffer": lambda deal, _: deal.current(pt.AMAZON) >= 0,
         "mustNotHaveAmazonOffer": lambda deal, _: deal.current(pt.AMAZON) < 0,
@@ -76,10 +76,11 @@ def _ranges(wanted: Selection) -> Iterator[Predicate]:
         yield between(wanted.current_range, lambda figures: figures.current)
     if wanted.delta_percent_range:
         yield between(
-            wanted.delta_percent_range, lambda figures: sign * figures.delta_percent[date_range]
+            wanted.delta_percent_range,
+            lambda figures: sign * figures.sums.delta_percent[date_range],
         )
     if wanted.delta_range:
-        yield between(wanted.delta_range, lambda figures: sign * figures.delta[date_range])
+        yield between(wanted.delta_range, lambda figures: sign * figures.sums.delta[date_range])
     if wanted.delta_last_range:
         yield between(wanted.delta_last_range, lambda figures: sign * figures.delta_last)
 

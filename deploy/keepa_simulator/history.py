@@ -50,24 +50,23 @@ def typical_price(facts: Facts, price_type: int) -> int:
     return max(1, round(facts.list_price * pt.PRICE_RATIO[price_type]))
 
 
-def _prices(facts: Facts, price_type: int) -> list[int]:
-    """One price per segment of the past; -1 where it was sold out."""
-    octets, group = facts.octets, pt.GROUP_OF[price_type]
-    steady = group in _ALWAYS_THERE
-    scarce = _SCARCE_STEADY if steady else _SCARCE
+def _price(facts: Facts, price_type: int, segment: int) -> int:
+    """The price in a segment of the past; -1 where it was sold out."""
+    octets = facts.octets
+    availability, level = _PRICE_DRAWS[price_type][segment]
     typical = typical_price(facts, price_type)
-    prices = [
-        NO_OFFER
-        if octets[availability] < scarce
-        # Members of a group follow it, so they share the level and differ by their ratio.
-        else max(1, typical * (75 + octets[level] * 50 // 256) // 100)
-        for availability, level in _PRICE_DRAWS[price_type]
-    ]
-    if prices[-1] == NO_OFFER and steady:
-        prices[-1] = typical
-    if price_type == pt.LIGHTNING_DEAL:
-        prices[-1] = NO_OFFER
-    return prices
+    last = segment in (-1, _SEGMENTS - 1)
+    if pt.GROUP_OF[price_type] in _ALWAYS_THERE:
+        if octets[availability] < _SCARCE_STEADY:
+            return typical if last else NO_OFFER
+    elif octets[availability] < _SCARCE or (last and price_type == pt.LIGHTNING_DEAL):
+        return NO_OFFER
+    # Members of a group follow it, so they share the level and differ by their ratio.
+    return max(1, typical * (75 + octets[level] * 50 // 256) // 100)
+
+
+def _prices(facts: Facts, price_type: int) -> list[int]:
+    return [_price(facts, price_type, segment) for segment in range(_SEGMENTS)]
 
 
 def _ranks(facts: Facts, draws: list[int]) -> list[int] | None:
@@ -120,7 +119,10 @@ def _values(facts: Facts, price_type: int) -> list[int] | None:
 
 def base_value(facts: Facts, price_type: int) -> int:
     """The last value of `base_history`, or -1."""
-    values = _values(facts, price_type)
+    group = pt.GROUP_OF.get(price_type)
+    if group is not None:
+        return _price(facts, price_type, -1) if facts.has_offers(group) else NO_OFFER
+    values = _numbers(facts, price_type)
     return values[-1] if values else NO_OFFER
 
 

@@ -27,18 +27,55 @@ def percent(part: int, whole: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """One price type of a listing as of its last update; tuples are by date range.
+class Sums:
+    """What a history comes to, each by date range; a positive delta is a drop."""
 
-    Prices are in the smallest currency unit; a positive delta is a drop.
-    """
-
-    current: int
-    since: int
-    previous: int
     average: tuple[int, ...]
     delta: tuple[int, ...]
     delta_percent: tuple[int, ...]
+
+
+_FLAT: Final = (0,) * len(AVERAGE_WINDOWS)
+_NO_SUMS: Final = Sums((NO_DATA,) * len(AVERAGE_WINDOWS), _FLAT, _FLAT)
+
+
+def sums_of(history: History, end: int) -> Sums:
+    """Sum *history* up as of the Keepa minute *end*."""
+    if not history:
+        return _NO_SUMS
+    current = history[-1][1]
+    average = averages(history, end, AVERAGE_WINDOWS)
+    if current < 0:
+        return Sums(average, _FLAT, _FLAT)
+    delta = tuple([mean - current if mean >= 0 else 0 for mean in average])
+    shares = [percent(drop, mean) for drop, mean in zip(delta, average, strict=True)]
+    return Sums(average, delta, tuple(shares))
+
+
+class Figures:
+    """One price type of a listing as of its last update; valid until the next one.
+
+    Prices are in the smallest currency unit. Sums are worked out when first asked for:
+    most deals fail a cheaper filter before.
+    """
+
+    __slots__ = ("_listing", "_price_type", "_sums", "current", "previous", "since")
+
+    def __init__(self, listing: "Listing", price_type: int) -> None:
+        history = listing.history(price_type)
+        self.since, self.current = history[-1] if history else (-1, NO_OFFER)
+        self.previous = history[-2][1] if len(history) > 1 else NO_OFFER
+        self._listing = listing
+        self._price_type = price_type
+        self._sums: Sums | None = None if history else _NO_SUMS
+
+    @property
+    def sums(self) -> Sums:
+        """Averages and deltas by date range."""
+        if self._sums is None:
+            history = self._listing.history(self._price_type)
+            self._sums = sums_of(history, self._listing.last_update)
+        return self._sums
 
     @property
     def delta_last(self) -> int:
@@ -46,22 +83,8 @@ class Figures:
         return self.previous - self.current if min(self.previous, self.current) >= 0 else 0
 
 
-_FLAT: Final = ((0,) * len(AVERAGE_WINDOWS), (0,) * len(AVERAGE_WINDOWS))
-_NO_FIGURES: Final = Figures(NO_OFFER, -1, NO_OFFER, (NO_DATA,) * len(AVERAGE_WINDOWS), *_FLAT)
-
-
-def figures_of(history: History, end: int) -> Figures:
-    """Sum *history* up as of the Keepa minute *end*."""
-    if not history:
-        return _NO_FIGURES
-    since, current = history[-1]
-    previous = history[-2][1] if len(history) > 1 else NO_OFFER
-    average = averages(history, end, AVERAGE_WINDOWS)
-    if current < 0:
-        return Figures(current, since, previous, average, *_FLAT)
-    delta = tuple(mean - current if mean >= 0 else 0 for mean in average)
-    shares = tuple(percent(drop, mean) for drop, mean in zip(delta, average, strict=True))
-    return Figures(current, since, previous, average, delta, shares)
+# A serialised deal, cut where the creation date of the price type belongs.
+RowText = tuple[str, str]
 
 
 class Listing:
@@ -91,7 +114,7 @@ class Listing:
         self.lightning = (0, 0)
         self.warehouse_condition = 0
         # The deal as of the last update, serialised, kept by whoever serialises.
-        self.row: tuple[str, str] | None = None
+        self.row: RowText | None = None
         self._changes: list[tuple[int, int, int]] = []
         self._figures: dict[int, Figures] = {}
 
@@ -124,7 +147,7 @@ class Listing:
     def figures(self, price_type: int) -> Figures:
         """The figures of *price_type* as of the last update."""
         if (known := self._figures.get(price_type)) is None:
-            known = figures_of(self.history(price_type), self.last_update)
+            known = Figures(self, price_type)
             self._figures[price_type] = known
         return known
 

@@ -257,6 +257,8 @@ def product_fields(listing: Listing, wanted: Details) -> dict[str, Any]:
         "isHeatSensitive": False,
         "isRedirectASIN": False,
         "isSNS": facts.octets[13] > 200,  # noqa: PLR2004 - one product in five
+        # Each language with its kind, unlike what a selection asks for.
+        "languages": [["English", "Published"]] if facts.is_book else None,
         "launchpad": False,
         "offersSuccessful": False,
         "parentAsin": facts.parent_asin,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.keepa_simulator.history import averages
-from deploy.keepa_simulator.listing import figures_of, percent
+from deploy.keepa_simulator.listing import percent, sums_of
 
 END = 1_000
 
@@ -38,12 +38,11 @@ def test_no_history_is_no_data() -> None:
 def test_delta_is_the_drop_below_the_average() -> None:
     """A positive delta is a drop, its percentage is of the average."""
     day = 24 * 60
-    figures = figures_of([(0, 2_000), (100 * day, 1_000)], 100 * day)
+    sums = sums_of([(0, 2_000), (100 * day, 1_000)], 100 * day)
 
-    assert figures.average[3] == 2_000
-    assert figures.delta[3] == 1_000
-    assert figures.delta_percent[3] == 50
-    assert figures.delta_last == 1_000
+    assert sums.average[3] == 2_000
+    assert sums.delta[3] == 1_000
+    assert sums.delta_percent[3] == 50
 
 
 def test_percent_rounds_halves_up() -> None:
