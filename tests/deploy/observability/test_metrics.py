@@ -1,0 +1,152 @@
+"""Alerts, dashboards and autoscaling name metrics that a running collection really has."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+import yaml
+
+from deploy.local.ports import free_port
+from tests.deploy.observability.fix_stack import RunningStack, stack, wait_for
+from tests.deploy.observability.test_alerts import PROMTOOL
+
+__all__ = ["stack"]
+
+ROOT = Path(__file__).parents[3]
+PROMETHEUS = shutil.which("prometheus")
+METRIC = re.compile(r"\b(?:tokenbroker|dealfetcher)_[a-z_]+")
+
+
+def dashboards() -> list[dict[str, Any]]:
+    """Every dashboard that Grafana is given."""
+    folder = ROOT / "deploy/grafana/dashboards"
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def panel_expressions() -> list[str]:
+    """Every expression of every panel."""
+    panels = [panel for board in dashboards() for panel in board["panels"]]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def alert_expressions() -> list[str]:
+    """Every expression of every alert."""
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
+    return [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def scaling_queries() -> list[str]:
+    """What KEDA asks Prometheus."""
+    path = ROOT / "deploy/kubernetes/components/keda/scaled-object.yaml"
+    triggers = yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["triggers"]
+    return [trigger["metadata"]["query"] for trigger in triggers]
+
+
+def scraped_names(exposition: str) -> set[str]:
+    """The names of all series in *exposition*."""
+    lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
+    return {re.split(r"[ {]", line, maxsplit=1)[0] for line in lines}
+
+
+@contextmanager
+def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
+    """A Prometheus with our configuration but for the addresses and the pace."""
+    config = yaml.safe_load(
+        (ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8")
+    )
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(ROOT / "deploy/prometheus/alerts.yml")]
+    targets = {"broker": stack.broker, "metrics": stack.metrics}
+    for scrape in config["scrape_configs"]:
+        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    assert PROMETHEUS is not None
+    process = subprocess.Popen(
+        [
+            PROMETHEUS,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            f"--web.listen-address={address}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(prometheus: str, expression: str) -> bool:
+    """Whether *expression* brings data back."""
+    try:
+        with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=10) as reply:
+            return bool(json.load(reply)["data"]["result"])
+    except ConnectionError:
+        return False
+    except OSError as exc:
+        # Not yet up; a refused expression would be an HTTP error.
+        if hasattr(exc, "code"):
+            raise
+        return False
+
+
+def panels_without_data(stack: RunningStack, folder: Path) -> list[str]:
+    """Expressions of panels that bring no data from a Prometheus that scrapes *stack*."""
+    waiting = panel_expressions()
+    with running_prometheus(stack, folder) as prometheus:
+
+        def answered() -> bool:
+            waiting[:] = [one for one in waiting if not answers(prometheus, one)]
+            return not waiting
+
+        wait_for(answered, f"data for {waiting}", 30)
+    return waiting
+
+
+@pytest.mark.slow
+def test_expressions_find_what_they_name(stack: RunningStack, tmp_path: Path) -> None:
+    """Alerts, panels and scaling rules name metrics that are served; every panel shows data."""
+    exposition = stack.scrape()
+    wanted = set(
+        METRIC.findall("\n".join([*panel_expressions(), *alert_expressions(), *scaling_queries()]))
+    )
+    lint = subprocess.run(
+        [PROMTOOL or "true", "check", "metrics"],
+        input=exposition,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # Without Prometheus (apt-get install prometheus) the names alone are compared.
+    silent = panels_without_data(stack, tmp_path) if PROMETHEUS else []
+
+    assert wanted - scraped_names(exposition) == set()
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    assert silent == []
+
+
+def test_dashboards_are_whole() -> None:
+    """Dashboards and panels have names of their own, and ask the provisioned data source."""
+    path = ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml"
+    source = yaml.safe_load(path.read_text(encoding="utf-8"))["datasources"][0]["uid"]
+    boards = dashboards()
+    panels = [panel for board in boards for panel in board["panels"]]
+
+    assert len({board["uid"] for board in boards}) == len(boards) == 2
+    assert all(panel["title"] and panel["datasource"]["uid"] == source for panel in panels)
+    assert all(
+        len({panel["title"] for panel in board["panels"]}) == len(board["panels"])
+        for board in boards
+    )
