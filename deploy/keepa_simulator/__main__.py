@@ -27,6 +27,56 @@ _USAGE_ERROR = 2
 _SHOWN_MAX = 10
 _DEFAULTS = Options()
 
+_Listen = Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")]
+_ApiKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Key of an account; repeat it for several. Any text will do. "
+        f"[default: the demonstration key {DEMO_KEY}]",
+        show_default=False,
+    ),
+]
+_Rate = Annotated[
+    int, typer.Option(min=1, help="Tokens that a tick brings; the bucket holds 60 times that.")
+]
+_InitialTokens = Annotated[
+    int | None, typer.Option(help="Opening balance; may be negative. [default: a full bucket]")
+]
+_TickSeconds = Annotated[
+    float, typer.Option(min=0.01, help="Time from one tick to the next; Keepa's is 60.2 s.")
+]
+_DealSpeed = Annotated[
+    float, typer.Option(min=0.001, help="How many times as fast deals come, change and go.")
+]
+_Products = Annotated[
+    int, typer.Option(min=10, max=100_000_000, help="Products on each Amazon site.")
+]
+_Deals = Annotated[
+    int, typer.Option(min=1, help="Deals at any moment, about; at most half the products.")
+]
+_Seed = Annotated[int, typer.Option(help="Equal seeds give equal products.")]
+_CacheSeconds = Annotated[
+    float, typer.Option(min=0, help="How long a selection's page is served again unchanged.")
+]
+_Latency = Annotated[str, typer.Option(help="Milliseconds that a call takes: MS or LOW-HIGH.")]
+_ChargeAt = Annotated[
+    Literal["start", "end"],
+    typer.Option(help="When a call is charged; nobody knows which it is at Keepa."),
+]
+_Fault = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="KIND[:NAME=VALUE,...], may be repeated. Kinds: latency (ms, spread), error "
+        "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), "
+        "unsorted; on the account: foreign (tokens), jump (tokens), plan (rate), reduction "
+        "(tokens). All take path, probability, after, for, every (seconds), count, charged. "
+        "Example: error:status=503,path=/deal,every=60,for=5"
+    ),
+]
+_Journal = Annotated[
+    Path | None, typer.Option(help="Append every call to this file, one JSON object a line.")
+]
+
 app = typer.Typer(
     help="A stand-in for api.keepa.com: same replies, same token bucket, no costs.",
     no_args_is_help=True,
@@ -53,59 +103,20 @@ def _span_ms(text: str) -> tuple[int, int]:
 
 @app.command()
 def serve(  # noqa: PLR0917 - typer passes options by name
-    listen: Annotated[
-        str, typer.Option(help="HOST:PORT; port 0 takes a free one.")
-    ] = "127.0.0.1:8901",
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Key of an account; repeat it for several. Any text will do. "
-            f"[default: the demonstration key {DEMO_KEY}]",
-            show_default=False,
-        ),
-    ] = None,
-    rate: Annotated[
-        int, typer.Option(min=1, help="Tokens that a tick brings; the bucket holds 60 times that.")
-    ] = _DEFAULTS.rate,
-    initial_tokens: Annotated[
-        int | None, typer.Option(help="Opening balance; may be negative. [default: a full bucket]")
-    ] = None,
-    tick_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Time from one tick to the next; Keepa's is 60.2 s.")
-    ] = _DEFAULTS.tick_ms / 1000,
-    deal_speed: Annotated[
-        float, typer.Option(min=0.001, help="How many times as fast deals come, change and go.")
-    ] = _DEFAULTS.deal_speed,
-    products: Annotated[
-        int, typer.Option(min=10, max=100_000_000, help="Products on each Amazon site.")
-    ] = _DEFAULTS.products,
-    deals: Annotated[
-        int, typer.Option(min=1, help="Deals at any moment, about; at most half the products.")
-    ] = _DEFAULTS.deals,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal products.")] = _DEFAULTS.seed,
-    cache_seconds: Annotated[
-        float, typer.Option(min=0, help="How long a selection's page is served again unchanged.")
-    ] = _DEFAULTS.cache_ms / 1000,
-    latency: Annotated[
-        str, typer.Option(help="Milliseconds that a call takes: MS or LOW-HIGH.")
-    ] = "0",
-    charge_at: Annotated[
-        Literal["start", "end"],
-        typer.Option(help="When a call is charged; nobody knows which it is at Keepa."),
-    ] = "start",
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="KIND[:NAME=VALUE,...], may be repeated. Kinds: latency (ms, spread), error "
-            "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), "
-            "unsorted; on the account: foreign (tokens), jump (tokens), plan (rate), reduction "
-            "(tokens). All take path, probability, after, for, every (seconds), count, charged. "
-            "Example: error:status=503,path=/deal,every=60,for=5"
-        ),
-    ] = None,
-    journal: Annotated[
-        Path | None, typer.Option(help="Append every call to this file, one JSON object a line.")
-    ] = None,
+    listen: _Listen = "127.0.0.1:8901",
+    api_key: _ApiKey = None,
+    rate: _Rate = _DEFAULTS.rate,
+    initial_tokens: _InitialTokens = None,
+    tick_seconds: _TickSeconds = _DEFAULTS.tick_ms / 1000,
+    deal_speed: _DealSpeed = _DEFAULTS.deal_speed,
+    products: _Products = _DEFAULTS.products,
+    deals: _Deals = _DEFAULTS.deals,
+    seed: _Seed = _DEFAULTS.seed,
+    cache_seconds: _CacheSeconds = _DEFAULTS.cache_ms / 1000,
+    latency: _Latency = "0",
+    charge_at: _ChargeAt = "start",
+    fault: _Fault = None,
+    journal: _Journal = None,
 ) -> None:
     """Serve /token, /deal, /product and more as api.keepa.com does, gzip and all.
 

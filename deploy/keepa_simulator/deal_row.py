@@ -8,7 +8,7 @@ from deploy.keepa_simulator import price_types as pt
 from deploy.keepa_simulator.filters import is_back_in_stock
 from deploy.keepa_simulator.history import History
 from deploy.keepa_simulator.keepa_time import DAY_MINUTES
-from deploy.keepa_simulator.listing import Listing, RowText, Sums
+from deploy.keepa_simulator.listing import Figures, Listing, RowText, Sums
 
 _CONDITION_COMMENTS: Final = {
     2: "Item will come in original packaging.",
@@ -42,9 +42,11 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
     ``creationDate`` is the last change of *price_type*.
     """
     facts = listing.facts
-    figures = [listing.figures(type_) for type_ in range(pt.DEAL_TYPES)]
+    # Not kept in the listing: the serialised row is, and is much smaller.
+    histories = [listing.history(type_) for type_ in range(pt.DEAL_TYPES)]
+    figures = [Figures(history, listing.last_update) for history in histories]
     sums = [it.sums for it in figures]
-    ranks = listing.history(pt.SALES)
+    ranks = histories[pt.SALES]
     row: dict[str, Any] = {
         "asin": facts.asin,
         "avg": _by_range("average", sums),

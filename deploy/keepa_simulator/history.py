@@ -50,23 +50,24 @@ def typical_price(facts: Facts, price_type: int) -> int:
     return max(1, round(facts.list_price * pt.PRICE_RATIO[price_type]))
 
 
-def _price(facts: Facts, price_type: int, segment: int) -> int:
-    """The price in a segment of the past; -1 where it was sold out."""
-    octets = facts.octets
-    availability, level = _PRICE_DRAWS[price_type][segment]
-    typical = typical_price(facts, price_type)
-    last = segment in (-1, _SEGMENTS - 1)
-    if pt.GROUP_OF[price_type] in _ALWAYS_THERE:
-        if octets[availability] < _SCARCE_STEADY:
-            return typical if last else NO_OFFER
-    elif octets[availability] < _SCARCE or (last and price_type == pt.LIGHTNING_DEAL):
-        return NO_OFFER
-    # Members of a group follow it, so they share the level and differ by their ratio.
-    return max(1, typical * (75 + octets[level] * 50 // 256) // 100)
-
-
 def _prices(facts: Facts, price_type: int) -> list[int]:
-    return [_price(facts, price_type, segment) for segment in range(_SEGMENTS)]
+    """One price per segment of the past; -1 where it was sold out."""
+    octets = facts.octets
+    steady = pt.GROUP_OF[price_type] in _ALWAYS_THERE
+    scarce = _SCARCE_STEADY if steady else _SCARCE
+    typical = typical_price(facts, price_type)
+    prices = [
+        # Members of a group follow it, so they share the level and differ by their ratio.
+        typical * (75 + octets[level] * 50 // 256) // 100 or 1
+        if octets[availability] >= scarce
+        else NO_OFFER
+        for availability, level in _PRICE_DRAWS[price_type]
+    ]
+    if price_type == pt.LIGHTNING_DEAL:
+        prices[-1] = NO_OFFER
+    elif prices[-1] == NO_OFFER and steady:
+        prices[-1] = typical
+    return prices
 
 
 def _ranks(facts: Facts, draws: list[int]) -> list[int] | None:
@@ -119,10 +120,7 @@ def _values(facts: Facts, price_type: int) -> list[int] | None:
 
 def base_value(facts: Facts, price_type: int) -> int:
     """The last value of `base_history`, or -1."""
-    group = pt.GROUP_OF.get(price_type)
-    if group is not None:
-        return _price(facts, price_type, -1) if facts.has_offers(group) else NO_OFFER
-    values = _numbers(facts, price_type)
+    values = _values(facts, price_type)
     return values[-1] if values else NO_OFFER
 
 

@@ -53,28 +53,27 @@ def sums_of(history: History, end: int) -> Sums:
 
 
 class Figures:
-    """One price type of a listing as of its last update; valid until the next one.
+    """One price type of a product, as of the Keepa minute *end*.
 
     Prices are in the smallest currency unit. Sums are worked out when first asked for:
     most deals fail a cheaper filter before.
     """
 
-    __slots__ = ("_listing", "_price_type", "_sums", "current", "previous", "since")
+    __slots__ = ("_end", "_history", "_sums", "current", "previous", "since")
 
-    def __init__(self, listing: "Listing", price_type: int) -> None:
-        history = listing.history(price_type)
+    def __init__(self, history: History, end: int) -> None:
         self.since, self.current = history[-1] if history else (-1, NO_OFFER)
         self.previous = history[-2][1] if len(history) > 1 else NO_OFFER
-        self._listing = listing
-        self._price_type = price_type
-        self._sums: Sums | None = None if history else _NO_SUMS
+        self._end = end
+        self._history = history
+        self._sums: Sums | None = None
 
     @property
     def sums(self) -> Sums:
         """Averages and deltas by date range."""
         if self._sums is None:
-            history = self._listing.history(self._price_type)
-            self._sums = sums_of(history, self._listing.last_update)
+            self._sums = sums_of(self._history, self._end)
+            self._history = []
         return self._sums
 
     @property
@@ -147,7 +146,7 @@ class Listing:
     def figures(self, price_type: int) -> Figures:
         """The figures of *price_type* as of the last update."""
         if (known := self._figures.get(price_type)) is None:
-            known = Figures(self, price_type)
+            known = Figures(self.history(price_type), self.last_update)
             self._figures[price_type] = known
         return known
 

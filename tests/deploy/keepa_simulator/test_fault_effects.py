@@ -39,7 +39,7 @@ def deal(simulator: RunningSimulator, timeout_s: float = 30) -> requests.Respons
 
 def spent_by(simulator: RunningSimulator, fault: str) -> int:
     """Set *fault*, make a call that may fail, and return what it cost."""
-    before = simulator.stats()["spent"]
+    before = int(simulator.stats()["spent"])
     simulator.set_fault(fault)
     with pytest.raises(requests.RequestException):
         deal(simulator, timeout_s=0.5)
