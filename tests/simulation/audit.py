@@ -1,0 +1,406 @@
+"""The all-knowing observer: checks every event against the model of Keepa.
+
+After every event:
+
+* books: opening + refill - lapsed - spent - foreign = balance, in the model;
+* the ledger never errs high: observed - reserved is at most Keepa's balance less
+  everything that may still be charged, but for surprises since the observation;
+* what the broker counts as spent is what Keepa charged for the settled calls, to
+  the token, each once;
+* liveness: if the balance covers the head and Keepa answers, the head is granted
+  within a sync;
+* reserved is the sum of the holds (checked in full as often as is cheap).
+
+At every grant: it rests on tokens that Keepa has confirmed, or Keepa can't be
+asked. At every refusal: there was a surprise. At every outcome: the request was
+waiting. At every grant as well: nobody has waited beyond the bound of fairness.py.
+
+A surprise is what no ledger can know: a foreign spender, a call that cost more
+than its hold, a call of an earlier epoch that nobody has presented yet, a grant
+while Keepa could not be asked. It is counted in tokens.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from broker.answers import BucketState, Denied, Granted
+from broker.leases import Lease, LeaseRequest, Outcome, Settlement
+from broker.probing import PATIENCE_MS
+from broker.waitlist import Waiting
+from tests.simulation.call import Call
+from tests.simulation.fairness import WaitBound
+from tests.simulation.keepa_model import KeepaModel
+from tests.simulation.measures import Measures
+from tests.simulation.scenario import Scenario
+from tests.simulation.timeline import Timeline
+
+if TYPE_CHECKING:
+    from tests.simulation.broker_process import BrokerProcess
+
+# A probe's patience, two ways to Keepa, and the guard around a tick.
+SYNC_MS: Final = PATIENCE_MS + 500
+DEADLINE_SLACK_MS: Final = 100
+
+
+class CheckFailedError(Exception):
+    """Something happened that must not."""
+
+    def __init__(self, check: str, message: str, now_ms: int) -> None:
+        super().__init__(f"{check} at {now_ms / 1000:.3f} s: {message}")
+        self.check = check
+
+
+class Audit:
+    """Sees everything, changes nothing."""
+
+    def __init__(
+        self, scenario: Scenario, timeline: Timeline, model: KeepaModel, measures: Measures
+    ) -> None:
+        self.surprises = 0
+        # Filled when somebody wants to read what happened.
+        self.trace: list[str] | None = None
+        self.bound = WaitBound(scenario.workers, scenario.workers_per_holder)
+        self._scenario, self._timeline, self._model = scenario, timeline, model
+        self._measures = measures
+        self._broker: BrokerProcess | None = None
+        # Holds of calls that may still be charged, known to the present broker.
+        self._held: dict[str, Call] = {}
+        self._outstanding = 0
+        self._waiting: dict[str, Call] = {}
+        self._granted: dict[str, Lease] = {}
+        self._settled: set[str] = set()
+        self._spent = 0
+        self._unsummed = 0
+        self._starved_since_ms: int | None = None
+        self._live_from_ms = 0
+
+    # --- what happens at Keepa ---------------------------------------------------
+
+    def ticked(self) -> None:
+        """A lump has landed."""
+        self.note("tick: Keepa has %s", self._model.balance)
+
+    def charged(self, call: Call) -> None:
+        """Keepa has taken a call's cost."""
+        self.note("Keepa charges %s %s", call.lease_id, call.cost)
+        call.charged = True
+        self._measures.charged(call)
+        if call.held:
+            self._release(call)
+            self.surprises += max(0, call.cost - call.tokens)
+        else:
+            self.surprises += call.cost
+
+    def refused(self, call: Call) -> None:
+        """Keepa has refused a call."""
+        self.note("Keepa refuses %s", call.lease_id)
+        self._measures.refusals += 1
+        if self.surprises <= call.surprises:
+            self._fail("refusal", f"{call.lease_id} was refused, and nothing explains it")
+        self.harmless(call)
+
+    def struck_by_stranger(self, cost: int) -> None:
+        """Somebody else has spent from the account."""
+        self.note("a stranger spends %s", cost)
+        self.surprises += cost
+
+    # --- what happens to requests ------------------------------------------------
+
+    def asked(self, call: Call) -> None:
+        """A worker wants something."""
+        self._measures.requests += 1
+
+    def harmless(self, call: Call) -> None:
+        """It will never be charged."""
+        call.harmless = True
+        if call.held:
+            self._release(call)
+
+    def over(self, call: Call) -> None:
+        """The worker is done with it."""
+        call.over = True
+
+    def born(self) -> None:
+        """A new holder."""
+        self.bound.born()
+
+    # --- what happens at the broker ------------------------------------------------
+
+    def started(self, broker: BrokerProcess) -> None:
+        """A broker has come up, knowing nothing."""
+        self.note("broker starts")
+        self._broker = broker
+        for call in self._held.values():
+            call.held = False
+        self._held.clear()
+        self._outstanding = self._spent = 0
+        self._waiting.clear()
+        self._granted.clear()
+        self._settled.clear()
+        self.bound.forget()
+        self.unfreeze()
+
+    def unfreeze(self) -> None:
+        """The broker could not act until now."""
+        self._starved_since_ms = None
+
+    def blind_until(self, true_ms: int) -> None:
+        """The broker's clock can't show the next tick before *true_ms*."""
+        self._live_from_ms = true_ms + SYNC_MS
+
+    def probe_started(self, broker: BrokerProcess) -> None:
+        """The broker asks Keepa."""
+        self.note("broker asks Keepa")
+        self._measures.probes += 1
+
+    def probe_failed(self) -> None:
+        """Keepa gave no answer: nobody can demand a grant."""
+        self.note("broker's probe fails")
+        self._starved_since_ms = None
+
+    def arrives(self, broker: BrokerProcess, call: Call, request: LeaseRequest) -> None:
+        """An acquire is at the broker."""
+        self.note("broker gets acquire %s of %s units", call.lease_id, call.units)
+        self._waiting[call.lease_id] = call
+        self.bound.begins(call)
+        if request.deadline_ms is not None:
+            due_ms = broker.clock.when(request.deadline_ms) + PATIENCE_MS + DEADLINE_SLACK_MS
+            self._timeline.at(due_ms, partial(self._deadline_passed, broker, request))
+
+    def turned_away(self, call: Call) -> None:
+        """The acquire was an error."""
+        self.note("broker turns %s away", call.lease_id)
+        if call.lease_id not in self._granted and not call.over and not call.harmless:
+            self._fail("outcome", f"{call.lease_id} was turned away, but is new")
+        self._ends(call.lease_id)
+
+    def cancelled(self, call: Call) -> None:
+        """Its last RPC has gone."""
+        self.note("broker cancels %s", call.lease_id)
+        self._ends(call.lease_id)
+
+    def decided(
+        self, broker: BrokerProcess, lease_id: str, outcome: Granted | Denied, call: Call | None
+    ) -> None:
+        """The allocator has answered a request."""
+        if self._waiting.get(lease_id) is None or call is None:
+            self._fail("outcome", f"{lease_id} was answered, but does not wait: {outcome}")
+            return
+        self._ends(lease_id)
+        if isinstance(outcome, Denied):
+            self.note("broker denies %s: %s", lease_id, outcome.reason.value)
+            self._measures.denied(outcome)
+            return
+        lease = outcome.lease
+        if self._granted.get(lease_id) is lease:
+            self.note("broker repeats its grant of %s", lease_id)
+            return
+        self.note("broker grants %s %s tokens", lease_id, lease.tokens)
+        self._granted[lease_id] = lease
+        self._check_grant(broker, call, lease)
+        self._measures.granted(call, outcome)
+        self.bound.serve(call.demand.priority, lease.tokens)
+        complaint = None if self._scenario.budgets else self.bound.broken_by()
+        if complaint is not None:
+            self._fail("wait", complaint)
+
+    def settled(self, broker: BrokerProcess, call: Call, settlement: Settlement) -> None:
+        """A settle was accepted."""
+        lease_id, outcome = call.lease_id, settlement.outcome
+        self.note("broker settles %s: %s", lease_id, outcome.value)
+        if outcome is Outcome.NOT_SENT:
+            self._ends(lease_id)
+        self._adopted(call, broker.allocator.ledger.lease(lease_id))
+        if outcome is Outcome.UNKNOWN or lease_id in self._settled:
+            return
+        self._settled.add(lease_id)
+        cost = call.cost if call.charged else 0
+        self._spent += cost
+        lease = self._granted.get(lease_id)
+        if lease is not None:
+            self.bound.serve(call.demand.priority, cost - lease.tokens)
+
+    def settle_failed(self, call: Call, error: Exception) -> None:
+        """A settle was an error: no client of ours gives cause for that."""
+        self._fail("settle", f"{call.lease_id} could not be settled: {error}")
+
+    def renewed(self, call: Call, lease: Lease) -> None:
+        """A heartbeat was accepted."""
+        self.note("broker renews %s", call.lease_id)
+        self._adopted(call, lease)
+
+    # --- checks ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Whatever must hold after every event."""
+        model = self._model
+        if model.books.balance != model.balance:
+            self._fail("books", f"{model.books} do not give {model.balance}")
+        broker = self._broker
+        if broker is None or not broker.alive:
+            return
+        ledger = broker.allocator.ledger
+        if ledger.totals.spent_tokens != self._spent:
+            self._fail(
+                "spent", f"counted {ledger.totals.spent_tokens}, really {self._spent} tokens"
+            )
+        seen = ledger.bucket.observation
+        if seen is not None:
+            surprise = self.surprises - seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
+            truth = model.balance - self._outstanding + surprise
+            if seen.envelope.tokens_left - ledger.reserved > truth:
+                self._explain_high(broker)
+        self._unsummed += 1
+        if self._unsummed > ledger.open_leases + 8:
+            self._unsummed = 0
+            self.check_holds(broker)
+        if len(broker.allocator.waitlist):
+            self._check_liveness(broker)
+        else:
+            self._starved_since_ms = None
+
+    def check_holds(self, broker: BrokerProcess) -> None:
+        """Reserved is the sum of the holds, and none is missing that is needed."""
+        ledger = broker.allocator.ledger
+        total = sum(lease.held for lease in ledger)
+        if total != ledger.reserved:
+            self._fail("reserved", f"{ledger.reserved} reserved, but holds sum up to {total}")
+        for lease_id in list(self._held):
+            if ledger.lease(lease_id) is None:
+                self._unheld(self._held[lease_id])
+
+    def check_settled(self, broker: BrokerProcess) -> None:
+        """Nobody wants anything any more, and Keepa has just been asked."""
+        ledger, model = broker.allocator.ledger, self._model
+        if len(broker.allocator.waitlist) or self._waiting:
+            self._fail("end", f"still waiting: {list(self._waiting)[:5]}")
+        if ledger.open_leases or ledger.reserved:
+            self._fail("end", f"{ledger.reserved} tokens stay reserved: {list(ledger)[:3]}")
+        if ledger.bucket.observed != model.balance:
+            self._fail("end", f"observed {ledger.bucket.observed}, really {model.balance}")
+
+    def note(self, text: str, *details: object) -> None:
+        """Tell the reader of a trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self._timeline.now_ms / 1000:11.3f}  {text % details}")
+
+    def _check_grant(self, broker: BrokerProcess, call: Call, lease: Lease) -> None:
+        ledger, scenario = broker.allocator.ledger, self._scenario
+        seen = ledger.bucket.observation
+        if seen is None:
+            self._fail("grant", f"{lease.lease_id} was granted before Keepa ever answered")
+            return
+        headroom = seen.envelope.tokens_left - ledger.reserved
+        least = scenario.floor_tokens - scenario.max_debt_tokens
+        lone = ledger.reserved == lease.tokens and seen.envelope.tokens_left > 0
+        if headroom < least or (headroom < 0 and not lone):
+            if not broker.keepa_unreachable():
+                self._fail(
+                    "grant",
+                    f"{lease.lease_id} has {lease.tokens} tokens, which leaves {headroom}"
+                    " confirmed ones",
+                )
+            self.surprises += lease.tokens
+        call.surprises = seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
+        call.tokens = lease.tokens
+        if not call.harmless and not call.over:
+            self._hold(call)
+
+    def _explain_high(self, broker: BrokerProcess) -> None:
+        """The ledger believes in more tokens than there are: is there an excuse?"""
+        self.check_holds(broker)
+        ledger = broker.allocator.ledger
+        seen = ledger.bucket.observation
+        assert seen is not None
+        surprise = self.surprises - seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
+        believed = seen.envelope.tokens_left - ledger.reserved
+        truth = self._model.balance - self._outstanding + surprise
+        if believed > truth:
+            self._fail(
+                "high",
+                f"the ledger counts on {believed} tokens (observed {seen.envelope.tokens_left},"
+                f" reserved {ledger.reserved}); there are {truth} (Keepa has"
+                f" {self._model.balance}, {self._outstanding} may yet be charged)",
+            )
+
+    def _unheld(self, call: Call) -> None:
+        """The ledger has dropped a hold whose call may still be charged."""
+        if self.surprises <= call.surprises:
+            self._fail("hold", f"the hold of {call.lease_id} is gone, its call is not")
+        self._release(call)
+        self.surprises += call.tokens
+
+    def _check_liveness(self, broker: BrokerProcess) -> None:
+        allocator, now_ms = broker.allocator, self._timeline.now_ms
+        if broker.standing_still or not self._covers_head(broker):
+            self._starved_since_ms = None
+        elif self._starved_since_ms is None:
+            self._starved_since_ms = now_ms
+        elif now_ms - max(self._starved_since_ms, self._live_from_ms) > SYNC_MS:
+            head = allocator.waitlist.head()
+            self._fail(
+                "liveness",
+                f"{head} is not granted, though Keepa has {self._model.balance} tokens"
+                f" and {allocator.ledger.reserved} are reserved",
+            )
+
+    def _covers_head(self, broker: BrokerProcess) -> bool:
+        allocator = broker.allocator
+        left = self._model.balance - allocator.ledger.reserved
+        if left <= 0:
+            return False
+        now_ms = broker.now_ms()
+        if allocator.state(now_ms) is not BucketState.SERVING:
+            return False
+        head = allocator.waitlist.head()
+        if self._scenario.budgets:
+            head = self._head_within_budget(broker, now_ms)
+        return (
+            head is not None and head.quote.least_tokens <= left - self._scenario.floor_tokens
+        )
+
+    @staticmethod
+    def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
+        for waiting in broker.allocator.waitlist.fronts():
+            free_ms = broker.allocator.budget_free_ms(waiting, now_ms)
+            if free_ms is not None and free_ms <= now_ms:
+                return waiting
+        return None
+
+    def _deadline_passed(self, broker: BrokerProcess, request: LeaseRequest) -> None:
+        if not broker.alive:
+            return
+        if broker.standing_still:
+            later = partial(self._deadline_passed, broker, request)
+            self._timeline.at(broker.stopped_until_ms + DEADLINE_SLACK_MS, later)
+            return
+        waiting = broker.allocator.waitlist.get(request.lease_id)
+        if waiting is not None and waiting.request is request:
+            self._fail("deadline", f"{request.lease_id} still waits after its deadline")
+
+    # --- holds -------------------------------------------------------------------------
+
+    def _adopted(self, call: Call, lease: Lease | None) -> None:
+        """The broker may have learned of a call that it did not know."""
+        if lease is not None and not (call.held or call.charged or call.harmless):
+            call.tokens = lease.tokens
+            self._hold(call)
+
+    def _hold(self, call: Call) -> None:
+        call.held = True
+        self._held[call.lease_id] = call
+        self._outstanding += call.tokens
+
+    def _release(self, call: Call) -> None:
+        call.held = False
+        del self._held[call.lease_id]
+        self._outstanding -= call.tokens
+
+    def _ends(self, lease_id: str) -> None:
+        self._waiting.pop(lease_id, None)
+        self.bound.ends(lease_id)
+
+    def _fail(self, check: str, message: str) -> None:
+        raise CheckFailedError(check, message, self._timeline.now_ms)

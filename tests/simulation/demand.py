@@ -1,0 +1,67 @@
+"""What workers ask for, and what Keepa then really charges.
+
+Prices: keepa-api.md, section 3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker.leases import Priority
+from tests.simulation.dice import Dice
+
+CostRule = Callable[[int, Dice], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One kind of call: batches of up to `units_max`, priced by `cost`.
+
+    `prior` is what the caller believes one unit costs, in tokens. `whole` says
+    that a smaller batch is useless to it.
+    """
+
+    operation: str
+    priority: Priority
+    units_max: int
+    prior: float
+    cost: CostRule
+    whole: bool = False
+
+
+def _page(units: int, _dice: Dice) -> int:
+    return 5 * units
+
+
+def _item(units: int, _dice: Dice) -> int:
+    return units
+
+
+def _rated(units: int, dice: Dice) -> int:
+    return units + sum(dice.random() < 0.3 for _ in range(units))
+
+
+def _offers(units: int, dice: Dice) -> int:
+    """6 a found page of ten offers, minimum 5; few products have very many offers."""
+    cost = 0
+    for _ in range(units):
+        pages = min(10, int(dice.pareto(1.6)))
+        cost += 5 if dice.random() < 0.1 else 6 * pages
+    return cost
+
+
+def _finder(units: int, dice: Dice) -> int:
+    return 10 + dice.between(0, 30) * units
+
+
+DEALS = Demand("deal", Priority.HIGH, 1, 5.0, _page)
+PAGES = Demand("deal", Priority.NORMAL, 1, 5.0, _page)
+BULK = Demand("product", Priority.LOW, 60, 1.0, _item)
+PRODUCTS = Demand("product", Priority.NORMAL, 100, 1.0, _item)
+RATED = Demand("product?rating", Priority.NORMAL, 40, 1.0, _rated)
+OFFERS = Demand("product?offers=20", Priority.NORMAL, 20, 6.0, _offers)
+LOW_OFFERS = Demand("product?offers=20", Priority.LOW, 10, 2.0, _offers)
+FINDER = Demand("query", Priority.NORMAL, 1, 12.0, _finder, whole=True)
+WHOLE = Demand("product", Priority.HIGH, 100, 1.0, _item, whole=True)
+
+KNOWN = (DEALS, PAGES, BULK, PRODUCTS, WHOLE)
+UNKNOWN = (RATED, OFFERS, LOW_OFFERS, FINDER)
