@@ -9,11 +9,13 @@ from deploy.local.errors import StackError
 from deploy.local.screen import Screen
 from deploy.local.settings import load_settings
 from deploy.local.stack import Stack
+from deploy.local.tether import tether_to_make
 from fetcher.errors import SettingsError as FetcherSettingsError
 
 
 def main() -> int:
     """Run the stack; returns 0, 1 if it can't work, 2 if a setting is to blame."""
+    tether_to_make()
     try:
         settings = load_settings()
         settings.rpc.check_free("BROKER_LISTEN")

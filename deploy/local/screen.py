@@ -67,7 +67,9 @@ class Screen:
             self.say(f"{_bucket_line(survey.bucket)} · {footing}")
             return
         lines = [bucket_bar(survey.bucket), Text(_bucket_line(survey.bucket)), Text(footing)]
-        self._live.update(Panel(Group(*lines), title="Keepa token broker"), refresh=True)
+        # Narrower than the terminal: what is typed must not wrap below it.
+        panel = Panel(Group(*lines), title="Keepa token broker", expand=False)
+        self._live.update(panel, refresh=True)
 
 
 def bucket_bar(bucket: pb.Bucket | None) -> Text:

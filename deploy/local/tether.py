@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -62,6 +63,13 @@ def tether_to_parent(death_signal: signal.Signals) -> None:
     """Have this very process receive *death_signal* when its parent is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+
+
+def tether_to_make() -> None:
+    """If `make` started this process, end with it: who kills make means the stack."""
+    comm = Path(f"/proc/{os.getppid()}/comm")
+    if comm.exists() and comm.read_text().strip() in {"make", "gmake"}:
+        tether_to_parent(signal.SIGTERM)
 
 
 def _become(death_signal: str, parent_pid: str, account: str, program: str, *args: str) -> None:
