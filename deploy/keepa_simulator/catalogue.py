@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from deploy.keepa_simulator.asins import number_of
-from deploy.keepa_simulator.events import happen, move_numbers
+from deploy.keepa_simulator.events import happen, move_numbers, sell_out
 from deploy.keepa_simulator.facts import Facts, Printer
 from deploy.keepa_simulator.keepa_time import HOUR_MINUTES, MINUTE_MS, even_keepa_minutes
 from deploy.keepa_simulator.listing import Listing
@@ -32,6 +32,9 @@ _CHANGE_SHARE: Final = 0.2
 _LOOK_SHARE: Final = 0.5
 # How long before the last look the price changed, on average, where it did before.
 _LOOK_AFTER_MEAN_H: Final = 1.5
+# Some deals at the start had been sold out for so long, and one price has come back.
+_SOLD_OUT_SHARE: Final = 0.03
+_SOLD_OUT_FOR_H: Final = 1.0
 # A stamp runs ahead of the server's clock this often, by 2 or 4 minutes.
 _AHEAD_SHARE: Final = 0.02
 _PICKS_MAX: Final = 8
@@ -174,6 +177,9 @@ class Catalogue:
         if self._rng.random() < _LOOK_SHARE:
             earlier_h = age_h + self._rng.expovariate(1 / _LOOK_AFTER_MEAN_H)
             changed_h = min(earlier_h, _AGE_MAX_H)
+        if self._rng.random() < _SOLD_OUT_SHARE:
+            listing.touch(self._stamp(start_ms - (changed_h + _SOLD_OUT_FOR_H) * _HOUR_MS))
+            sell_out(listing)
         listing.touch(self._stamp(start_ms - changed_h * _HOUR_MS))
         happen(self._rng, listing)
         seen = self._stamp(start_ms - age_h * _HOUR_MS)

@@ -72,6 +72,14 @@ def move_numbers(rng: Random, listing: Listing) -> None:
         listing.change(pt.COUNT_REVIEWS, reviews + rng.randint(0, 2))
 
 
+def sell_out(listing: Listing) -> None:
+    """Let all new and used offers be gone as of the update that has just begun."""
+    for group in (pt.AMAZON, pt.NEW, pt.USED):
+        if listing.facts.has_offers(group):
+            for price_type in pt.GROUP_TYPES[group]:
+                listing.change(price_type, NO_OFFER)
+
+
 def happen(rng: Random, listing: Listing) -> None:
     """Let something happen to *listing*, whose update has just begun."""
     book = listing.facts.is_book
