@@ -22,6 +22,7 @@ from broker.daemon_thread import in_daemon_thread
 from broker.errors import BrokerError
 from broker.keepa_sync import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.leases import Lease, LeaseRequest, Renewal, Settlement
+from broker.notices import Notices
 from broker.views import BucketView, WaitingView, bucket_view, waiting_view
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -81,6 +82,7 @@ class BrokerRuntime:
         # Set for good once Keepa has told a balance.
         self.synced = asyncio.Event()
         self._keepa = keepa
+        self._notices = Notices(allocator.ledger)
         self._waits: dict[str, Wait] = {}
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -197,6 +199,7 @@ class BrokerRuntime:
     def _follow_up(self) -> None:
         for answer in self.allocator.take_outcomes():
             self._deliver(answer)
+        self._notices.look()
         if self.stopping:
             return
         now_ms = self.now_ms()

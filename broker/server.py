@@ -72,6 +72,7 @@ async def serve(settings: ServeSettings) -> None:
     grpc_listen = _bind(server, Listen.parse(settings.broker_listen))
     http_listen = Listen.parse(settings.broker_http_listen)
     async with http.serving(routes, http_listen) as http_listen:
+        ready = asyncio.create_task(introspection.follow(runtime.synced))
         await server.start()
         runtime.start()
         log.info(
@@ -82,7 +83,6 @@ async def serve(settings: ServeSettings) -> None:
             key_fingerprint=fingerprint,
             epoch=runtime.allocator.ledger.epoch,
         )
-        ready = asyncio.create_task(introspection.follow(runtime.synced))
         await stop.wait()
         log.info("broker stopping")
         ready.cancel()

@@ -1,0 +1,220 @@
+"""The broker process: how it starts, what it serves, how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deploy.local.ports import free_port
+from deploy.local.program import Program
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from tests.fix_broker import RunningBroker, StartBroker, StartProgram
+from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+
+DEADLINE_S = 20.0
+STOP_S = 5.0
+RSS_MAX_KIB = 90 * 1024
+KEY = "thisisasecretkey0123456789"
+SERVICE = "tokenbroker.v1.TokenBrokerService"
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until *condition* holds; fail the test, saying *what*, when it doesn't."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"waited {DEADLINE_S:.0f} s in vain: {what}")
+        time.sleep(0.02)
+
+
+def read(url: str) -> tuple[int, str]:
+    """Status and body; 0 while nobody listens."""
+    try:
+        with urlopen(url, timeout=DEADLINE_S) as reply:
+            return reply.status, reply.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def health(address: str, service: str) -> int:
+    """What the health service says of *service*."""
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(stub.Check(request, timeout=DEADLINE_S).status)
+
+
+def stop(program: Program, number: signal.Signals) -> tuple[int | None, float]:
+    """Exit code and seconds until the end."""
+    began = time.monotonic()
+    os.kill(program.pid, number)
+    wait_until(lambda: not program.running, f"{program.name} ends after {number.name}")
+    return program.returncode, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    """A Keepa that won't tick during a test."""
+    simulator = launch_simulator(rate=5, tick_seconds=3600, products=100, deals=10, api_key=KEY)
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture
+def broker(simulator: RunningSimulator, start_broker: StartBroker) -> RunningBroker:
+    """A broker that grants, and logs all it can."""
+    return start_broker(simulator.base_url, KEY, log_level="debug", log_format="json")
+
+
+@contextmanager
+def parked(address: str, number: int) -> Iterator[list[grpc.StatusCode]]:
+    """*number* requests that wait for more than there is; yields how they end."""
+    codes: list[grpc.StatusCode] = []
+    with ExitStack() as stack:
+        channel = stack.enter_context(grpc.insecure_channel(address))
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+        for index in range(number):
+            request = pb.AcquireLeaseRequest(
+                lease_id=str(index), holder="h", operation="deal", units=60, tokens_per_unit=5,
+                priority=pb.PRIORITY_LOW,
+            )  # fmt: skip
+            call: Any = stub.AcquireLease.future(request)
+            call.add_done_callback(lambda done: codes.append(done.code()))
+        yield codes
+
+
+def test_the_first_line_says_where_it_listens(broker: RunningBroker, tmp_path: Path) -> None:
+    """With everything that a person needs to find it, and without the key."""
+    lines = (tmp_path / "broker-0.log").read_text().splitlines()
+    first = json.loads(lines[0])
+
+    assert first["event"] == "broker listening"
+    assert first["grpc"] == broker.address
+    assert f"http://{first['http']}" == broker.http_url
+    assert re.fullmatch("[0-9a-f]{12}", first["key_fingerprint"])
+
+
+def test_health_and_metrics_are_served(broker: RunningBroker) -> None:
+    """For orchestrators over both protocols, and for Prometheus."""
+    alive, body = read(f"{broker.http_url}/healthz")
+    ready, _ = read(f"{broker.http_url}/readyz")
+    _, metrics = read(f"{broker.http_url}/metrics")
+
+    assert (alive, ready) == (200, 200)
+    assert json.loads(body)["synced"] is True
+    assert json.loads(body)["keepa"]["trouble"] is None
+    assert health(broker.address, "") == health_pb2.HealthCheckResponse.SERVING
+    assert health(broker.address, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+    assert "tokenbroker_balance_tokens 300.0" in metrics
+    assert 'tokenbroker_denials_total{reason="paused"} 0.0' in metrics
+    assert "tokenbroker_probes_total" in metrics
+
+
+def test_it_is_small(broker: RunningBroker) -> None:
+    """A process that only counts must fit anywhere."""
+    status = Path(f"/proc/{broker.program.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+
+    assert found is not None
+    assert int(found.group(1)) < RSS_MAX_KIB
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_order(broker: RunningBroker, number: signal.Signals) -> None:
+    """Whoever waits is sent away to try again, soon, and the exit code is 0."""
+    with parked(broker.address, 50) as codes:
+        # One of them gets all there is.
+        wait_until(lambda: broker.bucket().waiting == 49, "all but one wait")
+        code, took_s = stop(broker.program, number)
+        wait_until(lambda: len(codes) == 50, "every request is answered")
+
+    assert code == 0
+    assert took_s < STOP_S
+    assert codes.count(grpc.StatusCode.UNAVAILABLE) == 49
+
+
+def test_a_second_broker_is_refused_the_port(
+    broker: RunningBroker, start_program: StartProgram, simulator: RunningSimulator, tmp_path: Path
+) -> None:
+    """Two on one port would each grant the same tokens."""
+    second = start_program(
+        "broker", "serve", name="second", keepa_api_key=KEY, keepa_base_url=simulator.base_url,
+        broker_listen=broker.address, broker_http_listen="127.0.0.1:0",
+    )  # fmt: skip
+    wait_until(lambda: not second.running, "the second broker ends")
+
+    output = (tmp_path / "second.log").read_text()
+
+    assert second.returncode == 1
+    assert output.count("\n") == 1
+    assert f"BROKER_LISTEN: {broker.address} is taken" in output
+
+
+def test_a_taken_http_port_is_told(start_program: StartProgram, tmp_path: Path) -> None:
+    """With the setting that would change it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        program = start_program(
+            "broker", "serve", name="b", keepa_api_key=KEY, keepa_base_url="http://127.0.0.1:1",
+            broker_listen="127.0.0.1:0", broker_http_listen=address,
+        )  # fmt: skip
+        wait_until(lambda: not program.running, "the broker ends")
+
+    output = (tmp_path / "b.log").read_text()
+
+    assert program.returncode == 1
+    assert output.count("\n") == 1
+    assert f"BROKER_HTTP_LISTEN: {address} is taken" in output
+
+
+def test_a_missing_key_is_told(start_program: StartProgram, tmp_path: Path) -> None:
+    """One line, and the exit code for wrong usage."""
+    program = start_program("broker", "serve", name="b")
+    wait_until(lambda: not program.running, "the broker ends")
+
+    output = (tmp_path / "b.log").read_text()
+
+    assert program.returncode == 2
+    assert output.startswith("tokenbroker: KEEPA_API_KEY is not set")
+    assert output.count("\n") == 1
+
+
+def test_a_wrong_key_is_told_once(
+    start_simulator: StartSimulator, start_program: StartProgram, tmp_path: Path
+) -> None:
+    """It lives and goes on asking; it isn't ready, and says why wherever one looks."""
+    simulator = start_simulator(products=100, deals=10)
+    http = f"http://127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port()}"
+    start_program(
+        "broker", "serve", name="b", keepa_api_key=KEY, keepa_base_url=simulator.base_url,
+        broker_listen=address, broker_http_listen=http.removeprefix("http://"),
+    )  # fmt: skip
+    wait_until(lambda: read(f"{http}/healthz")[0] == 200, "the broker lives")
+    wait_until(lambda: len(simulator.calls()) > 1, "Keepa is asked again")
+
+    ready, body = read(f"{http}/readyz")
+    log = (tmp_path / "b.log").read_text()
+
+    assert ready == 503
+    assert json.loads(body)["keepa"]["trouble"]["failure"] == "key_invalid"
+    assert health(address, "") == health_pb2.HealthCheckResponse.SERVING
+    assert health(address, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert log.count("check KEEPA_API_KEY") == 1
+    assert KEY not in log + body
