@@ -65,6 +65,18 @@ def metrics() -> None:
 
 
 @app.command()
+def alive() -> None:
+    """Exit 0 if a fetcher of this machine or container was heard of lately, else 1.
+
+    Example: docker compose exec fetcher dealfetcher alive
+    """
+    from fetcher.commands.alive import is_alive  # noqa: PLC0415 - only what is used
+
+    if not is_alive(Settings.load()):
+        _fail("no fetcher of this host was heard of lately", EXIT_FAILED)
+
+
+@app.command()
 def scans(query: Query = None, limit: Limit = 20, output: Output = Format.TABLE) -> None:
     """List the newest scans: what they read, why they ended.
 

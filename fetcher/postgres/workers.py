@@ -11,6 +11,12 @@ ON CONFLICT (holder) DO UPDATE SET seen_at = now(), doing = EXCLUDED.doing
 
 LEAVE: Final[LiteralString] = "DELETE FROM workers WHERE holder = %s"
 
+# A holder's name begins with its host's.
+HEARD_OF: Final[LiteralString] = """
+SELECT EXISTS (SELECT FROM workers
+                WHERE starts_with(holder, %s) AND seen_at > now() - %s * interval '1 second')
+"""
+
 FORGET: Final[LiteralString] = "DELETE FROM workers WHERE seen_at < now() - interval '1 day'"
 
 
@@ -23,3 +29,9 @@ def beat(connection: Connection, *, holder: str, version: str, doing: str) -> No
 def leave(connection: Connection, *, holder: str) -> None:
     """*holder* has stopped."""
     connection.execute(LEAVE, (holder,))
+
+
+def heard_of(connection: Connection, *, host: str, within_s: float) -> bool:
+    """Whether a process of *host* has said within *within_s* seconds that it lives."""
+    row = connection.execute(HEARD_OF, (f"{host}-", within_s)).fetchone()
+    return row is not None and bool(row[0])

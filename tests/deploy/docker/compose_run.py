@@ -33,7 +33,7 @@ def docker(*arguments: str, timeout_s: float = 120) -> str:
     run = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
-        env=os.environ | {name: "0" for name in ("BROKER_RPC_PORT", "BROKER_HTTP_PORT")},
+        env=os.environ | dict.fromkeys(("BROKER_RPC_PORT", "BROKER_HTTP_PORT"), "0"),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -104,7 +104,7 @@ def test_deals_arrive(stack: Stack) -> None:
     """A fresh checkout without a key collects deals."""
     wait_for(lambda: stack.number("SELECT count(*) FROM deals") > 0, "deals")
 
-    assert stack.inspect(stack.containers("broker")[0], "{{.State.Health.Status}}") == "healthy"
+    assert health(stack, "broker") == health(stack, "fetcher") == ["healthy"]
 
 
 def test_images_are_small_and_without_root() -> None:
@@ -160,6 +160,20 @@ def test_everything_ends_when_asked_to(stack: Stack) -> None:
 
     assert [stack.inspect(one, "{{.State.ExitCode}}") for one in containers] == ["0"] * 10
     assert took_s < STOP_MAX_S
+
+
+def health(stack: Stack, service: str) -> list[str]:
+    """What the engine thinks of the containers of *service*."""
+    wait_for(
+        lambda: (
+            "starting"
+            not in [
+                stack.inspect(one, "{{.State.Health.Status}}") for one in stack.containers(service)
+            ]
+        ),
+        f"verdict on {service}",
+    )
+    return [stack.inspect(one, "{{.State.Health.Status}}") for one in stack.containers(service)]
 
 
 def kill_from_outside(pid: str) -> None:
