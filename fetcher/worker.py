@@ -5,6 +5,8 @@ thread waits for the end: a signal, the time limit, or an error that a person mu
 """
 
 import random
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -57,20 +59,35 @@ class Worker:
         self._version = version
         self._scans = ScanWork(workplace, new_keepa())
         self._details = EnrichmentWork(workplace, new_keepa())
+        self._end_heard, self._end_said = socket.socketpair()
+        self._end_said.setblocking(False)
         self._threads: list[threading.Thread] = []
         self._fatal: FetcherError | BrokerClientError | None = None
 
     def run(self, *, seconds: float | None = None) -> None:
-        """Work until `stop` is set or *seconds* have passed.
+        """Work until `end` is called or *seconds* have passed.
 
         Raises:
             FetcherError, BrokerClientError: A person must act; the message says how.
         """
         self._start("scans", self._begin)
-        self._workplace.stop.wait(seconds)
+        select.select([self._end_heard], [], [], seconds)
         self._end()
         if self._fatal is not None:
             raise self._fatal
+
+    @property
+    def wakeup_fd(self) -> int:
+        """For signal.set_wakeup_fd: whatever is written there ends `run`.
+
+        A handler of Python's own can't wake a thread that is about to wait for a lock;
+        bytes in a socket can't be missed.
+        """
+        return self._end_said.fileno()
+
+    def end(self) -> None:
+        """Have `run` return soon."""
+        self._end_said.send(b"\0")
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -118,7 +135,8 @@ class Worker:
                 self._workplace.rest(IDLE_S)
             except (KeyRefusedError, BrokerRefusedError) as exc:
                 self._fatal = exc
-                self._workplace.stop.set()
+                self.end()
+                return
             except Exception:
                 # A mistake of ours must not stop the process; the work is put off.
                 log.exception("unexpected error")

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from deploy.local.errors import ProgramError
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -93,6 +94,36 @@ def start_program(tmp_path: Path) -> Iterator[StartProgram]:
     stop_together(programs)
 
 
+def launch_broker(
+    keepa_base_url: str, keepa_api_key: str, *, folder: Path, name: str, **settings: object
+) -> RunningBroker:
+    """Start a broker on free ports and wait until it grants; keywords are settings."""
+    address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    given = {
+        "broker_listen": address,
+        "broker_http_listen": http,
+        "keepa_base_url": keepa_base_url,
+        "keepa_api_key": keepa_api_key,
+        # Nobody can hold a lease of an earlier broker.
+        "broker_recovery_grace_ms": 0,
+        **settings,
+    }
+    program = Program(
+        name,
+        [sys.executable, "-m", "broker", "serve"],
+        environment=environment(**given),
+        log_path=folder / f"{name}.log",
+        folder=folder,
+    )
+    broker = RunningBroker(program, address, f"http://{http}")
+    try:
+        broker.start()
+    except ProgramError:
+        program.stop()
+        raise
+    return broker
+
+
 @pytest.fixture
 def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
     """A factory: ``start_broker(base_url, api_key, broker_floor_tokens=5, …)``.
@@ -102,27 +133,15 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
     brokers: list[RunningBroker] = []
 
     def start(keepa_base_url: str, keepa_api_key: str, **settings: object) -> RunningBroker:
-        address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        name = f"broker-{len(brokers)}"
-        given = {
-            "broker_listen": address,
-            "broker_http_listen": http,
-            "keepa_base_url": keepa_base_url,
-            "keepa_api_key": keepa_api_key,
-            # Nobody can hold a lease of an earlier broker.
-            "broker_recovery_grace_ms": 0,
-            **settings,
-        }
-        program = Program(
-            name,
-            [sys.executable, "-m", "broker", "serve"],
-            environment=environment(**given),
-            log_path=tmp_path / f"{name}.log",
+        broker = launch_broker(
+            keepa_base_url,
+            keepa_api_key,
             folder=tmp_path,
+            name=f"broker-{len(brokers)}",
+            **settings,
         )
-        brokers.append(RunningBroker(program, address, f"http://{http}"))
-        brokers[-1].start()
-        return brokers[-1]
+        brokers.append(broker)
+        return broker
 
     yield start
     stop_together(broker.program for broker in brokers)

@@ -1,8 +1,10 @@
 """Fetchers in a world of their own: a simulator, a broker, a database, a folder of queries."""
 
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,21 @@ import psycopg
 import pytest
 
 from deploy.local.program import Program
-from tests.fix_broker import RunningBroker, StartBroker, StartProgram, environment
-from tests.fix_simulator import RunningSimulator, StartSimulator
+from tests.fix_broker import (
+    RunningBroker,
+    StartBroker,
+    StartProgram,
+    environment,
+    launch_broker,
+)
+from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
 
 DEADLINE_S = 60.0
+ROOT = Path(__file__).parent.parent
+TOO_MANY_REQUESTS = 429
+
+# Enough tokens, and rows for a handful of pages.
+ORDINARY = {"rate": 200, "tick_seconds": 1, "products": 6000, "deals": 2500}
 
 # All deals of used items that dropped by a fifth within three months, newest first.
 SELECTION: dict[str, object] = {
@@ -40,6 +53,9 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
 class World:
     """A simulator, a broker, a database and queries; fetchers are started into it.
 
+    Simulator and broker may have served others before: figures count from the start
+    of this world.
+
     Args:
         simulator: The Keepa.
         broker: Owner of its tokens.
@@ -60,6 +76,9 @@ class World:
         self.database_url = database_url
         self.queries = queries
         self._start_program = start_program
+        self._calls_before = max((call["seq"] for call in simulator.calls()), default=0)
+        self._spent_before = simulator.stats()["spent"]
+        self._settled_before = broker.bucket().totals.spent_tokens
 
     def write_query(self, name: str, text: Mapping[str, object] | None = None) -> None:
         """Put a query file into the folder; without *text* one that matches a lot."""
@@ -87,6 +106,18 @@ class World:
         """Start one more fetcher."""
         return self._start_program("fetcher", "run", *arguments, **self.settings(**changes))
 
+    def command(self, *arguments: str, **changes: object) -> subprocess.CompletedProcess[str]:
+        """Run a `dealfetcher` command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "fetcher", *arguments],
+            env=self.environment(**changes),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+        )
+
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """What a query of the database yields."""
         with psycopg.connect(self.database_url) as connection:
@@ -97,9 +128,35 @@ class World:
         """The single value that a query of the database yields."""
         return self.rows(statement, *values)[0][0]
 
+    def execute(self, statement: str, *values: object) -> None:
+        """Change the database."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement.encode(), values)
+
     def scans_completed(self) -> int:
         """How many scans have been completed."""
         return int(self.value("SELECT count(*) FROM scans WHERE state = 'completed'"))
+
+    def collect(self, **changes: object) -> Program:
+        """Run a fetcher until it has completed a scan of every query."""
+        fetcher = self.start_fetcher(**changes)
+        wanted = len(list(self.queries.glob("*.json")))
+        wait_until(lambda: self.scans_completed() >= wanted, "a completed scan of every query")
+        return fetcher
+
+    def calls(self, path: str = "/deal") -> list[dict[str, Any]]:
+        """The calls of one kind that the simulator has seen."""
+        calls = self.simulator.calls(since=self._calls_before)
+        return [call for call in calls if call["path"] == path]
+
+    def spent(self) -> int:
+        """Tokens that the simulator has charged."""
+        return int(self.simulator.stats()["spent"]) - int(self._spent_before)
+
+    def served_deals(self) -> set[tuple[int, str]]:
+        """Every deal in a delivered reply, by domain and ASIN."""
+        delivered = (call for call in self.calls() if call["delivered"])
+        return {(row[0], row[1]) for call in delivered for row in call["rows"]}
 
     def stored_deals(self) -> set[tuple[int, str]]:
         """Every deal in the database, by domain and ASIN."""
@@ -107,29 +164,60 @@ class World:
 
     def assert_every_token_is_accounted_for(self) -> None:
         """The broker's spend equals the simulator's to the token, and nothing was refused."""
-        stats, totals = self.simulator.stats(), self.broker.bucket().totals
-        assert totals.spent_tokens == stats["spent"]
-        assert stats["throttled"] == 0
-        assert self.value("SELECT coalesce(sum(tokens), 0) FROM scan_pages") <= stats["spent"]
+        settled = self.broker.bucket().totals.spent_tokens - self._settled_before
+        refused = [call for call in self.calls() if call["status"] == TOO_MANY_REQUESTS]
+        assert settled == self.spent()
+        assert refused == []
+        assert self.value("SELECT coalesce(sum(tokens), 0) FROM scan_pages") <= self.spent()
 
 
 StartWorld = Callable[..., World]
+
+
+@pytest.fixture(scope="session")
+def common_keepa(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], tuple[RunningSimulator, RunningBroker]]]:
+    """A simulator with its broker that tests without special wishes share."""
+    started: list[tuple[RunningSimulator, RunningBroker]] = []
+
+    def get() -> tuple[RunningSimulator, RunningBroker]:
+        if not started:
+            simulator = launch_simulator(**ORDINARY)
+            folder = tmp_path_factory.mktemp("common")
+            broker = launch_broker(
+                simulator.base_url, simulator.api_key, folder=folder, name="broker"
+            )
+            started.append((simulator, broker))
+        started[0][0].clear_faults()
+        return started[0]
+
+    yield get
+    for simulator, broker in started:
+        broker.program.stop()
+        simulator.stop()
 
 
 @pytest.fixture
 def start_world(
     start_simulator: StartSimulator,
     start_broker: StartBroker,
-    start_program: StartProgram,
+    common_keepa: Callable[[], tuple[RunningSimulator, RunningBroker]],
     database_url: str,
+    start_program: StartProgram,
     tmp_path: Path,
 ) -> StartWorld:
-    """A factory: ``start_world(rate=20, …)`` takes the simulator's options."""
+    """A factory: ``start_world(rate=20, …)`` takes the simulator's options.
+
+    Without options, simulator and broker are common to all such tests.
+    """
 
     def start(**options: object) -> World:
-        given = {"rate": 100, "tick_seconds": 1, "products": 6000, "deals": 2500, **options}
-        simulator = start_simulator(**given)
-        broker = start_broker(simulator.base_url, simulator.api_key)
+        if options:
+            simulator = start_simulator(**{**ORDINARY, **options})
+            broker = start_broker(simulator.base_url, simulator.api_key)
+        else:
+            simulator, broker = common_keepa()
         queries = tmp_path / "queries"
         queries.mkdir(exist_ok=True)
         return World(simulator, broker, database_url, queries, start_program)

@@ -1,10 +1,8 @@
 """Running the fetcher, and bringing the tables up to date."""
 
 import signal
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from types import FrameType
 
 import structlog
 
@@ -37,11 +35,10 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
             folder=QueryFolder(settings.queries),
             limits=_limits(settings),
         )
-        _stop_on_signals(workplace.stop.set)
+        worker = Worker(workplace, partial(_keepa, settings, api_key), version(PACKAGE))
+        _end_on_signals(worker.wakeup_fd)
         log.info("fetcher started", holder=broker.holder, broker=settings.broker_address)
-        Worker(workplace, partial(_keepa, settings, api_key), version(PACKAGE)).run(
-            seconds=seconds
-        )
+        worker.run(seconds=seconds)
         log.info("fetcher stopped", holder=broker.holder)
 
 
@@ -68,9 +65,8 @@ def _keepa(settings: Settings, api_key: str) -> Keepa:
     )
 
 
-def _stop_on_signals(stop: Callable[[], None]) -> None:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop()
-
+def _end_on_signals(wakeup_fd: int) -> None:
+    # The number goes to the file descriptor; Python's own handler has nothing to do.
+    signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+        signal.signal(number, lambda _number, _frame: None)

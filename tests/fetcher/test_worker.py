@@ -14,7 +14,7 @@ import pytest
 from deploy.local.ports import free_port
 from deploy.local.program import Program
 from tests.fix_broker import StartProgram, environment
-from tests.fix_fetcher import SELECTION, StartWorld, World, wait_until
+from tests.fix_fetcher import ROOT, SELECTION, StartWorld, wait_until
 
 STOP_S = 5.0
 RSS_MAX_MB = 100
@@ -61,12 +61,12 @@ def test_a_scan_stores_exactly_what_was_served(start_world: StartWorld) -> None:
     fetcher = world.start_fetcher()
     wait_until(world.scans_completed, "a completed scan")
     code = stop_in_time(fetcher)
-    served = world.simulator.served_deals()
+    served = world.served_deals()
     verdicts = dict(world.rows("SELECT state, count(*) FROM verdicts GROUP BY state"))
     newest = world.rows("SELECT domain_id, asin, last_update FROM deals")
 
     assert code == 0
-    assert world.stored_deals() == set(served)
+    assert world.stored_deals() == served
     assert sum(verdicts.values()) == len(served)
     assert verdicts["rejected"] > 0
     assert all(update is not None for _, _, update in newest)
@@ -91,15 +91,14 @@ def test_the_log_says_what_is_fetched_and_why_deals_were_rejected(
 
 def test_details_of_accepted_deals_are_bought_once(start_world: StartWorld) -> None:
     """Pending deals get their product verdict, and no product is paid for twice."""
-    world = start_world(rate=500)
+    world = start_world()
     query = {
         "selection": SELECTION,
         "enrichment": True,
         "rules": {"rank": {"max": 200_000}, "monthly_sold": {"min": 1, "unknown": "reject"}},
     }
     world.write_query("used", query)
-    world.start_fetcher()
-    wait_until(world.scans_completed, "a completed scan")
+    world.collect()
     wait_until(
         lambda: (
             not world.value("SELECT count(*) FROM products WHERE state IN ('wanted', 'claimed')")
@@ -107,8 +106,7 @@ def test_details_of_accepted_deals_are_bought_once(start_world: StartWorld) -> N
         "all products bought",
     )
     wanted = world.value("SELECT count(*) FROM products")
-    asked = [call for call in world.simulator.calls() if call["path"] == "/product"]
-    bought = sum(call["consumed"] for call in asked)
+    bought = sum(call["consumed"] for call in world.calls("/product"))
     undecided = world.value("SELECT count(*) FROM final_verdicts WHERE state = 'pending'")
 
     assert wanted > 0
@@ -144,7 +142,8 @@ def test_a_fetcher_that_waits_for_tokens_stops_in_time(start_world: StartWorld) 
 
 def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> None:
     """A call that takes too long to wait for is reported, its page free for others."""
-    world = start_world(latency="60000")
+    world = start_world(seed=2)
+    world.simulator.set_fault("latency:ms=60000,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher()
     wait_until(lambda: world.broker.bucket().open_leases == 1, "a call")
@@ -155,7 +154,7 @@ def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> N
 
     assert code == 0
     assert world.rows("SELECT state, attempts FROM scan_pages") == [("ready", 0)]
-    assert world.broker.bucket().totals.settles == 1
+    assert world.broker.bucket().open_leases == 0
 
 
 def test_run_seconds_ends_by_itself(start_world: StartWorld) -> None:
@@ -193,12 +192,11 @@ def test_a_refusal_puts_the_page_back_unharmed(start_world: StartWorld) -> None:
     world = start_world()
     world.simulator.set_fault("throttle:path=/deal,count=3")
     world.write_query("used")
-    world.start_fetcher()
-    wait_until(world.scans_completed, "a completed scan")
+    world.collect()
 
-    assert world.simulator.stats()["throttled"] == 3
+    assert [call["status"] for call in world.calls()].count(429) == 3
     assert world.value("SELECT max(attempts) FROM scan_pages") == 0
-    assert world.stored_deals() == set(world.simulator.served_deals())
+    assert world.stored_deals() == world.served_deals()
 
 
 @pytest.mark.parametrize("fault", ["error:status=503", "cut", "garbage", "reset"])
@@ -212,7 +210,7 @@ def test_a_failed_call_is_repeated(start_world: StartWorld, fault: str) -> None:
     wait_until(world.scans_completed, "a completed scan")
 
     assert world.value("SELECT max(attempts) FROM scan_pages") == 2
-    assert world.stored_deals() >= set(world.simulator.served_deals())
+    assert world.stored_deals() >= world.served_deals()
     assert_no_traceback(fetcher)
 
 
@@ -233,7 +231,8 @@ def test_a_page_that_always_fails_is_put_aside(start_world: StartWorld) -> None:
 
 def test_a_page_of_a_killed_fetcher_is_finished_by_another(start_world: StartWorld) -> None:
     """Killing a fetcher in mid-call costs the call, not the page."""
-    world = start_world(latency="3000")
+    world = start_world(seed=2)
+    world.simulator.set_fault("latency:ms=3000,path=/deal")
     world.write_query("used")
     first = world.start_fetcher(claim_ttl_s=1)
     wait_until(
@@ -245,12 +244,13 @@ def test_a_page_of_a_killed_fetcher_is_finished_by_another(start_world: StartWor
     holders = world.value("SELECT max(fence) FROM scan_pages")
 
     assert holders >= 2
-    assert world.stored_deals() == set(world.simulator.served_deals())
+    assert world.stored_deals() == world.served_deals()
 
 
 def test_fetchers_never_read_the_same_page_at_once(start_world: StartWorld) -> None:
     """A fleet reads each page of a scan once."""
-    world = start_world(latency="30-80")
+    world = start_world()
+    world.simulator.set_fault("latency:ms=50,path=/deal")
     for number in range(3):
         selection = {**SELECTION, "priceTypes": [number]}
         world.write_query(f"query-{number}", {"selection": selection})
@@ -258,12 +258,12 @@ def test_fetchers_never_read_the_same_page_at_once(start_world: StartWorld) -> N
     wait_until(lambda: world.scans_completed() == 3, "three completed scans")
     for fetcher in fleet:
         fetcher.terminate()
-    paid = sum(call["path"] == "/deal" for call in world.simulator.calls())
+    paid = len(world.calls())
     reads = world.value("SELECT sum(reads) FROM scan_pages")
 
     assert reads == paid
     assert world.value("SELECT max(fence - reads) FROM scan_pages") == 0
-    assert world.stored_deals() == set(world.simulator.served_deals())
+    assert world.stored_deals() == world.served_deals()
     world.assert_every_token_is_accounted_for()
 
 
@@ -295,9 +295,8 @@ def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld
     """A new rule applies to what is stored, without a call to Keepa."""
     world = start_world()
     world.write_query("used")
-    world.start_fetcher()
-    wait_until(world.scans_completed, "a completed scan")
-    spent = world.simulator.stats()["spent"]
+    world.collect()
+    spent = world.spent()
     accepted = world.value("SELECT count(*) FROM verdicts WHERE state = 'accepted'")
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 1}}})
     wait_until(
@@ -306,7 +305,7 @@ def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld
     )
 
     assert accepted > 0
-    assert world.simulator.stats()["spent"] == spent
+    assert world.spent() == spent
 
 
 def test_a_sort_that_is_not_newest_first_is_found_out(start_world: StartWorld) -> None:
@@ -321,7 +320,7 @@ def test_a_sort_that_is_not_newest_first_is_found_out(start_world: StartWorld) -
     assert complaints
     assert complaints[0]["level"] == "warning"
     assert "percent drop descending" in complaints[0]["order"]
-    assert world.stored_deals() == set(world.simulator.served_deals())
+    assert world.stored_deals() == world.served_deals()
 
 
 class TestOutages:
@@ -337,7 +336,7 @@ class TestOutages:
 
         assert code == 0
         assert world.value("SELECT max(attempts) FROM scan_pages") == 0
-        assert world.broker.bucket().totals.spent_tokens == 0
+        assert world.spent() == 0
         assert_no_traceback(fetcher)
 
     def test_an_unknown_key_ends_the_fetcher(self, start_world: StartWorld) -> None:
@@ -376,13 +375,13 @@ class TestOutages:
 
     def test_without_a_broker_the_fetcher_waits_for_it(self, start_world: StartWorld) -> None:
         """It makes no call, and goes on when the broker is back."""
-        world = start_world()
+        world = start_world(seed=2)
         world.write_query("used")
         world.broker.program.kill()
         world.broker.program.wait(10)
         fetcher = world.start_fetcher()
         wait_until(lambda: "no broker answers" in output(fetcher), "a complaint", 30)
-        calls = [call for call in world.simulator.calls() if call["path"] == "/deal"]
+        calls = world.calls()
         world.broker.start()
         wait_until(world.scans_completed, "a completed scan")
 
@@ -402,29 +401,15 @@ class TestOutages:
         assert ".env" in fetcher.last_words
 
 
-def command(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a `dealfetcher` command."""
-    return subprocess.run(
-        [sys.executable, "-m", "fetcher", *arguments],
-        env=world.environment(),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
 def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
     """Scans, deals and rejections, for people and for programs."""
     world = start_world()
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
-    world.start_fetcher()
-    wait_until(world.scans_completed, "a completed scan")
-    scans = json.loads(command(world, "scans", "-o", "json").stdout)
-    deals = json.loads(command(world, "deals", "-n", "3", "-o", "json").stdout)
-    rejected = json.loads(command(world, "rejections", "-o", "json").stdout)
-    table = command(world, "rejections", "--since", "1h").stdout
+    world.collect()
+    scans = json.loads(world.command("scans", "-o", "json").stdout)
+    deals = json.loads(world.command("deals", "-n", "3", "-o", "json").stdout)
+    rejected = json.loads(world.command("rejections", "-o", "json").stdout)
+    table = world.command("rejections", "--since", "1h").stdout
 
     assert scans[0]["state"] == "completed"
     assert scans[0]["rows"] == len(world.stored_deals())
@@ -439,7 +424,7 @@ def test_a_command_without_postgres_fails_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fetcher", "scans"],
         env=environment(database_url=url),
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
