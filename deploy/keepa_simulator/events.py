@@ -31,7 +31,7 @@ def _new_price(rng: Random, listing: Listing, price_type: int) -> int:
     usual = typical_price(listing.facts, price_type)
     roll = rng.random()
     if roll < _DROP_SHARE:
-        return max(1, round(usual * rng.uniform(0.1, 0.85)))
+        return max(1, round(usual * rng.uniform(0.08, 0.75)))
     if roll < _DROP_SHARE + _RISE_SHARE:
         return round(usual * rng.uniform(1.1, 2.0)) + 1
     if roll < _DROP_SHARE + _RISE_SHARE + _SOLD_OUT_SHARE:

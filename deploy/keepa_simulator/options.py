@@ -40,7 +40,7 @@ class Options:
     tick_ms: int = KEEPA_TICK_MS
     deal_speed: float = 1.0
     products: int = 20_000
-    deals: int = 4_000
+    deals: int = 5_000
     seed: int = 1
     cache_ms: int = 120_000
     latency_ms: tuple[int, int] = (0, 0)

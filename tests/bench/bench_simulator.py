@@ -15,7 +15,7 @@ import requests
 from tests.fix_simulator import RunningSimulator, launch_simulator
 
 # (products, deals at any moment)
-SIZES: Final = ((20_000, 4_000), (1_000_000, 4_000), (1_000_000, 20_000))
+SIZES: Final = ((20_000, 5_000), (1_000_000, 5_000), (1_000_000, 20_000))
 PAGES: Final = 30
 AIM_PAGE_MS: Final = 50
 AIM_START_S: Final = 10
