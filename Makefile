@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check check-deploy compose-test protos format bench clean
+.PHONY: help setup run test check check-deploy compose-test museum protos format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -58,6 +58,9 @@ check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes
 
 compose-test: $(VENV)/.ready  ## docker-compose.yml for real: build, collect, scale, kill, recover
 	@$(BIN)/python -m pytest -v tests/deploy/docker/compose_run.py
+
+museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
+	@$(BIN)/python -m tests.simulation.museum
 
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \

@@ -113,6 +113,14 @@ def test_the_period_is_learned_from_two_ticks() -> None:
     assert period.ms == 2_000
 
 
+def test_a_long_call_places_the_same_tick_as_a_short_one() -> None:
+    """RefillIn counts from the end of processing, however long that took."""
+    quick = envelope(0, at=0, took=5, refill_in=10_000)
+    slow = envelope(0, at=1_000, took=4_000, refill_in=5_005)
+
+    assert quick.next_tick_ms == slow.next_tick_ms
+
+
 def test_an_ambiguous_gap_teaches_nothing() -> None:
     """When several ticks may lie between two replies, no period is guessed."""
     period = TickPeriod()

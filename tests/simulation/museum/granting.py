@@ -1,0 +1,197 @@
+"""Exhibits: tokens go to nobody, to the wrong one, or to two at once."""
+
+from typing import Any, Final
+from unittest.mock import patch
+
+import broker.ledger
+from broker.allocator import Allocator
+from broker.answers import Granted
+from broker.costs import Band, CostBook
+from broker.leases import Lease, LeaseRequest
+from broker.ledger import Ledger
+from broker.pricing import Batch
+from broker.probing import Probing
+from broker.waitlist import Flow, PriorityClass, Waiting, Waitlist
+from tests.simulation.museum.counting import always, certain_at_once
+from tests.simulation.museum.exhibit import Exhibit, replacing
+
+available = Allocator.available
+may_start = Probing.may_start
+advance = Allocator.advance
+
+
+def no_limit(_self: Allocator, _request: LeaseRequest) -> int:
+    """Any level can be waited for."""
+    return 10**9
+
+
+def wait_for_recovery(self: Allocator, now_ms: int, *, projected: bool) -> int:
+    """Below four fifths of a bucket, nobody gets anything."""
+    tokens = available(self, now_ms, projected=projected)
+    return tokens if tokens >= self.ledger.bucket.capacity * 4 // 5 else 0
+
+
+def throttled(self: Probing, now_ms: int) -> bool:
+    """Ask Keepa every ten minutes at most."""
+    return may_start(self, now_ms) and now_ms >= 600_000 * self.probes
+
+
+def reserve_later(self: Allocator, waiting: Waiting, batch: Batch, now_ms: int) -> None:
+    """Check now, reserve when the loop comes round again."""
+    request = waiting.request
+    self.waitlist.serve(waiting, batch.tokens)
+    lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms)
+    self.ledger.reserved -= batch.tokens
+    self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
+
+
+def reserve_now(self: Allocator, now_ms: int) -> None:
+    """The loop has come round: what was granted is reserved at last."""
+    self.ledger.reserved = sum(lease.held for lease in self.ledger)
+    advance(self, now_ms)
+
+
+def await_between() -> Any:
+    """Both halves of check, await, reserve."""
+    return patch.multiple(Allocator, _grant=reserve_later, advance=reserve_now)
+
+
+def cancel_silently(self: Allocator, lease_id: str, now_ms: int) -> None:
+    """Take the waiter out, and leave the others asleep."""
+    del now_ms
+    self.waitlist.remove(lease_id)
+
+
+def leak_cancelled_grant(self: Allocator, lease_id: str, now_ms: int) -> None:
+    """A grant that crossed a cancellation stays held."""
+    self.waitlist.remove(lease_id)
+    self._decide(now_ms)
+
+
+def smallest_first(self: Waitlist) -> Waiting | None:
+    """Whoever needs least goes first."""
+    return min(self, key=lambda waiting: waiting.quote.tokens, default=None)
+
+
+def serve_any(self: Waitlist, waiting: Waiting, tokens: int) -> None:
+    """Serve somebody who need not be the first of his holder."""
+    del tokens
+    self.remove(waiting.request.lease_id)
+
+
+def bypassing() -> Any:
+    """Small requests pass big ones."""
+    return patch.multiple(Waitlist, head=smallest_first, serve=serve_any)
+
+
+def join_with_credit(self: PriorityClass, waiting: Waiting) -> None:
+    """Whoever was away takes up where it left."""
+    holder = waiting.request.holder
+    flow = self.flows.get(holder)
+    if flow is None:
+        self._arrivals += 1
+        flow = self.flows[holder] = Flow(holder, self.ahead.pop(holder, 0), self._arrivals)
+        self._push(flow)
+    flow.queue.append(waiting)
+
+
+def leave_without_memory(self: PriorityClass, waiting: Waiting) -> None:
+    """Whoever leaves is forgotten, with all it was served ahead of its turn."""
+    flow = self.flows[waiting.request.holder]
+    flow.queue.remove(waiting)
+    if not flow.queue:
+        del self.flows[flow.holder]
+
+
+def prior_for_ever(_self: CostBook, _operation: str, units: int, prior: float) -> int:
+    """The caller knows what a call costs."""
+    return max(1, round(units * prior))
+
+
+def no_retry(_self: Ledger, _lease_id: str) -> Lease | None:
+    """No lease is known by its id."""
+    return None
+
+
+def never(_self: object, *_: Any) -> bool:
+    """No."""
+    return False
+
+
+EXHIBITS: Final = (
+    Exhibit(
+        "wait above capacity",
+        "A request for 450 tokens waited for ever at a bucket of 300.",
+        replacing(Allocator, "_most_tokens", no_limit),
+    ),
+    Exhibit(
+        "recovery threshold",
+        "Work stopped until 280 tokens were there, and a small task kept draining them.",
+        replacing(Allocator, "available", wait_for_recovery),
+    ),
+    Exhibit(
+        "rescue sync throttled",
+        "The sync that would have ended a wait was itself limited to one in ten minutes.",
+        replacing(Probing, "may_start", throttled),
+    ),
+    Exhibit(
+        "sync for every arrival",
+        "Each of a crowd that waited asked Keepa again, many times a second.",
+        replacing(Allocator, "_wait_is_confirmed", never),
+    ),
+    Exhibit(
+        "sync that blocks",
+        "While the status call hung, nobody got tokens that were surely there.",
+        replacing(Probing, "is_worth_waiting_for", always),
+    ),
+    Exhibit(
+        "await between check and reserve",
+        "Four workers each saw the same five tokens and went to -150.",
+        await_between,
+    ),
+    Exhibit(
+        "cancelled waiter stops the loop",
+        "When the first in line gave up, those behind it were never woken.",
+        replacing(Allocator, "cancel", cancel_silently),
+    ),
+    Exhibit(
+        "cancelled grant leaks",
+        "A grant made while its client left stayed reserved until it expired.",
+        replacing(Allocator, "cancel", leak_cancelled_grant),
+    ),
+    Exhibit(
+        "small ones starve a big one",
+        "Whatever fitted was granted first, so a large batch never came to its turn.",
+        bypassing,
+    ),
+    Exhibit(
+        "credit saved up while idle",
+        "A worker back from a break took everything until it had caught up.",
+        replacing(PriorityClass, "join", join_with_credit),
+    ),
+    Exhibit(
+        "debt washed away by leaving",
+        "Leaving the queue for a moment wiped out what had been taken ahead of turn.",
+        replacing(PriorityClass, "leave", leave_without_memory),
+    ),
+    Exhibit(
+        "estimate never learned",
+        "50 ASINs were reserved at 2 tokens each, time after time, and cost 386.",
+        replacing(CostBook, "estimate", prior_for_ever),
+    ),
+    Exhibit(
+        "old prices for ever",
+        "After a price fell, tokens lay idle behind reservations at the old one.",
+        replacing(Band, "_forget_old_price", lambda _self: None),
+    ),
+    Exhibit(
+        "repeat reserves again",
+        "A retried request, its answer lost on the way, took tokens a second time.",
+        replacing(Ledger, "lease", no_retry),
+    ),
+    Exhibit(
+        "overlapping calls taken as included",
+        "The reply of a long call, older than a short call's charge, gave its tokens back.",
+        lambda: patch.object(broker.ledger, "_includes", certain_at_once),
+    ),
+)

@@ -1,0 +1,55 @@
+"""Lets the suite loose on every exhibit.
+
+The suite here is every test of the core that needs nothing but the core: the
+plain ones of tests/broker, without the ones that draw examples.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from tests.simulation.museum import counting, granting
+from tests.simulation.museum.exhibit import Exhibit
+
+EXHIBITS: Final = counting.EXHIBITS + granting.EXHIBITS
+SUITE: Final = ("bucket", "costs", "waitlist", "ledger", "drift", "budgets", "allocator")
+
+Test = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What became of one exhibit: the tests that noticed the defect."""
+
+    exhibit: Exhibit
+    killers: tuple[str, ...]
+
+
+def suite() -> Iterator[Test]:
+    """The tests that ask for no fixture and draw no example."""
+    for part in SUITE:
+        module = importlib.import_module(f"tests.broker.test_{part}")
+        for name, test in inspect.getmembers(module, inspect.isfunction):
+            drawn = hasattr(test, "hypothesis")
+            if name.startswith("test_") and not drawn and not inspect.signature(test).parameters:
+                yield test
+
+
+def fails(test: Test) -> bool:
+    """Whether *test* notices something."""
+    try:
+        test()
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a defect may show as anything
+        return True
+    return False
+
+
+def visit(exhibit: Exhibit) -> Visit:
+    """Bring a defect back and see who notices."""
+    with exhibit.mutate():
+        killers = tuple(test.__name__ for test in suite() if fails(test))
+    return Visit(exhibit, killers)
