@@ -308,6 +308,9 @@ class Allocator:
             return self.waitlist.head()
         wakes_ms = []
         for waiting in self.waitlist.fronts():
+            # Dearer than when it came, it may have outgrown the room it waits for.
+            if not self._requote(waiting):
+                return waiting
             free_ms = self.budget_free_ms(waiting, now_ms)
             if free_ms is not None and free_ms <= now_ms:
                 return waiting
@@ -317,19 +320,17 @@ class Allocator:
 
     def _plan(self, waiting: Waiting, now_ms: int) -> Batch | Verdict:
         """What to do about the head."""
-        quote = quote_for(self.costs, waiting.request, self._most_tokens(waiting.request))
-        if quote is None:
+        if not self._requote(waiting):
             return Verdict.TOO_LARGE
-        waiting.quote = quote
-        bucket = self.ledger.bucket
+        quote, bucket = waiting.quote, self.ledger.bucket
         assert bucket.observation is not None
         batch = self._fit(waiting, self.available(now_ms, projected=False), now_ms)
         age_ms = now_ms - bucket.observation.arrived_ms
         ask = age_ms > STALE_TICKS * bucket.period.ms
         if batch is None or batch.units < quote.units:
             ask = ask or bucket.ticks_landed(now_ms) > 0
-        if batch is None:
-            ask = ask or (age_ms > FRESH_MS and not self._wait_is_confirmed(now_ms))
+        if batch is None and not self._wait_is_confirmed(now_ms):
+            ask = ask or age_ms > FRESH_MS or bucket.straddles_tick
         if ask:
             self.probing.wanted = True
             if self.probing.is_worth_waiting_for(now_ms):
@@ -338,6 +339,12 @@ class Allocator:
         elif batch is None:
             self._confirmed_until_ms = bucket.next_tick_ms(now_ms)
         return batch or Verdict.WAIT
+
+    def _requote(self, waiting: Waiting) -> bool:
+        """Price a request at what is known by now; False if it can never fit."""
+        quote = quote_for(self.costs, waiting.request, self._most_tokens(waiting.request))
+        waiting.quote = quote or waiting.quote
+        return quote is not None
 
     def _wait_is_confirmed(self, now_ms: int) -> bool:
         return now_ms < self._confirmed_until_ms and not self.ledger.uncertain

@@ -209,6 +209,15 @@ class Bucket:
         return self.observation.envelope.refilled(self.ticks_landed(now_ms))
 
     @property
+    def straddles_tick(self) -> bool:
+        """Whether a lump landed while the observed call ran: its balance may lack it."""
+        if self.observation is None:
+            return False
+        envelope = self.observation.envelope
+        last_tick_ms = envelope.next_tick_ms - self.period.ms
+        return last_tick_ms >= envelope.server_time_ms - SAME_TICK_MS
+
+    @property
     def observed(self) -> int:
         """The balance that Keepa last confirmed."""
         return 0 if self.observation is None else self.observation.envelope.tokens_left
