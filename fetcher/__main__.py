@@ -2,6 +2,7 @@
 
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -20,7 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 deals_app = typer.Typer(no_args_is_help=False)
+queries_app = typer.Typer(no_args_is_help=True, help="The query files.")
+pages_app = typer.Typer(no_args_is_help=True, help="Pages that failed too often.")
 app.add_typer(deals_app, name="deals")
+app.add_typer(queries_app, name="queries")
+app.add_typer(pages_app, name="pages")
 
 Query = Annotated[str | None, typer.Option("--query", "-q", help="Only this query.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")]
@@ -127,6 +132,131 @@ def rejections(
 
     url = Settings.load().require_database_url()
     show_rejections(url, query=query, since=_duration(since), output=output)
+
+
+@deals_app.command()
+def explain(asin: str, output: Output = Format.TABLE) -> None:
+    """Tell all that is known of one product: prices, changes, every verdict and why.
+
+    Example: dealfetcher deals explain B0D8W1YVBX
+    """
+    from fetcher.commands.explain import explain_deal  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    raise SystemExit(explain_deal(url, asin, output=output))
+
+
+@queries_app.command()
+def check(
+    folder: Annotated[Path | None, typer.Argument(help="Else QUERIES.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Explain every query file in words with its cost, and name every mistake; spends nothing.
+
+    Example: dealfetcher queries check deploy/queries
+    """
+    from fetcher.commands.queries import check_queries  # noqa: PLC0415 - only what is used
+
+    raise SystemExit(check_queries(folder or Settings.load().queries, output=output))
+
+
+@pages_app.command()
+def dead(limit: Limit = 50, output: Output = Format.TABLE) -> None:
+    """List the pages that were put aside, with their errors.
+
+    Example: dealfetcher pages dead
+    """
+    from fetcher.commands.pages import show_dead  # noqa: PLC0415 - only what is used
+
+    show_dead(Settings.load().require_database_url(), limit=limit, output=output)
+
+
+@pages_app.command()
+def requeue(
+    scan: Annotated[
+        int | None, typer.Option("--scan", help="Only the pages of this scan.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Read dead pages again, and dead products too unless one scan is named.
+
+    Example: dealfetcher pages requeue --scan 42
+    """
+    from fetcher.commands.pages import requeue_dead  # noqa: PLC0415 - only what is used
+
+    requeue_dead(Settings.load().require_database_url(), scan_id=scan, output=output)
+
+
+@app.command("verify-sort")
+def verify_sort(
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="Measured with this query; else the first.")
+    ] = None,
+    pages: Annotated[int, typer.Option("--pages", min=1, max=5, help="Pages a sort type.")] = 1,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Without a broker: may take others' tokens.")
+    ] = False,
+    from_file: Annotated[
+        list[Path] | None,
+        typer.Option("--from-file", help="Saved replies instead of calls, page by page."),
+    ] = None,
+    sort: Annotated[
+        int | None, typer.Option("--sort", help="What the saved replies were asked with.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Measure by what Keepa's sort types really order; 5 tokens a page and sort type.
+
+    Exits 1 if one does not order as documented.
+
+    Example: dealfetcher verify-sort --pages 2
+    """
+    from fetcher.commands import verify_sort as verifying  # noqa: PLC0415 - only what is used
+
+    settings = Settings.load()
+    if from_file:
+        code = verifying.verify_files(
+            from_file, query=query, sort_type=sort, queries=settings.queries, output=output
+        )
+    else:
+        code = verifying.verify_live(
+            settings, query=query, pages=pages, direct=direct, output=output
+        )
+    raise SystemExit(code)
+
+
+@app.command()
+def doctor(output: Output = Format.TABLE) -> None:
+    """Look at everything, say what is wrong and what to do; exits 1 if anything failed.
+
+    Example: dealfetcher doctor -o json | jq '.[] | select(.state != "ok")'
+    """
+    from fetcher.commands.doctor import run_doctor  # noqa: PLC0415 - only what is used
+
+    raise SystemExit(run_doctor(Settings.load(), output=output))
+
+
+@app.command()
+def prune(
+    days: Annotated[int | None, typer.Option("--days", min=1, help="Else RETENTION_DAYS.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while collection stands still.")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Delete deals, changes and scans that are older than the retention.
+
+    Refuses while nothing has been collected for a day, unless told.
+
+    Example: dealfetcher prune --days 30
+    """
+    from fetcher.commands.prune import prune_database  # noqa: PLC0415 - only what is used
+
+    settings = Settings.load()
+    url = settings.require_database_url()
+    raise SystemExit(
+        prune_database(url, days=days or settings.retention_days, force=force, output=output)
+    )
 
 
 def _duration(text: str | None) -> timedelta | None:

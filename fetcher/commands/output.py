@@ -27,6 +27,11 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="For people or fo
 Row = Mapping[str, Any]
 
 
+def say(line: str) -> None:
+    """Print one line."""
+    sys.stdout.write(line + "\n")
+
+
 def print_json(value: object) -> None:
     """Print *value* for programs; times are ISO 8601."""
     sys.stdout.write(json.dumps(value, default=_plain, indent=2) + "\n")

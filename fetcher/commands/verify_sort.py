@@ -1,0 +1,174 @@
+"""Finding out by what Keepa's sort types really order."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from fetcher.broker_client import BrokerClient, Priority
+from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say
+from fetcher.deals import Deal, parse_deal_page
+from fetcher.errors import FetcherError, SettingsError
+from fetcher.keepa import Keepa, Reply
+from fetcher.keepa_units import TOKENS_PER_DEAL_PAGE
+from fetcher.leased_call import leased_call
+from fetcher.order import SortFinding, judge_sort
+from fetcher.payload import MalformedReplyError
+from fetcher.queries import DealQuery
+from fetcher.query_folder import QueryFolder
+from fetcher.settings import Settings, key_fingerprint
+
+SORT_TYPES: Final = (0, 1, 2, 3, 4)
+
+Fetch = Callable[[dict[str, object]], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one sort type turned out to be, and what it cost to find out."""
+
+    sort: SortFinding
+    tokens: int
+
+
+def verify_live(
+    settings: Settings, *, query: str | None, pages: int, direct: bool, output: Format
+) -> int:
+    """Ask Keepa for each sort type's first *pages* pages; returns the exit code.
+
+    Through leases, or with *direct* without any broker, on a person's own risk of
+    taking tokens that others count on.
+    """
+    api_key = settings.require_api_key()
+    asked = _query(settings.queries, query)
+    with ExitStack() as stack:
+        keepa = stack.enter_context(
+            Keepa(
+                api_key,
+                base_url=settings.keepa_base_url,
+                connect_timeout_s=settings.keepa_connect_timeout_s,
+                read_timeout_s=settings.keepa_read_timeout_s,
+            )
+        )
+        fetch: Fetch = keepa.deals
+        if not direct:
+            broker = stack.enter_context(
+                BrokerClient(settings.broker_address, key_fingerprint=key_fingerprint(api_key))
+            )
+            fetch = partial(_leased, broker, keepa)
+        findings = [_verify(asked, sort, pages, fetch) for sort in SORT_TYPES]
+    _show(asked.name, findings, output)
+    return _exit_code(findings)
+
+
+def verify_files(
+    paths: Iterable[Path],
+    *,
+    query: str | None,
+    sort_type: int | None,
+    queries: Path,
+    output: Format,
+) -> int:
+    """Judge saved replies, page by page, that were asked for with *sort_type*.
+
+    None stands for the query's own.
+    """
+    asked = _query(queries, query)
+    pages = [_deals(asked, _load(path)) for path in paths]
+    sort = asked.sort_type if sort_type is None else sort_type
+    findings = [Finding(judge_sort(sort, pages), 0)]
+    _show(asked.name, findings, output)
+    return _exit_code(findings)
+
+
+def _verify(query: DealQuery, sort_type: int, pages: int, fetch: Fetch) -> Finding:
+    found: list[Sequence[Deal]] = []
+    tokens = 0
+    for page in range(pages):
+        reply = fetch({**query.page_selection(page), "sortType": sort_type})
+        tokens += 0 if reply.envelope is None else reply.envelope.tokens_consumed
+        found.append(_deals(query, reply.body))
+    return Finding(judge_sort(sort_type, found), tokens)
+
+
+def _leased(broker: BrokerClient, keepa: Keepa, selection: dict[str, object]) -> Reply:
+    with broker.lease(
+        "deal", units=1, tokens_per_unit=TOKENS_PER_DEAL_PAGE, priority=Priority.HIGH
+    ) as lease:
+        return leased_call(lease, partial(keepa.deals, selection))
+
+
+def _deals(query: DealQuery, body: dict[str, Any]) -> Sequence[Deal]:
+    try:
+        return parse_deal_page(
+            body,
+            domain_id=query.domain_id,
+            price_type=query.price_type,
+            date_range=query.date_range,
+        ).deals
+    except MalformedReplyError as exc:
+        problem = f"no page of deals: {exc}"
+    raise FetcherError(problem)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        problem = f"{path}: {exc}"
+    else:
+        if isinstance(body, dict):
+            return body
+        problem = f"{path}: not a saved reply, which is a JSON object"
+    raise FetcherError(problem)
+
+
+def _query(folder: Path, name: str | None) -> DealQuery:
+    reader = QueryFolder(folder)
+    reader.refresh()
+    queries = reader.book.queries
+    found = queries[0] if queries and name is None else reader.find(name or "")
+    if found is None:
+        known = ", ".join(query.name for query in queries) or "none"
+        raise SettingsError(
+            [f"QUERIES: no query {name or ''} in {folder.absolute()} (usable there: {known})"]
+        )
+    return found
+
+
+def _show(query: str, findings: Sequence[Finding], output: Format) -> None:
+    rows = [_row(finding) for finding in findings]
+    if output is Format.JSON:
+        print_json({"query": query, "sorts": rows, "tokens": sum(f.tokens for f in findings)})
+        return
+    print_rows(f"Sort types, measured with {query}", rows, output)
+    say(f"{sum(finding.tokens for finding in findings)} tokens spent")
+
+
+def _row(finding: Finding) -> dict[str, object]:
+    sort = finding.sort
+    return {
+        "sort": sort.sort_type,
+        "documented as": sort.meaning,
+        "rows": sort.rows,
+        "newest update": _time(sort.newest_update_ms),
+        "oldest update": _time(sort.oldest_update_ms),
+        "newest creation": _time(sort.newest_creation_ms),
+        "oldest creation": _time(sort.oldest_creation_ms),
+        "really ordered by": sort.order.words(),
+        "verdict": sort.verdict,
+        "tokens": finding.tokens,
+    }
+
+
+def _time(unix_ms: int | None) -> datetime | None:
+    return None if unix_ms is None else datetime.fromtimestamp(unix_ms / 1000, UTC)
+
+
+def _exit_code(findings: Iterable[Finding]) -> int:
+    wrong = any(finding.sort.verdict == "not as documented" for finding in findings)
+    return EXIT_FAILED if wrong else EXIT_OK

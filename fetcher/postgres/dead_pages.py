@@ -1,0 +1,71 @@
+"""Pages that were put aside: listed, and given another chance."""
+
+from typing import Any, Final, LiteralString
+
+from psycopg.rows import dict_row
+
+from fetcher.postgres.database import Connection
+
+DEAD: Final[LiteralString] = """
+SELECT p.scan_id, p.page, s.query, s.kind, p.attempts, p.error, s.started_at,
+       s.state AS scan_state
+  FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+ WHERE p.state = 'dead'
+ ORDER BY p.scan_id DESC, p.page
+ LIMIT %s
+"""
+
+# A scan goes on only where no newer one of its kind reads the same rows anyway.
+REOPEN_SCANS: Final[LiteralString] = """
+UPDATE scans s
+   SET state = 'running', end_reason = CASE WHEN end_page IS NULL THEN NULL ELSE end_reason END,
+       ended_at = NULL
+ WHERE s.state = 'abandoned'
+   AND s.id IN (SELECT max(d.id) FROM scans d JOIN scan_pages p ON p.scan_id = d.id
+                 WHERE p.state = 'dead' AND (%(scan_id)s::bigint IS NULL
+                                             OR d.id = %(scan_id)s)
+                 GROUP BY d.query, d.selection_hash, d.kind)
+   AND NOT EXISTS (SELECT FROM scans r
+                    WHERE r.query = s.query AND r.selection_hash = s.selection_hash
+                      AND r.kind = s.kind AND r.id > s.id
+                      AND r.state IN ('running', 'completed'))
+RETURNING s.id
+"""
+
+REQUEUE: Final[LiteralString] = """
+UPDATE scan_pages SET state = 'ready', attempts = 0, not_before = now()
+ WHERE scan_id = ANY(%s) AND state IN ('dead', 'dropped')
+RETURNING scan_id, page
+"""
+
+# What a newer scan has read or reads is no loss any more.
+DROP: Final[LiteralString] = """
+UPDATE scan_pages SET state = 'dropped'
+ WHERE state = 'dead' AND (%(scan_id)s::bigint IS NULL OR scan_id = %(scan_id)s)
+RETURNING scan_id, page
+"""
+
+PRODUCTS: Final[LiteralString] = """
+UPDATE products SET state = 'wanted', attempts = 0, not_before = now() WHERE state = 'dead'
+RETURNING asin
+"""
+
+
+def list_dead(connection: Connection, *, limit: int) -> list[dict[str, Any]]:
+    """Pages that failed too often, the newest first."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(DEAD, (limit,)).fetchall()
+
+
+def requeue(connection: Connection, scan_id: int | None) -> tuple[int, int, int]:
+    """Read dead pages again: of one scan, or of all and the dead products too.
+
+    Returns how many pages were requeued, how many were dropped because a newer scan
+    has read their rows, and how many products were requeued.
+    """
+    values = {"scan_id": scan_id}
+    scans = [row[0] for row in connection.execute(REOPEN_SCANS, values)]
+    requeued = len(connection.execute(REQUEUE, (scans,)).fetchall())
+    dropped = len(connection.execute(DROP, values).fetchall())
+    products = 0 if scan_id is not None else len(connection.execute(PRODUCTS).fetchall())
+    return requeued, dropped, products

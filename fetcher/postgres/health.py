@@ -1,0 +1,59 @@
+"""What `dealfetcher doctor` asks the database."""
+
+from typing import Any, Final, LiteralString
+
+from psycopg.rows import dict_row
+
+from fetcher.postgres.database import Connection
+
+Row = dict[str, Any]
+
+FRESHNESS: Final[LiteralString] = """
+SELECT query, selection_hash, watermark, moved_at, newest_deal, newest_seen,
+       extract(epoch FROM newest_seen - newest_deal)::bigint AS newest_age_s,
+       extract(epoch FROM now() - moved_at)::bigint AS moved_ago_s,
+       jsonb_array_length(gaps) AS gaps
+  FROM watermarks ORDER BY query
+"""
+
+STUCK: Final[LiteralString] = """
+SELECT count(*) FILTER (WHERE p.state = 'dead')::int AS dead,
+       count(*) FILTER (WHERE p.state = 'claimed' AND p.claim_expires < now())::int AS expired,
+       count(*) FILTER (WHERE p.state = 'ready' AND s.state = 'running')::int AS ready,
+       (SELECT count(*)::int FROM products WHERE state = 'dead') AS dead_products,
+       (SELECT count(*)::int FROM products WHERE state IN ('wanted', 'claimed')) AS wanted
+  FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+"""
+
+WORKERS: Final[LiteralString] = """
+SELECT holder, version, doing, extract(epoch FROM now() - seen_at)::bigint AS seen_ago_s
+  FROM workers WHERE seen_at > now() - interval '1 hour' ORDER BY holder
+"""
+
+VERSION: Final[LiteralString] = "SHOW server_version"
+
+
+def freshness(connection: Connection) -> list[Row]:
+    """How far each query has been read."""
+    return _rows(connection, FRESHNESS)
+
+
+def stuck(connection: Connection) -> Row:
+    """How much waits, and how much was put aside."""
+    return _rows(connection, STUCK)[0]
+
+
+def workers(connection: Connection) -> list[Row]:
+    """Who has been alive within the last hour."""
+    return _rows(connection, WORKERS)
+
+
+def server_version(connection: Connection) -> str:
+    """The version of Postgres."""
+    row = connection.execute(VERSION).fetchone()
+    return "" if row is None else str(row[0])
+
+
+def _rows(connection: Connection, statement: LiteralString) -> list[Row]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement).fetchall()

@@ -1,0 +1,42 @@
+"""Deleting what has not been seen for long, unless collection itself stands still."""
+
+from datetime import datetime, timedelta
+from typing import Final, LiteralString
+
+from fetcher.postgres.database import Connection
+
+NEWEST: Final[LiteralString] = """
+SELECT max(done_at), max(done_at) < now() - interval '24 hours' FROM scan_pages
+"""
+
+# In parts, so that writers never wait for long.
+DEALS: Final[LiteralString] = """
+DELETE FROM deals WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM deals WHERE reply_time < now() - %s::interval
+     ORDER BY domain_id, asin LIMIT 5000))
+"""
+
+CHANGES: Final[LiteralString] = """
+DELETE FROM deal_changes WHERE id IN (
+    SELECT id FROM deal_changes WHERE reply_time < now() - %s::interval ORDER BY id LIMIT 5000)
+"""
+
+SCANS: Final[LiteralString] = """
+DELETE FROM scans WHERE id IN (
+    SELECT id FROM scans WHERE state <> 'running' AND ended_at < now() - %s::interval
+     ORDER BY id LIMIT 100)
+"""
+
+STATEMENTS: Final = {"deals": DEALS, "changes": CHANGES, "scans": SCANS}
+
+
+def last_page(connection: Connection) -> tuple[datetime | None, bool]:
+    """When a page was last committed, and whether that is too long ago to delete anything."""
+    row = connection.execute(NEWEST).fetchone()
+    assert row is not None
+    return row[0], row[0] is None or bool(row[1])
+
+
+def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
+    """Delete some of what was last seen longer ago; 0 means that nothing is left."""
+    return connection.execute(STATEMENTS[what], (older_than,)).rowcount
