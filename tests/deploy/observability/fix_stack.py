@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import psycopg
 import pytest
 
 from deploy.local.ports import free_port
@@ -78,9 +79,11 @@ def stack(
     address = f"127.0.0.1:{free_port()}"
     running = RunningStack(broker.http_url.removeprefix("http://"), address)
     # Started when there is something to measure: it measures at intervals.
-    wait_for(lambda: 'outcome="replied"} 0.0' not in _read(f"{broker.http_url}/metrics"), "reply")
+    rejected = "SELECT count(*) FROM verdicts WHERE state = 'rejected'"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        wait_for(lambda: connection.execute(rejected).fetchone() != (0,), "verdict")
     start_program("fetcher", "metrics", metrics_listen=address, **shared)
-    wait_for(lambda: "dealfetcher_day_rejections{" in _try(f"http://{address}/metrics"), "verdict")
+    wait_for(lambda: "dealfetcher_day_rejections{" in _try(f"http://{address}/metrics"), "metrics")
     return running
 
 
