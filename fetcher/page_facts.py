@@ -6,10 +6,13 @@ from typing import Final, Literal
 
 from fetcher import keepa_selection
 from fetcher.deals import DealPage
-from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE
+from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, ROWS_PER_PAGE
 from fetcher.order import Order, OrderKeys, PageEnd, measure_order, page_end
 
 STALE_AFTER_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+# Rows that moved over a border are found on one page while others keep pushing them on.
+SHIFT_MAX_ROWS: Final = ROWS_PER_PAGE // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +113,20 @@ SeamProblem = Literal["staler", "moved"]
 def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
     """Why rows might lie unseen between two consecutive pages; None if they can't.
 
-    ``staler``: *page* may come from a cache older than *before*, from when the rows now
-    at its head were still above it. ``moved``: rows have come or gone between the two
-    calls, and may have carried others over the border to the side already read. Two
-    pages that share a product hide nothing.
+    ``staler``: *page* may show a time so much before *before* that rows now at its head
+    were still above it. ``moved``: a few rows have come or gone between the two calls,
+    and may have carried others over the border to the side already read; one of the two
+    pages, read again, shows them. Two pages that share a product hide nothing.
     """
     if not frozenset(before.asins).isdisjoint(page.asins):
         return None
     if page.cached and page.as_of_ms < before.server_ms:
         return "staler"
     grown = page.rows.at_least - before.rows.at_least
-    if before.server_ms <= page.server_ms:
-        # New deals enter at the top and push rows down, onto the page read later.
-        return "moved" if grown < 0 else None
-    return "moved" if grown else None
+    # New deals enter at the top and push rows down, onto the page if it is read later.
+    if grown == 0 or (grown > 0 and before.server_ms <= page.server_ms):
+        return None
+    return "moved" if abs(grown) <= SHIFT_MAX_ROWS else "staler"
 
 
 def read_earlier(before: PageFacts, page: PageFacts) -> int:

@@ -114,6 +114,9 @@ def test_pages_read_in_the_wrong_order_join_only_if_nothing_changed() -> None:
     page = facts(1, dated(5, 20))
     grown = replace(before, rows=RowEstimate(301, 301))
 
+    burst = replace(before, rows=RowEstimate(400, 400))
+
     assert seam_problem(before, page) is None
     assert seam_problem(grown, page) == "moved"
+    assert seam_problem(burst, page) == "staler"
     assert read_earlier(grown, page) == 1

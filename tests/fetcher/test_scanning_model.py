@@ -137,6 +137,8 @@ class Reading(RuleBasedStateMachine):
         if result.read_again:
             scan.again = frozenset(result.read_again)
             scan.ready = set(result.read_again)
+            for number in result.read_again:
+                self._read(scan, number)
             return
         assert (result.progress.watermark_ms or 0) >= (self.progress.watermark_ms or 0)
         self.progress = result.progress
