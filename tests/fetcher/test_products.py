@@ -1,5 +1,7 @@
 """From a /product reply to products."""
 
+from typing import Any
+
 import pytest
 
 from fetcher.enrichment import Enrichment
@@ -53,9 +55,7 @@ def test_no_data_is_told_apart_from_no_answer() -> None:
         ({"referralFeePercentage": "15"}, None),
     ],
 )
-def test_the_referral_fee_is_exact_or_unknown(
-    fields: dict[str, object], points: int | None
-) -> None:
+def test_the_referral_fee_is_exact_or_unknown(fields: dict[str, Any], points: int | None) -> None:
     """Percent become basis points; what is no percentage is unknown."""
     assert product(**fields).referral_bp == points
 

@@ -1,5 +1,7 @@
 """The profit estimate: its formula, and what happens when inputs are missing."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_without_a_buy_box_the_lowest_new_price_stands_in() -> None:
     ],
 )
 def test_a_missing_input_makes_the_result_unknown(
-    fields: dict[str, object], missing: tuple[str, ...]
+    fields: dict[str, Any], missing: tuple[str, ...]
 ) -> None:
     """It is named, and nothing is taken to be zero."""
     found = estimate_profit(deal(), product(**fields), ProfitCosts(inbound_per_kg_minor=100))

@@ -127,7 +127,7 @@ def test_a_bad_file_is_named_with_key_and_reason(text: str, key: str, hint: str)
     ],
 )
 def test_what_keepa_would_refuse_is_refused_before_it_costs_a_call(
-    change: dict[str, object], hint: str
+    change: dict[str, Any], hint: str
 ) -> None:
     """A documented key with an impossible value is an error that names it."""
     with pytest.raises(QueryError) as caught:
@@ -157,7 +157,7 @@ def test_what_keepa_would_refuse_is_refused_before_it_costs_a_call(
         ({"costs": {"other": -5}}, "costs.other", "whole number"),
     ],
 )
-def test_typos_in_the_head_are_errors(head: dict[str, object], key: str, hint: str) -> None:
+def test_typos_in_the_head_are_errors(head: dict[str, Any], key: str, hint: str) -> None:
     """A key that nobody reads is not ignored, and the nearest one is suggested."""
     with pytest.raises(QueryError) as caught:
         read(**head)

@@ -10,7 +10,15 @@ from fetcher.enrichment import Enrichment
 from fetcher.query_file import BadKeyError
 from fetcher.rule_kinds import FACTS
 from fetcher.rules import RuleSet, Verdict, break_down, evaluate, read_rules
-from tests.fetcher.builders import MINUTE_MS, NOW_MS, PRICE_TYPES, deal, product, product_row
+from tests.fetcher.builders import (
+    MINUTE_MS,
+    NOW_MS,
+    PRICE_TYPES,
+    deal,
+    deal_row,
+    product,
+    product_row,
+)
 
 DETAILS = Enrichment()
 UNRANKED: dict[str, Any] = {"current": [-1, -1, 2_000, *[-1] * (PRICE_TYPES - 3)]}
@@ -62,9 +70,7 @@ def test_every_failed_rule_is_named_with_limit_and_value() -> None:
         ("amazon", {"is": False}, {"is": True}),
     ],
 )
-def test_each_rule_on_a_deal_has_two_sides(
-    name: str, accepting: object, rejecting: object
-) -> None:
+def test_each_rule_on_a_deal_has_two_sides(name: str, accepting: Any, rejecting: Any) -> None:
     """The limit itself is inside, and the first value beyond it outside."""
     states = [
         evaluate(rules(**{name: limits}), deal(), now_ms=NOW_MS).state
@@ -87,9 +93,7 @@ def test_each_rule_on_a_deal_has_two_sides(
         ("roi_percent", {"min": 49}, {"min": 50}),
     ],
 )
-def test_each_rule_on_details_has_two_sides(
-    name: str, accepting: object, rejecting: object
-) -> None:
+def test_each_rule_on_details_has_two_sides(name: str, accepting: Any, rejecting: Any) -> None:
     """Once there are details they decide, also where the deal said something older."""
     states = [
         evaluate(
@@ -177,7 +181,7 @@ def test_times_ahead_of_the_clock_are_of_age_zero() -> None:
         ({"profit": {"min": 1}}, "rules.profit", "enrichment"),
     ],
 )
-def test_a_bad_rule_is_named(written: dict[str, object], key: str, hint: str) -> None:
+def test_a_bad_rule_is_named(written: dict[str, Any], key: str, hint: str) -> None:
     """The complaint names the rule's key and what to write instead."""
     with pytest.raises(BadKeyError) as caught:
         rules(**written)
@@ -214,22 +218,20 @@ def test_a_breakdown_counts_each_rule_against_the_rejected() -> None:
 @given(name=st.sampled_from(sorted(FACTS)), unknown=st.sampled_from(["pass", "reject"]))
 def test_a_deal_of_which_nothing_is_known_never_fails_a_rule(name: str, unknown: str) -> None:
     """Whatever the rule, no value is not a value."""
-    limits = {
+    kinds: dict[str, dict[str, Any]] = {
         "number": {"min": 1, "max": 1},
         "duration": {"max": "1h"},
         "codes": {"include": [5]},
         "words": {"include": ["x"]},
         "phrases": {"include": ["x"]},
         "truth": {"is": True},
-    }[FACTS[name].kind]
-    nothing = dict.fromkeys(product_row(), None) | {"asin": "B000000001"}
-    empty = dict.fromkeys(("title", "current", "avg", "delta", "creationDate")) | {
-        "lastUpdate": None,
-        "rootCat": None,
-        "categories": None,
-        "deltaLast": None,
     }
-    ruleset = rules(enrichment=DETAILS, **{name: {**limits, "unknown": unknown}})
+    limits = kinds[FACTS[name].kind]
+    nothing: dict[str, Any] = dict.fromkeys(product_row(), None) | {"asin": "B000000001"}
+    empty: dict[str, Any] = dict.fromkeys(deal_row(), None)
+    del empty["asin"]
+    written: dict[str, Any] = {name: {**limits, "unknown": unknown}}
+    ruleset = rules(enrichment=DETAILS, **written)
 
     verdict = evaluate(ruleset, deal(**empty), product(**nothing), now_ms=NOW_MS)
 

@@ -1,6 +1,7 @@
 """What is read next, when a scan ends, and what is then known."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ SCHEDULE = Schedule(interval_ms=5 * MINUTE_MS, full_scan_every_ms=24 * HOUR_MS, 
 IN_ORDER = measure_order([])
 
 
-def page(number: int = 0, **changes: object) -> PageFacts:
+def page(number: int = 0, **changes: Any) -> PageFacts:
     """A full page of its own products, newest first, served a second after the one before."""
     read = PageFacts(
         number=number,
@@ -46,7 +47,7 @@ def page(number: int = 0, **changes: object) -> PageFacts:
         cached=False,
         rows=RowEstimate(0, None),
     )
-    return replace(read, **changes)  # type: ignore[arg-type] - names are those of PageFacts
+    return replace(read, **changes)
 
 
 DISORDERED = replace(IN_ORDER, disorder_ms=HOUR_MS)

@@ -1,5 +1,6 @@
 """Scans over a list that keeps changing: nothing that Keepa shows may be lost."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
@@ -35,13 +36,15 @@ class ListedDeals:
     made: int = 0
 
     def appear(self, count: int) -> None:
-        """New deals at the top, one every 20 s, dated to an even minute."""
+        """New deals, one every 20 s, dated to an even minute and listed up to 6 minutes late."""
         for _ in range(count):
             self.made += 1
             self.now_ms += MINUTE_MS // 3
             minute = ms_to_minutes(self.now_ms) // 2 * 2
-            asin = f"B{self.made:09}"
-            self.rows.insert(0, replace(TEMPLATE, asin=asin, creation_ms=minutes_to_ms(minute)))
+            creation_ms = minutes_to_ms(minute - 2 * (self.made % 4))
+            new = replace(TEMPLATE, asin=f"B{self.made:09}", creation_ms=creation_ms)
+            place = bisect_left(self.rows, -creation_ms, key=lambda row: -(row.creation_ms or 0))
+            self.rows.insert(place, new)
 
     def serve(self, number: int) -> DealPage:
         """A page, fresh or as it was served less than two minutes ago."""
