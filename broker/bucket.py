@@ -215,7 +215,9 @@ class Bucket:
             return False
         envelope = self.observation.envelope
         last_tick_ms = envelope.next_tick_ms - self.period.ms
-        return last_tick_ms >= envelope.server_time_ms - SAME_TICK_MS
+        # With a period that is not learned yet it may lie ahead: then it is no tick.
+        ran_ms = (envelope.server_time_ms - SAME_TICK_MS, envelope.end_ms + SAME_TICK_MS)
+        return ran_ms[0] <= last_tick_ms <= ran_ms[1]
 
     @property
     def observed(self) -> int:

@@ -42,6 +42,17 @@ def test_the_recorded_night_is_reproduced_exactly() -> None:
     assert first.refilled(ticks) - 5 == 266
 
 
+@pytest.mark.parametrize(
+    ("refill_in", "straddles"),
+    [(DEFAULT_PERIOD_MS - 40, True), (DEFAULT_PERIOD_MS // 2, False), (3_600_000, False)],
+)
+def test_only_a_tick_during_the_call_is_straddled(refill_in: int, *, straddles: bool) -> None:
+    """Not one long gone, nor one that a period not yet learned puts ahead of now."""
+    bucket = bucket_with(probe(7, at=0, refill_in=refill_in, took=80))
+
+    assert bucket.straddles_tick is straddles
+
+
 def test_lumps_stop_at_capacity() -> None:
     """A token lives for sixty ticks, so no more than sixty lumps gather."""
     bucket = bucket_with(probe(295, at=0, refill_in=0, rate=5))

@@ -240,12 +240,14 @@ async def test_no_wait_means_an_answer_at_once(slow_keepa: RunningSimulator, sta
 async def test_the_answer_comes_before_the_deadline(
     slow_keepa: RunningSimulator, start: Start
 ) -> None:
-    """The client gets the reason instead of DEADLINE_EXCEEDED."""
+    """The client gets the reason instead of DEADLINE_EXCEEDED, and Keepa its peace."""
     broker = await start(slow_keepa, 3)
+    calls = slow_keepa.stats()["calls"]
 
-    answer = await broker.stub.AcquireLease(acquire(), timeout=1.0)
+    answer = await broker.stub.AcquireLease(acquire(), timeout=2.0)
 
     assert answer.denial.reason == pb.DENIAL_REASON_INSUFFICIENT_TOKENS
+    assert slow_keepa.stats()["calls"] <= calls + 1
 
 
 async def test_the_wait_ends_with_the_tick(quick_keepa: RunningSimulator, start: Start) -> None:
