@@ -186,8 +186,11 @@ class Stack:
             self._step()
 
     def _watch(self) -> None:
+        # Counted from here, so that a slow start doesn't eat up a short run.
+        self._began_s = time.monotonic()
         while True:
             self._step()
+            self._check_clock()
 
     def _step(self) -> None:
         """Wait a moment for an event, deal with it, then with whoever ended."""
@@ -195,7 +198,6 @@ class Stack:
             self._handle(self._events.get(timeout=_POLL_S))
         except queue.Empty:
             self._tend()
-        self._check_clock()
 
     def _handle(self, event: _Event) -> None:
         match event:
