@@ -261,7 +261,7 @@ def finish_scan(
     is_full = pages[0].number == 0 and end in ("short page", "counted end") and not held
     gap = _gap(plan, pages, end, held=held)
     return ScanResult(
-        progress=_advance(progress, plan, pages, end, gap, held=held, is_full=is_full),
+        progress=_advance(progress, plan, pages, gap, held=held, is_full=is_full),
         watermark_held=held,
         gap=gap,
         is_full=is_full,
@@ -275,7 +275,6 @@ def _advance(
     progress: Progress,
     plan: ScanPlan,
     pages: Sequence[PageFacts],
-    end: EndReason,
     gap: Gap | None,
     *,
     held: bool,
@@ -284,8 +283,9 @@ def _advance(
     """The progress after a finished scan; only the watermark depends on what was on it."""
     start_ms = pages[0].server_ms
     last_ms = max(page.server_ms for page in pages)
-    # A full scan that got as far as it may has had its turn, complete or not.
-    full_turn = is_full or (plan.kind == "full" and end in ("page cap", "row limit"))
+    # A full scan has had its turn, complete or not: repeated at once it would read the
+    # same cached pages, and prove as little for as many tokens.
+    full_turn = is_full or plan.kind == "full"
     reached_ms = None if held or plan.kind == "gap" else _reached_ms(pages)
     return Progress(
         watermark_ms=_later(progress.watermark_ms, reached_ms),

@@ -144,7 +144,7 @@ def test_a_page_from_an_older_cache_holds_the_watermark() -> None:
     assert result.watermark_held
     assert not result.is_full
     assert result.progress.watermark_ms == WATERMARK_MS
-    assert result.progress.last_full_ms is None
+    assert result.progress.last_full_ms == NOW_MS
 
 
 def test_a_full_scan_reads_again_what_may_have_moved_and_only_once() -> None:
