@@ -165,7 +165,7 @@ def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
     age_s, moved_s = row["newest_age_s"], row["moved_ago_s"]
     if row["watermark"] is None:
         yield Finding(
-            subject, State.WARNING, "no scan has been completed yet", "dealfetcher scans"
+            subject, State.WARNING, "nothing has been read in full yet", "dealfetcher scans"
         )
     elif moved_s > STALE_S:
         text = f"watermark {row['watermark']:%F %T} has not moved for {_hours(moved_s)}"

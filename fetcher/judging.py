@@ -13,10 +13,13 @@ from fetcher.rules import evaluate
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Verdicts on some deals, and the ASINs whose details should be bought."""
+    """Verdicts on some deals, and the ASINs whose details should be bought.
+
+    Each of those with the time of the last answer about it, in Unix ms.
+    """
 
     verdicts: tuple[JudgedDeal, ...]
-    wanted: tuple[str, ...]
+    wanted: Mapping[str, int | None]
 
 
 def judge_deals(
@@ -28,15 +31,15 @@ def judge_deals(
 ) -> Judgement:
     """Judge *deals* as served at *reply_time_ms*, with details where they are *known*."""
     verdicts: list[JudgedDeal] = []
-    wanted: list[str] = []
+    wanted: dict[str, int | None] = {}
     for deal in deals:
         details = known.get(deal.asin)
         product = None if details is None else parse_product(details.raw, domain_id=deal.domain_id)
         judged = judge_deal(query, deal, product, reply_time_ms=reply_time_ms)
         verdicts += judged
         if judged[0].verdict.state != "rejected" and _is_due(query, deal, details, reply_time_ms):
-            wanted.append(deal.asin)
-    return Judgement(tuple(verdicts), tuple(wanted))
+            wanted[deal.asin] = None if details is None else details.reply_time_ms
+    return Judgement(tuple(verdicts), wanted)
 
 
 def judge_deal(

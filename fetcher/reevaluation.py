@@ -3,6 +3,7 @@
 After details have arrived, and after the rules of a query have changed.
 """
 
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -48,8 +49,7 @@ def _judge(connection: Connection, query: DealQuery, stored: Sequence[StoredDeal
     ]
     # All products before all verdicts, as a page's commit does: no waiting in a circle.
     if request is not None:
-        wanted = [asin for judgement in judgements for asin in judgement.wanted]
-        want_products(connection, request, wanted)
+        want_products(connection, request, ChainMap(*(dict(j.wanted) for j in judgements)))
     verdicts = [verdict for judgement in judgements for verdict in judgement.verdicts]
     upsert_verdicts(connection, query.name, verdicts, scan_id=None)
     delete_outdated(connection, query.name, query.domain_id, asins, query.rules.version)

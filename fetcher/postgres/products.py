@@ -16,13 +16,14 @@ SELECT asin, known_by, last_update, reply_time, raw
 """
 
 # What is being asked for, or was given up, is left alone; an answer stays until the next.
+# Whoever wants a new one must have seen the last: it may have come in just now.
 WANT: Final[LiteralString] = """
 INSERT INTO products (domain_id, asin, state, operation, parameters, unit_tokens)
 VALUES (%s, %s, 'wanted', %s, %s, %s)
 ON CONFLICT (domain_id, asin) DO UPDATE SET
     state = 'wanted', operation = EXCLUDED.operation, parameters = EXCLUDED.parameters,
     unit_tokens = EXCLUDED.unit_tokens, wanted_at = now(), attempts = 0, not_before = now()
-WHERE products.state IN ('known', 'no_data')
+WHERE products.state IN ('known', 'no_data') AND products.reply_time IS NOT DISTINCT FROM %s
 """
 
 # One call can only ask for products of one site with the same parameters.
@@ -127,12 +128,24 @@ def known_products(
     }
 
 
-def want_products(connection: Connection, request: Request, asins: Iterable[str]) -> None:
-    """Have details of *asins* bought."""
+def want_products(
+    connection: Connection, request: Request, wanted: Mapping[str, int | None]
+) -> None:
+    """Have details bought of the ASINs in *wanted*.
+
+    Each with the reply time, in Unix ms, of the last answer known to the caller.
+    """
     parameters = Jsonb(dict(request.parameters))
     rows = [
-        (request.domain_id, asin, request.operation, parameters, request.unit_tokens)
-        for asin in sorted(asins)
+        (
+            request.domain_id,
+            asin,
+            request.operation,
+            parameters,
+            request.unit_tokens,
+            instant(wanted[asin]),
+        )
+        for asin in sorted(wanted)
     ]
     if rows:
         with connection.pipeline(), connection.cursor() as cursor:

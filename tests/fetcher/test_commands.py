@@ -1,0 +1,254 @@
+"""The commands that look, explain and repair, against a world with some deals in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fetcher.__main__ import _duration, app
+from tests.fetcher.keepa_pages import body, row
+from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World, wait_until
+
+RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-to-2-deals.json"
+
+
+@pytest.fixture
+def world(start_world: StartWorld) -> World:
+    """A world with one query whose rules reject some deals."""
+    world = start_world()
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
+    return world
+
+
+def test_one_product_is_explained(world: World) -> None:
+    """Prices, every verdict with its rules, and changes."""
+    world.collect()
+    asin = world.value("SELECT asin FROM verdicts WHERE state = 'rejected' LIMIT 1")
+    told = world.command("deals", "explain", asin)
+    data = json.loads(world.command("deals", "explain", asin, "-o", "json").stdout)
+    unknown = world.command("deals", "explain", "B000000000")
+
+    assert told.returncode == 0
+    assert "used: rejected" in told.stdout
+    assert "rank is" in told.stdout
+    assert data["verdicts"][0]["failures"][0]["rule"] == "rank"
+    assert unknown.returncode == 1
+    assert "never served" in unknown.stdout
+
+
+def test_doctor_is_content_with_a_healthy_world(world: World) -> None:
+    """Key, Keepa, broker, count, Postgres, schema, queries and fetchers are looked at."""
+    world.collect()
+    wait_until(lambda: world.rows("SELECT 1 FROM workers"), "a heartbeat")
+    done = world.command("doctor", "-o", "json")
+    findings = json.loads(done.stdout)
+    subjects = {finding["subject"] for finding in findings}
+
+    assert [finding for finding in findings if finding["state"] != "ok"] == []
+    assert done.returncode == 0
+    assert subjects >= {
+        "version",
+        "key",
+        "Keepa",
+        "broker",
+        "count",
+        "Postgres",
+        "schema",
+        "query used",
+        "queries",
+        "work",
+        "fetchers",
+    }
+
+
+def test_doctor_names_what_is_missing_and_the_remedy(world: World, tmp_path: Path) -> None:
+    """With nothing set up, every line says what to do; the exit code tells scripts."""
+    done = world.command(
+        "doctor",
+        keepa_api_key="",
+        broker_address="127.0.0.1:1",
+        database_url="postgresql://me:hidden-word@127.0.0.1:1/x",
+        queries=tmp_path / "nowhere",
+    )
+
+    assert done.returncode == 1
+    assert "KEEPA_API_KEY" in done.stdout
+    assert "tokenbroker serve" in done.stdout
+    assert "check DATABASE_URL" in done.stdout
+    assert "hidden-word" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_queries_are_explained_before_anything_is_spent(world: World) -> None:
+    """A good file in words with its cost, a bad one with key and reason."""
+    world.write_query("bad", {"selection": SELECTION, "intervall": "5m"})
+    done = world.command("queries", "check", str(world.queries))
+    data = json.loads(world.command("queries", "check", str(world.queries), "-o", "json").stdout)
+
+    assert done.returncode == 1
+    assert "5 tokens" in done.stdout
+    assert "intervall" in done.stdout
+    assert [query["name"] for query in data["queries"]] == ["used"]
+    assert data["errors"][0]["key"] == "intervall"
+
+
+def test_dead_pages_are_listed_and_read_again(world: World) -> None:
+    """A requeued page continues its scan where it failed."""
+    world.simulator.set_fault("error:status=500,path=/deal,count=2")
+    world.start_fetcher(page_attempts_max=2)
+    wait_until(lambda: world.rows("SELECT 1 FROM scan_pages WHERE state = 'dead'"), "a dead page")
+    dead = json.loads(world.command("pages", "dead", "-o", "json").stdout)
+    requeued = world.command("pages", "requeue", "--scan", str(dead[0]["scan_id"]))
+    wait_until(world.scans_completed, "a completed scan")
+
+    assert "500" in dead[0]["error"]
+    assert "1 pages" in requeued.stdout
+    assert world.stored_deals() == world.served_deals()
+
+
+def test_sort_types_are_measured_through_leases(world: World) -> None:
+    """The stand-in orders as documented; every call is leased and paid for."""
+    spent = world.spent()
+    done = world.command("verify-sort", "-o", "json")
+    told = json.loads(done.stdout)
+    verdicts = {sort["sort"]: sort["verdict"] for sort in told["sorts"]}
+
+    assert done.returncode == 0
+    assert verdicts[0] == "undocumented"
+    assert {verdicts[sort] for sort in (1, 2, 3, 4)} == {"as documented"}
+    assert told["tokens"] == world.spent() - spent == 25
+
+
+def test_sort_types_can_be_measured_without_a_broker(world: World) -> None:
+    """With --direct a person takes the tokens without asking."""
+    done = world.command("verify-sort", "--direct", "-o", "json", broker_address="127.0.0.1:1")
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["tokens"] == 25
+
+
+def test_saved_replies_are_measured_without_key_or_keepa(world: World, tmp_path: Path) -> None:
+    """An order that is not what the sort type promises is exit code 1."""
+    saved = tmp_path / "reply.json"
+    saved.write_text(json.dumps(body([row(number) for number in (1, 2, 3)])))
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(body([row(number) for number in (30, 1, 90)])))
+    good = world.command("verify-sort", "--from-file", str(saved), keepa_api_key="")
+    bad = world.command("verify-sort", "--from-file", str(mixed), keepa_api_key="")
+
+    assert good.returncode == 0
+    assert "as documented" in good.stdout
+    assert bad.returncode == 1
+    assert "not as documented" in bad.stdout
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded replies are not at hand")
+def test_a_recorded_reply_follows_the_drop(world: World) -> None:
+    """A real page of sort type 4 is ordered by percent."""
+    done = world.command("verify-sort", "--from-file", str(RECORDED), "--sort", "4", "-o", "json")
+
+    assert json.loads(done.stdout)["sorts"][0]["verdict"] in ("as documented", "too few rows")
+
+
+def test_a_missing_key_is_explained_by_verify_sort(world: World) -> None:
+    """The message says where it was looked for."""
+    done = world.command("verify-sort", "--direct", keepa_api_key="")
+
+    assert done.returncode == 2
+    assert "KEEPA_API_KEY" in done.stderr
+    assert ".env" in done.stderr
+
+
+def test_prune_deletes_what_is_old(world: World) -> None:
+    """Deals, their verdicts, changes and scans older than the retention go."""
+    fetcher = world.collect()
+    fetcher.stop()
+    old = world.value("SELECT count(*) FROM verdicts WHERE state = 'rejected'")
+    world.execute(
+        "UPDATE deals SET reply_time = now() - interval '40 days' WHERE asin IN"
+        " (SELECT asin FROM verdicts WHERE state = 'rejected')"
+    )
+    kept = world.value("SELECT count(*) FROM deals") - old
+    done = world.command("prune", "--days", "30", "-o", "json")
+
+    assert json.loads(done.stdout)["deals"] == old
+    assert world.value("SELECT count(*) FROM deals") == kept
+    assert world.value("SELECT count(*) FROM verdicts") == kept
+
+
+def test_prune_refuses_while_collection_stands_still(world: World) -> None:
+    """Old rows may be the only ones there are."""
+    fetcher = world.collect()
+    fetcher.stop()
+    world.execute("UPDATE scan_pages SET done_at = now() - interval '2 days'")
+    world.execute("UPDATE deals SET reply_time = now() - interval '40 days'")
+    refused = world.command("prune", "--days", "30")
+    forced = world.command("prune", "--days", "30", "--force")
+
+    assert refused.returncode == 1
+    assert "nothing deleted" in refused.stdout
+    assert forced.returncode == 0
+    assert world.value("SELECT count(*) FROM deals") == 0
+
+
+def test_every_command_explains_itself() -> None:
+    """Each --help has an example."""
+    commands = (
+        ["migrate"],
+        ["run"],
+        ["scans"],
+        ["deals"],
+        ["deals", "explain"],
+        ["rejections"],
+        ["queries", "check"],
+        ["pages", "dead"],
+        ["pages", "requeue"],
+        ["verify-sort"],
+        ["doctor"],
+        ["prune"],
+    )
+    helps = [CliRunner().invoke(app, [*command, "--help"]) for command in commands]
+
+    assert [done.exit_code for done in helps] == [0] * len(commands)
+    assert all("Example" in done.stdout for done in helps)
+
+
+def test_a_period_is_read_in_words() -> None:
+    """Minutes, hours and days."""
+    period = _duration("90m")
+
+    assert period is not None
+    assert period.total_seconds() == 5400
+
+
+def test_settings_are_refused_with_their_remedy(start_world: StartWorld) -> None:
+    """Each malformed setting is one line that never repeats the value."""
+    world = start_world()
+    done = world.command(
+        "run", keepa_base_url="ftp://x", broker_address="nowhere", keepa_api_key="secret-word"
+    )
+
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert "KEEPA_BASE_URL" in done.stderr
+    assert "BROKER_ADDRESS" in done.stderr
+    assert "secret-word" not in done.stderr
+
+
+def test_secrets_may_come_from_files(world: World, tmp_path: Path) -> None:
+    """Mounted secrets serve as well as variables."""
+    (tmp_path / "key").write_text(world.simulator.api_key + "\n")
+    (tmp_path / "url").write_text(world.database_url + "\n")
+    done = world.command(
+        "verify-sort",
+        "--direct",
+        keepa_api_key="",
+        database_url="",
+        keepa_api_key_file=tmp_path / "key",
+        database_url_file=tmp_path / "url",
+    )
+    scans = world.command("scans", database_url="", database_url_file=tmp_path / "url")
+
+    assert done.returncode == 0
+    assert scans.returncode == 0
