@@ -63,13 +63,14 @@ def upsert_deals(connection: Connection, deals: Iterable[Deal], *, reply_time_ms
     Sorted by key, so that two writers never wait for each other in a circle. Sent
     as one pipeline: as fast as COPY into a temporary table and a merge.
     """
-    rows = sorted((_row(deal, reply_time_ms) for deal in deals), key=lambda row: row[:2])
+    rows = sorted((deal_row(deal, reply_time_ms) for deal in deals), key=lambda row: row[:2])
     if rows:
         with connection.pipeline(), connection.cursor() as cursor:
             cursor.executemany(UPSERT_DEAL, rows)
 
 
-def _row(deal: Deal, reply_time_ms: int) -> tuple[Any, ...]:
+def deal_row(deal: Deal, reply_time_ms: int) -> tuple[Any, ...]:
+    """The values of one row, in the order of the statement."""
     return (
         deal.domain_id,
         deal.asin,

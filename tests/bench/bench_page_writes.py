@@ -1,0 +1,108 @@
+"""Writing pages of 150 deals to Postgres: our way beside COPY and a merge.
+
+    python -m tests.bench.bench_page_writes
+
+Both write the same columns to the same table, its history trigger included, half of
+the rows new and half of them changed. Prints rows per second and their ratio.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from deploy.local.postgres import PostgresServer
+from fetcher.deals import Deal
+from fetcher.postgres import migrate
+from fetcher.postgres.database import Connection
+from fetcher.postgres.deals import UPSERT_DEAL, deal_row, upsert_deals
+from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
+
+PAGES: Final = 40
+ROWS: Final = 150
+ROUNDS: Final = 5
+
+Write = Callable[[Connection, Sequence[Deal], int], None]
+
+MERGE: Final = (
+    "INSERT INTO deals ({columns}) SELECT {columns} FROM arrived ORDER BY domain_id, asin "
+    "ON CONFLICT" + UPSERT_DEAL.split("ON CONFLICT", 1)[1]
+)
+COLUMNS: Final = UPSERT_DEAL.split("(", 1)[1].split(")", 1)[0]
+
+
+def write_ours(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
+    """As the fetcher does."""
+    upsert_deals(connection, deals, reply_time_ms=served_ms)
+
+
+def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
+    """COPY into a temporary table, then one merge."""
+    connection.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS arrived (LIKE deals INCLUDING DEFAULTS)"
+        " ON COMMIT DELETE ROWS"
+    )
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(f"COPY arrived ({COLUMNS}) FROM STDIN".encode()) as copy,
+    ):
+        for deal in deals:
+            copy.write_row(deal_row(deal, served_ms))
+    connection.execute(MERGE.format(columns=COLUMNS).encode())
+
+
+def pages(round_number: int) -> list[tuple[Sequence[Deal], int]]:
+    """Pages of which half the rows were in the round before."""
+    served_ms = NOON_MS + round_number * MINUTE_MS
+    first = round_number * PAGES * ROWS // 2
+    return [
+        (
+            page(
+                row(first + number * ROWS + index, price=1000 + round_number, updated_ms=served_ms)
+                for index in range(ROWS)
+            ).deals,
+            served_ms,
+        )
+        for number in range(PAGES)
+    ]
+
+
+def measure(database_url: str, write: Write) -> float:
+    """Median rows per second over the rounds."""
+    rates = []
+    with psycopg.connect(database_url) as connection:
+        for round_number in range(ROUNDS):
+            arrived = pages(round_number)
+            started_s = time.perf_counter()
+            for deals, served_ms in arrived:
+                with connection.transaction():
+                    write(connection, deals, served_ms)
+            rates.append(PAGES * ROWS / (time.perf_counter() - started_s))
+    return statistics.median(rates)
+
+
+def main() -> None:
+    """Measure both on a server of our own and print them side by side."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with PostgresServer(folder / "data", log_path=folder / "log") as server:
+            rates = {}
+            for label, write in (("ours", write_ours), ("copy + merge", write_copied)):
+                url = server.create_database(label.replace(" + ", "_"))
+                migrate(url)
+                rates[label] = measure(url, write)
+    ratio = rates["ours"] / rates["copy + merge"]
+    sys.stdout.write(
+        json.dumps({**{k: round(v) for k, v in rates.items()}, "ratio": round(ratio, 2)}) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
