@@ -47,6 +47,10 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_MIN_S * 1000)),
     ("grpc.min_reconnect_backoff_ms", int(RECONNECT_MIN_S * 1000)),
     ("grpc.max_reconnect_backoff_ms", int(RECONNECT_MAX_S * 1000)),
+    # A wait may be silent for hours: notice a broker whose machine is gone. The broker
+    # allows a ping every five seconds.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     # Repeats are ours to decide: a lease request is one only with the same id.
     ("grpc.enable_retries", 0),
     # Connections are not shared between clients of one process, so closing is local.
