@@ -217,7 +217,8 @@ class Allocator:
         if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))
         if len(self.waitlist):
-            times.append(self._budget_wake_ms)
+            if not self.paused:
+                times.append(self._budget_wake_ms)
             if now_ms < self._recovered_ms:
                 times.append(self._recovered_ms)
         return min((max(time, now_ms + 1) for time in times if time is not None), default=None)
@@ -259,7 +260,8 @@ class Allocator:
         landed = bucket.ticks_landed(now_ms)
         etas = etas_ms(
             self.waitlist.order(),
-            available=self.available(now_ms, projected=True),
+            # A forecast takes what is probable; only a grant needs certainty.
+            available=self.available(now_ms, projected=True) + self.ledger.uncertain_tokens,
             lump=bucket.observation.envelope.lump,
             delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
         )
@@ -306,16 +308,18 @@ class Allocator:
         """Who is next; holders whose budget is used up are passed over."""
         if not self.budgets:
             return self.waitlist.head()
-        wakes_ms = []
+        # Past wake-ups must not stay: they would ring without end.
+        self._budget_wake_ms = None
         for waiting in self.waitlist.fronts():
             # Dearer than when it came, it may have outgrown the room it waits for.
             if not self._requote(waiting):
                 return waiting
             free_ms = self.budget_free_ms(waiting, now_ms)
-            if free_ms is not None and free_ms <= now_ms:
+            if free_ms is None:
+                continue
+            if free_ms <= now_ms:
                 return waiting
-            wakes_ms.append(free_ms)
-        self._budget_wake_ms = min((ms for ms in wakes_ms if ms is not None), default=None)
+            self._budget_wake_ms = min(free_ms, self._budget_wake_ms or free_ms)
         return None
 
     def _plan(self, waiting: Waiting, now_ms: int) -> Batch | Verdict:
@@ -347,7 +351,9 @@ class Allocator:
         return quote is not None
 
     def _wait_is_confirmed(self, now_ms: int) -> bool:
-        return now_ms < self._confirmed_until_ms and not self.ledger.uncertain
+        # A reply to a long call, which came after the answer, may tell older news.
+        told_old_news = self.ledger.uncertain or self.ledger.bucket.straddles_tick
+        return now_ms < self._confirmed_until_ms and not told_old_news
 
     def _most_tokens(self, request: LeaseRequest) -> int:
         """Most tokens that *request* can ever be granted."""
