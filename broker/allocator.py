@@ -291,18 +291,25 @@ class Allocator:
     # --- deciding ----------------------------------------------------------
 
     def _decide(self, now_ms: int) -> None:
-        """Grant to the head while it can be granted; then answer who is out of time."""
-        if self.state(now_ms) is BucketState.SERVING:
-            self.probing.wanted = False
-            while (head := self._head(now_ms)) is not None:
-                plan = self._plan(head, now_ms)
-                if plan is Verdict.WAIT:
-                    break
-                if plan is Verdict.TOO_LARGE:
-                    self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
-                else:
-                    self._grant(head, plan, now_ms)
-        self._deny_overdue(now_ms)
+        """Grant what can be granted; then answer who is out of time."""
+        self._serve(now_ms)
+        # Where the denied stood, somebody may stand now whom the tokens cover.
+        if self._deny_overdue(now_ms):
+            self._serve(now_ms)
+
+    def _serve(self, now_ms: int) -> None:
+        """Grant to the head while it can be granted."""
+        if self.state(now_ms) is not BucketState.SERVING:
+            return
+        self.probing.wanted = False
+        while (head := self._head(now_ms)) is not None:
+            plan = self._plan(head, now_ms)
+            if plan is Verdict.WAIT:
+                break
+            if plan is Verdict.TOO_LARGE:
+                self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
+            else:
+                self._grant(head, plan, now_ms)
 
     def _head(self, now_ms: int) -> Waiting | None:
         """Who is next; holders whose budget is used up are passed over."""
@@ -392,15 +399,18 @@ class Allocator:
 
     # --- denying -----------------------------------------------------------
 
-    def _deny_overdue(self, now_ms: int) -> None:
-        """Answer everybody whose time is up, but not before Keepa has been asked."""
+    def _deny_overdue(self, now_ms: int) -> bool:
+        """Answer everybody whose time is up, but not before Keepa has been asked.
+
+        Tells whether there was anybody.
+        """
         while self._deadlines and self._deadlines[0][0] <= now_ms:
             deadline_ms, lease_id = heappop(self._deadlines)
             waiting = self.waitlist.get(lease_id)
             if waiting is not None and waiting.request.deadline_ms == deadline_ms:
                 self._overdue[lease_id] = waiting
         if not self._overdue:
-            return
+            return False
         undecided = self.probing.wanted or self.probing.in_flight
         due = [
             waiting
@@ -410,6 +420,7 @@ class Allocator:
         etas = self.etas_ms(now_ms) if due else {}
         for waiting in due:
             self._deny(waiting, self.reason(waiting, now_ms), etas, now_ms)
+        return bool(due)
 
     def reason(self, waiting: Waiting, now_ms: int) -> DenialReason:
         """Why *waiting* has not been granted."""
