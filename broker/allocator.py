@@ -313,10 +313,10 @@ class Allocator:
 
     def _head(self, now_ms: int) -> Waiting | None:
         """Who is next; holders whose budget is used up are passed over."""
-        if not self.budgets:
-            return self.waitlist.head()
         # Past wake-ups must not stay: they would ring without end.
         self._budget_wake_ms = None
+        if not self.budgets:
+            return self.waitlist.head()
         for waiting in self.waitlist.fronts():
             # Dearer than when it came, it may have outgrown the room it waits for.
             if not self._requote(waiting):
