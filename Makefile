@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check check-deploy compose-test museum protos format bench clean
+.PHONY: help setup run test check check-deploy compose-test simulate museum protos format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -58,6 +58,15 @@ check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes
 
 compose-test: $(VENV)/.ready  ## docker-compose.yml for real: build, collect, scale, kill, recover
 	@$(BIN)/python -m pytest -v tests/deploy/docker/compose_run.py
+
+EVENTS ?= 2000000
+SEED   ?= 1
+simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=, SEED=)
+	@$(BIN)/python -m tests.simulation --events $(EVENTS) --seed $(SEED)
+
+bench: $(VENV)/.ready  ## Start times, memory, the simulator's pages, page writes
+	$(BIN)/python -m tests.bench.bench_simulator
+	$(BIN)/python -m tests.bench.bench_start
 
 museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
 	@$(BIN)/python -m tests.simulation.museum

@@ -86,6 +86,11 @@ class Ledger:
         """Whether a new observation could release a settled call's hold."""
         return bool(self._uncertain)
 
+    @property
+    def uncertain_tokens(self) -> int:
+        """Costs that are still reserved although the observation probably includes them."""
+        return sum(lease.cost for lease in self._uncertain.values())
+
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
         return self._leases.get(lease_id)

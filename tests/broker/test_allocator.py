@@ -383,6 +383,19 @@ def test_everybody_gets_an_eta_in_order_of_service() -> None:
     assert list(allocator.etas_ms(10).values()) == [tick_ms - 10, tick_ms + 60_190]
 
 
+def test_an_eta_does_not_count_a_settled_call_twice() -> None:
+    """Whether a reply includes its neighbour is unsure for a grant, not for a forecast."""
+    allocator = synced(10, refill_in=10_000)
+    for lease_id in ("a", "b", "next"):
+        allocator.acquire(request(lease_id, holder=lease_id), 0)
+    for lease_id, left in (("a", 5), ("b", 0)):
+        said = envelope(left, at=100, took=50, consumed=5, refill_in=9_850)
+        allocator.settle(settlement(lease_id, said=said, holder=lease_id), 160)
+
+    assert allocator.ledger.reserved == 5
+    assert allocator.etas_ms(160) == {"next": 10_000 + TICK_GUARD_MS - 160}
+
+
 def test_classes_and_reasons_show_in_the_views() -> None:
     """Operators see the balance, who waits, in which class, and why."""
     allocator = synced(2)

@@ -166,8 +166,7 @@ class Audit:
         self._waiting[call.lease_id] = call
         self.bound.begins(call)
         if request.deadline_ms is not None:
-            due_ms = broker.clock.when(request.deadline_ms) + PATIENCE_MS + DEADLINE_SLACK_MS
-            self._timeline.at(due_ms, partial(self._deadline_passed, broker, request))
+            self._expect_answer(broker, request, request.deadline_ms)
 
     def turned_away(self, call: Call) -> None:
         """The acquire was an error."""
@@ -347,19 +346,17 @@ class Audit:
             )
 
     def _covers_head(self, broker: BrokerProcess) -> bool:
-        allocator = broker.allocator
-        left = self._model.balance - allocator.ledger.reserved
-        if left <= 0:
-            return False
-        now_ms = broker.now_ms()
-        if allocator.state(now_ms) is not BucketState.SERVING:
+        """Whether Keepa's balance, or the projection if it can't be asked, covers the head."""
+        allocator, now_ms = broker.allocator, broker.now_ms()
+        left = self._model.balance - allocator.ledger.reserved - self._scenario.floor_tokens
+        if broker.keepa_unreachable():
+            left = min(left, allocator.available(now_ms, projected=True))
+        if left <= 0 or allocator.state(now_ms) is not BucketState.SERVING:
             return False
         head = allocator.waitlist.head()
         if self._scenario.budgets:
             head = self._head_within_budget(broker, now_ms)
-        return (
-            head is not None and head.quote.least_tokens <= left - self._scenario.floor_tokens
-        )
+        return head is not None and head.quote.least_tokens <= left
 
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
@@ -369,15 +366,24 @@ class Audit:
                 return waiting
         return None
 
-    def _deadline_passed(self, broker: BrokerProcess, request: LeaseRequest) -> None:
-        if not broker.alive:
-            return
-        if broker.standing_still:
-            later = partial(self._deadline_passed, broker, request)
-            self._timeline.at(broker.stopped_until_ms + DEADLINE_SLACK_MS, later)
-            return
+    def _expect_answer(
+        self, broker: BrokerProcess, request: LeaseRequest, deadline_ms: int
+    ) -> None:
+        """Look again when the broker's clock shows *deadline_ms*, and the first sync is over."""
+        due_ms = broker.clock.when(deadline_ms + PATIENCE_MS + DEADLINE_SLACK_MS)
+        look = partial(self._deadline_passed, broker, request, deadline_ms)
+        self._timeline.at(max(due_ms, broker.stopped_until_ms + DEADLINE_SLACK_MS), look)
+
+    def _deadline_passed(
+        self, broker: BrokerProcess, request: LeaseRequest, deadline_ms: int
+    ) -> None:
         waiting = broker.allocator.waitlist.get(request.lease_id)
-        if waiting is not None and waiting.request is request:
+        if not broker.alive or waiting is None or waiting.request is not request:
+            return
+        early = broker.now_ms() < deadline_ms + PATIENCE_MS + DEADLINE_SLACK_MS
+        if early or self._timeline.now_ms < broker.stopped_until_ms + DEADLINE_SLACK_MS:
+            self._expect_answer(broker, request, deadline_ms)
+        else:
             self._fail("deadline", f"{request.lease_id} still waits after its deadline")
 
     # --- holds -------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class BrokerProcess:
         # The process stands still until then, and its mail piles up.
         self.stopped_until_ms = 0
         self._mail: list[Callable[[], None]] = []
+        self._unread: list[Rpc] = []
         self._waits: dict[str, Wait] = {}
         self._probe_since_ms: int | None = None
         self.probe_failing = False
@@ -114,6 +115,8 @@ class BrokerProcess:
         for wait in self._waits.values():
             for rpc in wait.rpcs:
                 self._network.reset(rpc)
+        for rpc in self._unread:
+            self._network.reset(rpc)
 
     def suspend(self, for_ms: int) -> None:
         """Stand still; what arrives waits."""
@@ -122,6 +125,8 @@ class BrokerProcess:
 
     def receive(self, rpc: Rpc) -> None:
         """A request is in."""
+        if self.standing_still:
+            self._unread.append(rpc)
         self._when_awake(partial(rpc.serve, self, rpc))
 
     def left(self, rpc: Rpc) -> None:
@@ -225,6 +230,7 @@ class BrokerProcess:
             return
         self._audit.unfreeze()
         mail, self._mail = self._mail, []
+        self._unread.clear()
         for action in mail:
             if self.alive:
                 action()

@@ -87,9 +87,7 @@ class KeepaService:
         return self._timeline.now_ms < self._out_until_ms
 
     def _read(self, done: Callable[[WitnessedEnvelope | None], None]) -> None:
-        envelope = self._witnessed(
-            self.model.read(self._timeline.now_ms), self._audit.surprises
-        )
+        envelope = self._witnessed(self.model.read(self._timeline.now_ms), self._audit.surprises)
         self._timeline.after(self._probes.between(*PROBE_MS) // 2, partial(done, envelope))
 
     def _arrive(

@@ -137,8 +137,6 @@ def random_scenario(seed: int) -> Scenario:
     )
     chance = rng.choice((0.1, 0.3, 0.5))
     chosen = {
-        name: rng.choice(settings)
-        for name, settings in FEATURES.items()
-        if rng.random() < chance
+        name: rng.choice(settings) for name, settings in FEATURES.items() if rng.random() < chance
     }
     return replace(base, **chosen)  # type: ignore[arg-type]  # settings fit their fields

@@ -26,7 +26,7 @@ RATES: Final = (1, 5, 20, 60)
 # Long enough for every hold to end: the longest call, and then a probe.
 SETTLING_MS: Final = 400_000
 # Nobody is still busy after so long without trouble.
-CALM_MS_MAX: Final = 100 * 24 * 3_600_000
+CALM_MS_MAX: Final = 30 * 24 * 3_600_000
 
 
 class Simulation:
@@ -72,6 +72,9 @@ class Simulation:
         self._calm = self.network.calm = self.keepa.calm = True
         for worker in self.workers:
             worker.calm = True
+        # Tokens enough, so that those who wait are served soon.
+        self.model.rate, self.model.reduction_milli = max(RATES), 0
+        self.broker.operate(_drop_budgets)
         give_up_ms = self.timeline.now_ms + CALM_MS_MAX
         self._run_while(self._busy, give_up_ms)
         if self._busy():
@@ -197,3 +200,7 @@ class Simulation:
     def _change_reduction(self) -> None:
         most = max(0, 1000 * self.model.rate - 500)
         self.model.reduction_milli = min(most, 250 * self._trouble.between(0, 12))
+
+
+def _drop_budgets(allocator: Allocator, now_ms: int) -> None:
+    allocator.set_budgets((), now_ms)

@@ -1,0 +1,129 @@
+"""Simulates the broker's core: random scenarios for the checks, fault-free ones for figures.
+
+    python -m tests.simulation --events 10000000 --seed 1
+
+Exit code 1 if a check failed; the failing seed replays exactly with the command
+printed beside it, which also shrinks it to the strokes of bad luck that matter.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.simulation.campaign import Outcome, run_random, shrink
+from tests.simulation.figures import SCENARIOS, Figures, measure
+
+EVENTS_A_RUN = 50_000
+# Part of the events that goes to the figures' scenarios, all together.
+FIGURES_SHARE = 0.4
+PROGRESS_S = 10.0
+
+console = Console(highlight=False)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--events", type=int, default=2_000_000, help="events in all")
+    parser.add_argument("--seed", type=int, default=1, help="first seed")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and shrink it")
+    parser.add_argument("--run-events", type=int, default=EVENTS_A_RUN, help="events a seed")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what was asked for."""
+    args = arguments()
+    if args.replay is not None:
+        return replay(args.replay, args.run_events)
+    started_s = time.monotonic()
+    with ProcessPoolExecutor(args.jobs) as pool:
+        each = int(args.events * FIGURES_SHARE) // len(SCENARIOS)
+        measured = [pool.submit(measure, name, args.seed, each) for name in SCENARIOS]
+        count = max(1, (args.events - each * len(SCENARIOS)) // args.run_events)
+        seeds = range(args.seed, args.seed + count)
+        runs = [pool.submit(run_random, seed, args.run_events) for seed in seeds]
+        outcomes = list(with_progress(runs, started_s))
+        figures = [future.result() for future in measured]
+    report(outcomes, figures, each, time.monotonic() - started_s)
+    failures = [outcome for outcome in outcomes if outcome.failure]
+    for outcome in failures:
+        console.print(f"[red]seed {outcome.seed}: {outcome.failure}[/red]")
+        console.print(
+            f"  replay: python -m tests.simulation --replay {outcome.seed}"
+            f" --run-events {args.run_events}"
+        )
+    return 1 if failures else 0
+
+
+def with_progress(runs: list[Future[Outcome]], started_s: float) -> Iterator[Outcome]:
+    """The outcomes as they come, with a line every now and then."""
+    said_s, events = started_s, 0
+    for done, run in enumerate(as_completed(runs), start=1):
+        outcome = run.result()
+        events += outcome.events
+        if time.monotonic() - said_s > PROGRESS_S:
+            said_s = time.monotonic()
+            console.print(f"{done} of {len(runs)} runs, {events:,} events", style="dim")
+        yield outcome
+
+
+def report(outcomes: list[Outcome], figures: list[Figures], each: int, elapsed_s: float) -> None:
+    """Print what was found."""
+    events = sum(outcome.events for outcome in outcomes) + each * len(figures)
+    table = Table(title="Fault-free, saturated")
+    headings = ("scenario", "calls", "refused", "used", "drift p99", "ETA", "ETA first")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "scenario" else "right")
+    for run in figures:
+        table.add_row(
+            run.scenario,
+            f"{run.calls:,}",
+            f"{run.refusals:,}",
+            f"{run.utilisation:.2%}",
+            str(run.unexplained_p99),
+            f"{run.eta_median_ms / 1000:.1f} s",
+            f"{run.eta_first_median_ms / 1000:.0f} s",
+        )
+    console.print(table)
+    console.print(
+        "used: spent/generated; drift: unexplained tokens an observation; ETA: median error as"
+        " corrected last, and as told at first"
+    )
+    console.print(
+        f"worst unexplained drift: {max(max(run.unexplained) for run in figures)} tokens"
+    )
+    by_name = {run.scenario: run for run in figures}
+    equal = by_name["equal holders"]
+    console.print(f"equal holders: {equal.spread} tokens apart, largest request {equal.largest}")
+    console.print(f"classes 8:4:1: within {by_name['three classes'].class_error():.2%}")
+    calls = sum(outcome.calls for outcome in outcomes)
+    refusals = sum(outcome.refusals for outcome in outcomes)
+    console.print(
+        f"with faults: {len(outcomes)} scenarios, {calls:,} calls, {refusals:,} refused, all of"
+        " them explained by a surprise"
+    )
+    rate = events / elapsed_s
+    console.print(f"{events:,} events in {elapsed_s:.0f} s: {rate:,.0f} events/s")
+
+
+def replay(seed: int, events: int) -> int:
+    """Run one seed again; if it fails, show the least that makes it fail."""
+    outcome = run_random(seed, events)
+    if not outcome.failure:
+        console.print(f"seed {seed}: all is well")
+        return 0
+    console.print(f"[red]seed {seed}: {outcome.failure}[/red]")
+    for line in shrink(seed, outcome):
+        console.print(f"  {line}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Figures of fault-free runs: how well the tokens are used, and how fairly.
+
+Every scenario is saturated: somebody always waits, so every token of refill
+that is not spent was wasted.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Final
+
+from broker.leases import Priority
+from tests.simulation.demand import BULK, DEALS, OFFERS, PAGES, PRODUCTS, RATED
+from tests.simulation.dice import Fate
+from tests.simulation.scenario import Scenario
+from tests.simulation.simulation import Simulation
+
+SAMPLE_EVERY: Final = 20
+EQUAL: Final = (
+    replace(PAGES, operation="equal-5"),
+    replace(PRODUCTS, operation="equal-batch", units_max=40),
+)
+
+SCENARIOS: Final = {
+    "known costs": Scenario(rate=20, workers=20, demands=(DEALS, PAGES, PRODUCTS, BULK)),
+    "unknown costs": Scenario(rate=60, workers=20, demands=(DEALS, OFFERS, RATED)),
+    "equal holders": Scenario(
+        rate=20, workers=12, workers_per_holder=3, demands=EQUAL, loyal=True, processing_ms=50
+    ),
+    "three classes": Scenario(
+        rate=20,
+        workers=18,
+        demands=tuple(replace(PAGES, priority=priority) for priority in Priority),
+        loyal=True,
+        processing_ms=50,
+    ),
+}
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one fault-free run has shown; tokens and milliseconds."""
+
+    scenario: str
+    seed: int
+    calls: int = 0
+    refusals: int = 0
+    spent: int = 0
+    generated: int = 0
+    unexplained: Counter[int] = field(default_factory=Counter)
+    # |told - real| for a sample of waits: as told at first, and as corrected last.
+    eta_errors_ms: list[int] = field(default_factory=list)
+    eta_last_errors_ms: list[int] = field(default_factory=list)
+    by_holder: Counter[str] = field(default_factory=Counter)
+    by_class: Counter[Priority] = field(default_factory=Counter)
+    largest: int = 0
+
+    @property
+    def utilisation(self) -> float:
+        """Spent by generated."""
+        return self.spent / self.generated
+
+    @property
+    def unexplained_p99(self) -> int:
+        """Unexplained drift at the 99th percentile of observations, in tokens."""
+        left = sum(self.unexplained.values()) // 100
+        for tokens in sorted(self.unexplained, reverse=True):
+            left -= self.unexplained[tokens]
+            if left < 0:
+                return tokens
+        return 0
+
+    @property
+    def eta_median_ms(self) -> float:
+        """Median error of ETAs as corrected last."""
+        return median(self.eta_last_errors_ms) if self.eta_last_errors_ms else 0.0
+
+    @property
+    def eta_first_median_ms(self) -> float:
+        """Median error of ETAs as told at first, whoever came in between."""
+        return median(self.eta_errors_ms) if self.eta_errors_ms else 0.0
+
+    @property
+    def spread(self) -> int:
+        """Tokens between the holder served most and the one served least."""
+        return max(self.by_holder.values()) - min(self.by_holder.values())
+
+    def class_error(self) -> float:
+        """Largest deviation of a class from its share by weight 8 : 4 : 1."""
+        weights = {Priority.HIGH: 8, Priority.NORMAL: 4, Priority.LOW: 1}
+        total = sum(self.by_class.values())
+        return max(
+            abs(self.by_class[priority] / total / (weight / 13) - 1)
+            for priority, weight in weights.items()
+        )
+
+
+class Promises:
+    """ETAs of a sample of waiting requests, against the moments they were granted."""
+
+    def __init__(self, simulation: Simulation, figures: Figures) -> None:
+        self._simulation, self._figures = simulation, figures
+        self._first: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        self._seen = 0
+
+    def look(self, *, changed: bool) -> None:
+        """Keep score; *changed* says that somebody came, went, or Keepa was heard."""
+        broker = self._simulation.broker
+        allocator, now_ms = broker.allocator, broker.now_ms()
+        for lease_id in [i for i in self._last if i not in allocator.waitlist]:
+            first, last = self._first.pop(lease_id), self._last.pop(lease_id)
+            if allocator.ledger.lease(lease_id) is not None:
+                self._figures.eta_errors_ms.append(abs(now_ms - first))
+                self._figures.eta_last_errors_ms.append(abs(now_ms - last))
+        grants = allocator.ledger.totals.grants
+        arrives = grants // SAMPLE_EVERY != self._seen and not self._last
+        if not arrives and not (changed and self._last):
+            return
+        self._seen = grants // SAMPLE_EVERY
+        for lease_id, eta_ms in allocator.etas_ms(now_ms).items():
+            if eta_ms is not None and (arrives or lease_id in self._last):
+                self._first.setdefault(lease_id, now_ms + eta_ms)
+                self._last[lease_id] = now_ms + eta_ms
+
+
+def measure(name: str, seed: int, events: int) -> Figures:
+    """Run one scenario for *events* events.
+
+    Raises:
+        CheckFailedError: something happened that must not.
+    """
+    simulation = Simulation(SCENARIOS[name], Fate(seed))
+    figures = Figures(name, seed)
+    promises = Promises(simulation, figures)
+    ledger, waitlist = simulation.broker.allocator.ledger, simulation.broker.allocator.waitlist
+    while simulation.timeline.events < events:
+        seen, waiting = ledger.totals.observations, len(waitlist)
+        simulation.timeline.step()
+        simulation.audit.check()
+        observed = ledger.totals.observations != seen
+        if observed:
+            figures.unexplained[abs(ledger.drift.last_unexplained_tokens)] += 1
+        promises.look(changed=observed or len(waitlist) != waiting)
+    books, measures = simulation.model.books, simulation.measures
+    figures.calls, figures.refusals = measures.calls, measures.refusals
+    figures.spent, figures.generated = books.spent, books.opening + books.refilled
+    figures.by_holder, figures.by_class = measures.spent_by_holder, measures.spent_by_class
+    figures.largest = measures.largest
+    return figures
