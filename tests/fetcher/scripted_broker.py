@@ -89,7 +89,7 @@ class ScriptedBroker:
 
 
 def _handlers(servicer: ScriptedBroker) -> "grpc.GenericRpcHandler[Any, Any]":
-    methods = {
+    methods: dict[str, tuple[Any, Any]] = {
         "AcquireLease": (servicer.acquire, pb.AcquireLeaseRequest),
         "RenewLease": (servicer.renew, pb.RenewLeaseRequest),
         "SettleLease": (servicer.settle, pb.SettleLeaseRequest),

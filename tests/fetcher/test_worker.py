@@ -412,7 +412,7 @@ def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
     table = world.command("rejections", "--since", "1h").stdout
 
     assert scans[0]["state"] == "completed"
-    assert scans[0]["rows"] == len(world.stored_deals())
+    assert scans[0]["new_deals"] == len(world.stored_deals())
     assert len(deals) == 3
     assert rejected[0]["rules"][0]["rule"] == "rank"
     assert "rank" in table
