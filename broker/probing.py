@@ -59,7 +59,7 @@ class Probing:
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When patience ends, or when Keepa may be asked again."""
-        if self._since_ms is None:
-            return self._retry_ms
-        patient_until_ms = self._since_ms + PATIENCE_MS
-        return patient_until_ms if patient_until_ms > now_ms else None
+        due_ms = self._retry_ms
+        if self._since_ms is not None:
+            due_ms = self._since_ms + PATIENCE_MS
+        return due_ms if due_ms is not None and due_ms > now_ms else None
