@@ -67,6 +67,7 @@ simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=
 bench: $(VENV)/.ready  ## Start times, memory, the simulator's pages, page writes
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
+	$(BIN)/python -m tests.bench.bench_page_writes
 
 museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
 	@$(BIN)/python -m tests.simulation.museum

@@ -1,3 +1,8 @@
 """Names the fixtures that several parts share; each lives in a file of its topic."""
 
-pytest_plugins = ["tests.fix_postgres", "tests.fix_simulator", "tests.fix_broker", "tests.fix_fetcher"]
+pytest_plugins = [
+    "tests.fix_postgres",
+    "tests.fix_simulator",
+    "tests.fix_broker",
+    "tests.fix_fetcher",
+]

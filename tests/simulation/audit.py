@@ -9,6 +9,7 @@ After every event:
   the token, each once;
 * liveness: if the balance covers the head and Keepa answers, the head is granted
   within a sync;
+* the broker does not spin;
 * reserved is the sum of the holds (checked in full as often as is cheap).
 
 At every grant: it rests on tokens that Keepa has confirmed, or Keepa can't be
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 # A probe's patience, two ways to Keepa, and the guard around a tick.
 SYNC_MS: Final = PATIENCE_MS + 500
 DEADLINE_SLACK_MS: Final = 100
+# So often in a second there is nothing to wake for: ticks are a second apart at
+# least, and every lease or deadline has but one end.
+WAKES_MAX: Final = 300
 
 
 class CheckFailedError(Exception):
@@ -75,6 +79,8 @@ class Audit:
         self._unsummed = 0
         self._starved_since_ms: int | None = None
         self._live_from_ms = 0
+        self._wakes = 0
+        self._wakes_counted_s = -1
 
     # --- what happens at Keepa ---------------------------------------------------
 
@@ -149,6 +155,15 @@ class Audit:
     def blind_until(self, true_ms: int) -> None:
         """The broker's clock can't show the next tick before *true_ms*."""
         self._live_from_ms = true_ms + SYNC_MS
+
+    def woken(self) -> None:
+        """The broker's timer has rung."""
+        self._wakes += 1
+        if self._wakes > WAKES_MAX:
+            second = self._timeline.now_ms // 1000
+            if second == self._wakes_counted_s:
+                self._fail("spin", f"the broker woke {self._wakes} times within a second")
+            self._wakes, self._wakes_counted_s = 0, second
 
     def probe_started(self, broker: BrokerProcess) -> None:
         """The broker asks Keepa."""

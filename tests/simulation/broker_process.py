@@ -244,8 +244,8 @@ class BrokerProcess:
     def _follow_up(self, now_ms: int) -> None:
         outcomes = self.allocator.take_outcomes()
         for outcome in outcomes:
-            granted = isinstance(outcome, Granted)
-            lease_id = outcome.lease.lease_id if granted else outcome.lease_id
+            known = outcome.lease if isinstance(outcome, Granted) else outcome
+            lease_id = known.lease_id
             wait = self._waits.pop(lease_id, None)
             self._audit.decided(self, lease_id, outcome, wait.call if wait else None)
             if wait is None:
@@ -300,4 +300,5 @@ class BrokerProcess:
             self._timer_ms = self._wake_ms
             self._timeline.at(self._wake_ms, partial(self._ring, self._wake_ms))
         elif self._wake_ms is not None:
+            self._audit.woken()
             self._step(self.allocator.advance)

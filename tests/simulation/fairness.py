@@ -40,7 +40,7 @@ class WaitBound:
     """Tokens served to each class, against what each waiting request must bear."""
 
     def __init__(self, holders: int, calls_per_holder: int) -> None:
-        self._served = {priority: 0 for priority in Priority}
+        self._served = dict.fromkeys(Priority, 0)
         self._waiting: dict[str, Arrival] = {}
         self._holders = holders
         self._calls_per_holder = calls_per_holder

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker.answers import Denied, DenialReason, Granted
+from broker.answers import DenialReason, Denied, Granted
 from broker.leases import Priority
 from tests.simulation.call import Call
 

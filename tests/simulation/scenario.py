@@ -16,7 +16,8 @@ HOUR_MS: Final = 60 * MINUTE_MS
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Everything but the seed. Probabilities are per opportunity; `…_every_ms` is
-    the mean time between two strikes, 0 for never."""
+    the mean time between two strikes, 0 for never.
+    """
 
     # Keepa
     rate: int = 20
