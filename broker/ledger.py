@@ -314,8 +314,10 @@ class Ledger:
         asked_ms = observation.requested_ms
         lost = [p for p in self._lapsed.values() if asked_ms >= p.granted_ms + CALL_MS_MAX]
         shown = self.drift.shown_in_flight
-        # With nothing else in flight, a charge that shows can only be theirs.
+        # With nothing else in flight, a charge that shows can only be theirs; but a
+        # lump that the reply may lack looks like one.
         alone = len(self._lapsed) == len(self._leases) and not self._uncertain
+        alone = alone and not self.bucket.straddles_tick
         if alone and shown and (len(self._lapsed) == 1 or shown >= self.reserved):
             lost = list(self._lapsed.values())
         for lease in lost:
