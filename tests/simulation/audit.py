@@ -46,6 +46,8 @@ DEADLINE_SLACK_MS: Final = 100
 # So often in a second there is nothing to wake for: ticks are a second apart at
 # least, and every lease or deadline has but one end.
 WAKES_MAX: Final = 300
+# More than any account holds.
+FORGOTTEN_TOKENS: Final = 10**6
 
 
 class CheckFailedError(Exception):
@@ -146,15 +148,13 @@ class Audit:
         self._granted.clear()
         self._settled.clear()
         self.bound.forget()
-        self.unfreeze()
-
-    def unfreeze(self) -> None:
-        """The broker could not act until now."""
-        self._starved_since_ms = None
+        # What Keepa said before tells nothing of calls that only the last broker knew.
+        self.surprises += FORGOTTEN_TOKENS
+        self._starved_since_ms, self._live_from_ms = None, 0
 
     def blind_until(self, true_ms: int) -> None:
-        """The broker's clock can't show the next tick before *true_ms*."""
-        self._live_from_ms = true_ms + SYNC_MS
+        """The broker can't know of the next tick before *true_ms*."""
+        self._live_from_ms = true_ms
 
     def woken(self) -> None:
         """The broker's timer has rung."""

@@ -228,13 +228,15 @@ class BrokerProcess:
         """Work off the mail in the order it came."""
         if self.standing_still:
             return
-        self._audit.unfreeze()
         mail, self._mail = self._mail, []
         self._unread.clear()
         for action in mail:
             if self.alive:
                 action()
         self._when_awake(partial(self._step, self.allocator.advance))
+        # A reply that lay in the mail places the next tick too late, by as much.
+        tick_ms = self.allocator.ledger.bucket.next_tick_ms(self.now_ms())
+        self._audit.blind_until(self.clock.when(tick_ms))
 
     def _step(self, step: Callable[[int], object]) -> None:
         now_ms = self.now_ms()

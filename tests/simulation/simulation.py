@@ -178,8 +178,6 @@ class Simulation:
         asleep_ms = self._trouble.between(*STILL_MS)
         self._clock.offset_ms -= asleep_ms
         self.broker.suspend(asleep_ms)
-        tick_ms = self.broker.allocator.ledger.bucket.next_tick_ms(self.broker.now_ms())
-        self.audit.blind_until(self._clock.when(tick_ms))
 
     def _pause(self) -> None:
         self.broker.operate(Allocator.pause)
