@@ -103,7 +103,9 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Row], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "holds"), FILTERS, ids=lambda it: str(it)[:40])
+@pytest.mark.parametrize(
+    ("fields", "holds"), FILTERS, ids=["-".join(map(str, fields)) for fields, _ in FILTERS]
+)
 def test_filter_holds_for_every_row_and_drops_no_other(
     catalogue: Catalogue,
     everything: list[Row],

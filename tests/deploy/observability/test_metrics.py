@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -81,24 +82,27 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
+        # Until its storage is open it refuses every question with 503.
+        wait_for(lambda: is_ready(f"http://{address}"), "Prometheus to be ready", 60)
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(30)
 
 
-def answers(prometheus: str, expression: str) -> bool:
-    """Whether *expression* brings data back."""
+def is_ready(prometheus: str) -> bool:
+    """Whether it takes questions yet."""
     try:
-        with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=10) as reply:
-            return bool(json.load(reply)["data"]["result"])
-    except ConnectionError:
+        with urlopen(f"{prometheus}/-/ready", timeout=10) as reply:
+            return bool(reply.status == HTTPStatus.OK)
+    except OSError:
         return False
-    except OSError as exc:
-        # Not yet up; a refused expression would be an HTTP error.
-        if hasattr(exc, "code"):
-            raise
-        return False
+
+
+def answers(prometheus: str, expression: str) -> bool:
+    """Whether *expression* brings data back. A refused one raises `HTTPError`."""
+    with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=10) as reply:
+        return bool(json.load(reply)["data"]["result"])
 
 
 def panels_without_data(stack: RunningStack, folder: Path) -> list[str]:
@@ -110,7 +114,7 @@ def panels_without_data(stack: RunningStack, folder: Path) -> list[str]:
             waiting[:] = [one for one in waiting if not answers(prometheus, one)]
             return not waiting
 
-        wait_for(answered, f"data for {waiting}", 30)
+        wait_for(answered, f"data for {waiting}", 60)
     return waiting
 
 
