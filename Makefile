@@ -23,8 +23,9 @@ setup: $(VENV)/.ready  ## Create the virtual environment
 run: $(VENV)/.ready  ## The whole stack on this machine (RUN_SECONDS=, FETCHERS=, KEEPA_API_KEY=, …)
 	@exec $(BIN)/python -m deploy.local
 
-test: $(VENV)/.ready  ## The quick suite, Postgres included
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two processes, a whole file in each: files share servers among their tests.
+test: $(VENV)/.ready  ## The quick suite, Postgres included (PYTEST_ARGS=)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.ready check-deploy  ## Linters, types, dependency rules, contract, deployment
 	$(BIN)/ruff check .
