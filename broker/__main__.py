@@ -9,7 +9,13 @@ import typer
 from broker.commands import inspect
 from broker.commands import watch as watching
 from broker.commands.connection import CommandError
-from broker.settings import ClientSettings, ServeSettings, SettingsError, load
+from broker.settings import (
+    ClientSettings,
+    ServeSettings,
+    SettingsError,
+    TracingSettings,
+    load,
+)
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -52,14 +58,15 @@ def serve() -> None:
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
     # The other commands shouldn't wait for the server's imports.
-    from broker import logs, server  # noqa: PLC0415
+    from broker import logs, server, tracing  # noqa: PLC0415
     from broker.listen import ListenError  # noqa: PLC0415
 
-    settings = load(ServeSettings)
+    settings, protocol = load(ServeSettings), load(TracingSettings).protocol
     key = settings.keepa_api_key.get_secret_value()
     logs.configure(settings.log_level, settings.log_format, secrets=[key])
     try:
-        server.run(settings)
+        with tracing.exporting(protocol):
+            server.run(settings, traced=protocol is not None)
     except ListenError as exc:
         _fail(exc, EXIT_FAILED)
 

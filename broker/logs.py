@@ -10,7 +10,8 @@ from typing import Final, TextIO
 from urllib.parse import quote_plus
 
 import structlog
-from structlog.typing import Processor, WrappedLogger
+from opentelemetry import trace
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from broker.settings import LogFormat, LogLevel
 
@@ -32,6 +33,17 @@ class Redaction:
         return line
 
 
+def add_trace(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Name the span in which a line is written, so that the one leads to the other."""
+    span = trace.get_current_span()
+    # Of a trace that nobody records, or a span that is over, there is nothing to look up.
+    if span.is_recording():
+        context = span.get_span_context()
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
+    return event
+
+
 def configure(
     level: LogLevel,
     style: LogFormat,
@@ -43,6 +55,7 @@ def configure(
     console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]

@@ -23,6 +23,7 @@ from broker.metrics import BrokerMetrics
 from broker.runtime import BrokerRuntime
 from broker.service import TokenBrokerService
 from broker.settings import ServeSettings
+from broker.tracing import TracedCalls
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -46,16 +47,16 @@ OPTIONS: Final[Sequence[tuple[str, int]]] = (
 )
 
 
-def run(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT.
+def run(settings: ServeSettings, *, traced: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; *traced* continues the traces of clients.
 
     Raises:
         ListenError: an address can't be listened on.
     """
-    uvloop.run(serve(settings))
+    uvloop.run(serve(settings, traced=traced))
 
 
-async def serve(settings: ServeSettings) -> None:
+async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; see `run`."""
     stop = _stop_signal()
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
@@ -66,7 +67,8 @@ async def serve(settings: ServeSettings) -> None:
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
-    server = grpc.aio.server(options=OPTIONS)
+    interceptors = [TracedCalls()] if traced else []
+    server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     introspection = Introspection(server)
     grpc_listen = _bind(server, Listen.parse(settings.broker_listen))

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
+from opentelemetry import trace
 
 from broker import validation, wire
 from broker.answers import Denied, Granted
@@ -208,11 +209,14 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
 
     def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
         about = {"lease": wanted.lease_id, "holder": wanted.holder, "operation": wanted.operation}
+        span = trace.get_current_span()
         if isinstance(outcome, Granted):
             self._metrics.granted(wanted.priority, outcome.waited_ms)
             tokens, waited_ms = outcome.lease.tokens, outcome.waited_ms
+            span.set_attributes({**about, "tokens": tokens, "waited_ms": waited_ms})
             log.debug("lease granted", **about, tokens=tokens, waited_ms=waited_ms)
         else:
+            span.set_attributes({**about, "reason": outcome.reason.value})
             log.debug("lease denied", **about, reason=outcome.reason.value)
 
 

@@ -7,7 +7,7 @@ variable and the remedy and never repeats a value: it may be the key.
 import hashlib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -59,6 +59,7 @@ def _base_url(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 CONFIG: Final = SettingsConfigDict(
     env_file=".env",
@@ -110,6 +111,33 @@ class ServeSettings(BaseSettings):
     def key_fingerprint(self) -> str:
         """Short hash of the key, fit for people to see and compare."""
         return key_fingerprint(self.keepa_api_key)
+
+
+class TracingSettings(BaseSettings):
+    """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself.
+
+    It knows the environment only, so these are not looked for in `.env` either.
+    """
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    otel_sdk_disabled: bool = False
+    otel_traces_exporter: Literal["otlp", "none"] | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_traces_endpoint: str | None = None
+    otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
+    otel_exporter_otlp_traces_protocol: OtlpProtocol | None = None
+
+    @property
+    def protocol(self) -> OtlpProtocol | None:
+        """How spans travel to a collector; None: nobody wants them."""
+        endpoint = self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint
+        exporter = self.otel_traces_exporter or ("otlp" if endpoint else "none")
+        if self.otel_sdk_disabled or exporter == "none":
+            return None
+        return self.otel_exporter_otlp_traces_protocol or self.otel_exporter_otlp_protocol
 
 
 class ClientSettings(BaseSettings):

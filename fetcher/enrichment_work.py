@@ -26,6 +26,7 @@ from fetcher.postgres.products import (
 )
 from fetcher.products import ProductPage, parse_products
 from fetcher.reevaluation import judge_again
+from fetcher.tracing import tracer
 from fetcher.workplace import StoppedError, Workplace
 
 log = structlog.get_logger(__name__)
@@ -63,13 +64,16 @@ class EnrichmentWork:
         )
         if units == 0:
             return False
-        with self._workplace.broker.lease(
-            request.operation,
-            units=units,
-            min_units=1,
-            tokens_per_unit=request.unit_tokens,
-            priority=Priority.LOW,
-        ) as lease:
+        with (
+            tracer.start_as_current_span("products"),
+            self._workplace.broker.lease(
+                request.operation,
+                units=units,
+                min_units=1,
+                tokens_per_unit=request.unit_tokens,
+                priority=Priority.LOW,
+            ) as lease,
+        ):
             return self._claim_and_buy(request, lease)
 
     def give_back(self) -> None:
@@ -137,7 +141,9 @@ class EnrichmentWork:
         page = parse_products(reply.body, domain_id=batch.request.domain_id, asins=batch.asins)
         envelope = reply.envelope
         server_ms = int(time.time() * 1000) if envelope is None else envelope.timestamp_ms
-        self._workplace.persist(partial(self._commit, batch=batch, page=page, server_ms=server_ms))
+        commit = partial(self._commit, batch=batch, page=page, server_ms=server_ms)
+        with tracer.start_as_current_span("write"):
+            self._workplace.persist(commit)
         log.info(
             "products read",
             products=len(page.products),

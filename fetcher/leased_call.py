@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+from opentelemetry.trace import SpanKind
+
 from fetcher.broker_client import Lease
 from fetcher.errors import KeepaResponseError, KeepaThrottledError, KeepaUnavailableError
 from fetcher.keepa import Reply
+from fetcher.tracing import tracer
 
 
 def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = None) -> Reply:
@@ -18,7 +21,11 @@ def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = 
     """
     lease.calling()
     try:
-        reply = call()
+        with tracer.start_as_current_span("call", kind=SpanKind.CLIENT) as span:
+            reply = call()
+            if reply.envelope is not None:
+                span.set_attribute("tokens_consumed", reply.envelope.tokens_consumed)
+                span.set_attribute("tokens_left", reply.envelope.tokens_left)
     except KeepaThrottledError as exc:
         lease.settle_refused(exc.envelope)
         raise

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 import structlog
+from opentelemetry import trace
 
 from fetcher.broker_client import Lease, LeaseLostError, Priority
 from fetcher.deals import parse_deal_page
@@ -44,6 +45,7 @@ from fetcher.postgres.progress import lock_progress, standings
 from fetcher.postgres.scans import abandon_forgotten, start_scan
 from fetcher.queries import DealQuery
 from fetcher.scanning import ScanPlan, due_scans
+from fetcher.tracing import tracer
 from fetcher.workplace import StoppedError, Workplace
 
 log = structlog.get_logger(__name__)
@@ -88,9 +90,12 @@ class ScanWork:
         query = next(query for query in queries if query.name == wanted.query)
         priority = Priority.LOW if wanted.in_background else PRIORITIES[query.priority]
         self._workplace.doing = f"waiting for tokens for {wanted.query}"
-        with self._workplace.broker.lease(
-            OPERATION, units=1, tokens_per_unit=TOKENS_PER_DEAL_PAGE, priority=priority
-        ) as lease:
+        with (
+            tracer.start_as_current_span("page"),
+            self._workplace.broker.lease(
+                OPERATION, units=1, tokens_per_unit=TOKENS_PER_DEAL_PAGE, priority=priority
+            ) as lease,
+        ):
             return self._claim_and_read(queries, lease)
 
     def give_back(self) -> None:
@@ -130,6 +135,7 @@ class ScanWork:
         if claim is None:
             return False
         query = next(query for query in queries if query.name == claim.query)
+        trace.get_current_span().set_attributes(_about(claim))
         self._workplace.doing = f"reading page {claim.page} of {claim.query}"
         self._in_hand = InHand(claim, lease)
         try:
@@ -179,9 +185,10 @@ class ScanWork:
             tokens=0 if envelope is None else envelope.tokens_consumed,
         )
         try:
-            done = self._workplace.persist(
-                partial(commit_page, claim=claim, query=query, reply=paid)
-            )
+            with tracer.start_as_current_span("write"):
+                done = self._workplace.persist(
+                    partial(commit_page, claim=claim, query=query, reply=paid)
+                )
         except ClaimLostError:
             # The page is read again by another process, but this reply was paid for too.
             log.warning("page was taken over meanwhile: only its deals kept", **_about(claim))
@@ -221,7 +228,7 @@ class ScanWork:
             log.info("claim lost", **_about(claim), reason=str(exc))
 
 
-def _about(claim: PageClaim) -> dict[str, object]:
+def _about(claim: PageClaim) -> dict[str, str | int]:
     return {"query": claim.query, "scan": claim.scan_id, "page": claim.page}
 
 

@@ -7,8 +7,8 @@ which names the variable and the remedy and never repeats a value: it may be the
 import hashlib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,8 @@ from fetcher.errors import SettingsError
 
 ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12
+
+OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 
 class LogLevel(StrEnum):
@@ -58,7 +60,28 @@ def _address(text: str) -> str:
     return text
 
 
-class Settings(BaseSettings):
+class Environment(BaseSettings):
+    """Settings that are read, or said to be wrong, as a whole."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment and `.env`.
+
+        Raises:
+            SettingsError: Something is malformed.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            problems = [
+                f"{'.'.join(map(str, error['loc'])).upper()}: "
+                f"{error['msg'].removeprefix('Value error, ')}"
+                for error in exc.errors(include_url=False, include_input=False)
+            ]
+        raise SettingsError(problems)
+
+
+class Settings(Environment):
     """What the `dealfetcher` commands read; each command asks for what it needs."""
 
     model_config = SettingsConfigDict(
@@ -106,23 +129,6 @@ class Settings(BaseSettings):
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
         return None if url is None else _postgres_url(url.get_secret_value())
 
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment and `.env`.
-
-        Raises:
-            SettingsError: Something is malformed.
-        """
-        try:
-            return cls()
-        except ValidationError as exc:
-            problems = [
-                f"{'.'.join(map(str, error['loc'])).upper()}: "
-                f"{error['msg'].removeprefix('Value error, ')}"
-                for error in exc.errors(include_url=False, include_input=False)
-            ]
-        raise SettingsError(problems)
-
     def require_api_key(self) -> str:
         """The Keepa key.
 
@@ -168,7 +174,34 @@ class Settings(BaseSettings):
         return [text for text in found if text]
 
     def _database_password(self) -> str:
-        return urlsplit(self.require_database_url()).password or ""
+        return unquote(urlsplit(self.require_database_url()).password or "")
+
+
+class TracingSettings(Environment):
+    """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself.
+
+    It knows the environment only, so these are not looked for in `.env` either.
+    """
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    otel_sdk_disabled: bool = False
+    otel_traces_exporter: Literal["otlp", "none"] | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_traces_endpoint: str | None = None
+    otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
+    otel_exporter_otlp_traces_protocol: OtlpProtocol | None = None
+
+    @property
+    def protocol(self) -> OtlpProtocol | None:
+        """How spans travel to a collector; None: nobody wants them."""
+        endpoint = self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint
+        exporter = self.otel_traces_exporter or ("otlp" if endpoint else "none")
+        if self.otel_sdk_disabled or exporter == "none":
+            return None
+        return self.otel_exporter_otlp_traces_protocol or self.otel_exporter_otlp_protocol
 
 
 def key_fingerprint(api_key: str) -> str:

@@ -17,7 +17,16 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 READY_TIMEOUT_S = 30.0
 RPC_TIMEOUT_S = 10.0
 # The developer's own settings must not leak into a test.
-OWN_PREFIXES = ("KEEPA_", "BROKER_", "DATABASE_", "SIMULATOR_", "LOG_", "DATA_DIR", "QUERIES")
+OWN_PREFIXES = (
+    "KEEPA_",
+    "BROKER_",
+    "DATABASE_",
+    "SIMULATOR_",
+    "LOG_",
+    "OTEL_",
+    "DATA_DIR",
+    "QUERIES",
+)
 OWN_NAMES = ("RUN_SECONDS", "FETCHERS")
 
 StartProgram = Callable[..., Program]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Self
 
 import grpc
+from opentelemetry.trace import SpanKind
 
 from fetcher.broker_client.errors import (
     BrokerAwayError,
@@ -20,6 +21,7 @@ from fetcher.broker_client.errors import (
     WaitCancelledError,
 )
 from fetcher.broker_client.lease import Lease
+from fetcher.broker_client.tracing import trace_context, tracer
 from fetcher.broker_client.upkeep import Upkeep
 from fetcher.broker_client.wire import (
     TRY_AGAIN,
@@ -179,7 +181,11 @@ class BrokerClient:
         deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
         request.lease_id = str(uuid.uuid4())
         try:
-            grant = self._granted(request, deadline_s)
+            with tracer.start_as_current_span(
+                "wait", kind=SpanKind.CLIENT, attributes=_about(request)
+            ) as span:
+                grant = self._granted(request, deadline_s)
+                span.set_attribute("tokens", grant.tokens)
         except (LeaseDeniedError, BrokerRefusedError):
             raise
         except BaseException:
@@ -216,7 +222,9 @@ class BrokerClient:
         with self._lock:
             if self._stopping.is_set():
                 raise WaitCancelledError("this client waits for no more tokens")
-            call = self._stub.AcquireLease.future(request, timeout=timeout_s)
+            call = self._stub.AcquireLease.future(
+                request, timeout=timeout_s, metadata=trace_context()
+            )
             self._waits.add(call)
         try:
             return call.result()
@@ -282,6 +290,15 @@ class BrokerClient:
         # Renewals wait for the connection, so they go out the moment it is back.
         if state is not grpc.ChannelConnectivity.READY:
             self._upkeep.renew_all_now()
+
+
+def _about(request: pb.AcquireLeaseRequest) -> dict[str, str | int]:
+    return {
+        "lease": request.lease_id,
+        "holder": request.holder,
+        "operation": request.operation,
+        "units": request.units,
+    }
 
 
 def _grant(answer: pb.AcquireLeaseResponse) -> pb.Grant:

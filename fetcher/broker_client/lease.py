@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from opentelemetry.trace import SpanKind
+
 from fetcher.broker_client.errors import LeaseLostError
+from fetcher.broker_client.tracing import tracer
 from fetcher.broker_client.wire import Settlement, Terms
 from fetcher.keepa_envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -135,13 +138,13 @@ class Lease:
         now_s = time.monotonic()
         called = self._calling_since_s
         terms = self._terms if units is None else replace(self._terms, units=units)
-        self._settle(
-            self,
-            Settlement(
+        about = {"lease": terms.lease_id, "outcome": pb.Outcome.Name(outcome)}
+        with tracer.start_as_current_span("settle", kind=SpanKind.CLIENT, attributes=about):
+            settlement = Settlement(
                 terms=terms,
                 outcome=outcome,
                 ended_at_s=now_s,
                 envelope=envelope,
                 call_duration_s=None if called is None else now_s - called,
-            ),
-        )
+            )
+            self._settle(self, settlement)

@@ -153,7 +153,12 @@ class Upkeep:
         """Whether the broker has given its final answer to *settlement*."""
         request = settlement.request(time.monotonic())
         try:
-            self._stub.SettleLease(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            self._stub.SettleLease(
+                request,
+                timeout=timeout_s,
+                metadata=settlement.trace,
+                wait_for_ready=wait_for_ready,
+            )
         except grpc.RpcError as exc:
             if exc.code() in TRY_AGAIN:
                 return False

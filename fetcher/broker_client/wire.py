@@ -1,6 +1,6 @@
 """Between plain values and the messages of tokenbroker.v1."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 
@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fetcher.broker_client.tracing import trace_context
 from fetcher.keepa_envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
@@ -54,6 +55,8 @@ class Settlement:
     ended_at_s: float
     envelope: Envelope | None = None
     call_duration_s: float | None = None
+    # Sent late, it still belongs to the trace in which it was said.
+    trace: tuple[tuple[str, str], ...] = field(default_factory=trace_context)
 
     def request(self, now_s: float) -> pb.SettleLeaseRequest:
         """The message as of *now_s*: the envelope's age grows while it waits."""

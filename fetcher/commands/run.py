@@ -11,7 +11,8 @@ from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
 from fetcher.query_folder import QueryFolder
-from fetcher.settings import Settings, key_fingerprint
+from fetcher.settings import Settings, TracingSettings, key_fingerprint
+from fetcher.tracing import exporting
 from fetcher.worker import Worker
 from fetcher.workplace import Limits, Workplace
 
@@ -25,6 +26,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     api_key, database_url = settings.require_api_key(), settings.require_database_url()
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
     with (
+        exporting(TracingSettings.load().protocol),
         Database(database_url) as database,
         BrokerClient(settings.broker_address, key_fingerprint=key_fingerprint(api_key)) as broker,
     ):

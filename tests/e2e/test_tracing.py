@@ -1,0 +1,209 @@
+"""One page, one trace: from the wait for tokens to the write, across fetcher and broker."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+
+import broker.settings
+from deploy.local.program import Program
+from fetcher.settings import TracingSettings
+from fetcher.tracing import FLUSH_S
+from tests.e2e.collection import fetch, wait_until, write_query
+from tests.e2e.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
+from tests.fix_broker import StartBroker, StartProgram, environment
+from tests.fix_simulator import StartSimulator
+
+SERVICE = "tokenbroker.v1.TokenBrokerService"
+# Each step of a page, and the step within which it happens.
+PARENTS = {
+    ("dealfetcher", "page"): None,
+    ("dealfetcher", "wait"): "page",
+    ("tokenbroker", f"{SERVICE}/AcquireLease"): "wait",
+    ("dealfetcher", "call"): "page",
+    ("dealfetcher", "settle"): "page",
+    ("tokenbroker", f"{SERVICE}/SettleLease"): "settle",
+    ("dealfetcher", "write"): "page",
+}
+
+
+@pytest.fixture
+def receiver() -> Iterator[OtlpReceiver]:
+    """A collector for spans."""
+    with receiving() as receiver:
+        yield receiver
+
+
+def parents(trace: list[ReceivedSpan]) -> dict[tuple[str, str], str | None]:
+    """Each span's (service, name), and the name of its parent within the trace."""
+    names = {span.span_id: span.name for span in trace}
+    return {(span.service, span.name): names.get(span.parent_id) for span in trace}
+
+
+def lines(program: Program, event: str) -> list[dict[str, object]]:
+    """The log lines of *program* that tell of *event*."""
+    found = (json.loads(line) for line in program.output().splitlines() if line.startswith("{"))
+    return [line for line in found if line["event"] == event]
+
+
+def test_a_page_is_one_trace(
+    receiver: OtlpReceiver,
+    start_simulator: StartSimulator,
+    start_broker: StartBroker,
+    start_program: StartProgram,
+    database_url: str,
+    tmp_path: Path,
+) -> None:
+    """Wait, call, settle and write of a page are one trace, and log lines lead to it."""
+    simulator = start_simulator(rate=60, deals=400)
+    shared = {
+        "otel_exporter_otlp_endpoint": receiver.url,
+        "otel_bsp_schedule_delay": 100,
+        "log_level": "debug",
+    }
+    broker = start_broker(simulator.base_url, simulator.api_key, **shared)
+    fetcher = start_program(
+        "fetcher",
+        "run",
+        keepa_base_url=simulator.base_url,
+        keepa_api_key=simulator.api_key,
+        broker_address=broker.address,
+        database_url=database_url,
+        queries=write_query(tmp_path / "queries", "wide", {}),
+        **shared,
+    )
+    wait_until(
+        lambda: fetch(database_url, "SELECT state FROM scans") == [("completed",)], 30, "a scan"
+    )
+    fetcher.stop()
+    broker.program.stop()
+    pages = {
+        (trace_id, str(span.attributes.get("page"))): parents(trace)
+        for trace_id, trace in receiver.traces().items()
+        for span in trace
+        if span.name == "page" and "page" in span.attributes
+    }
+    read = {(line["trace_id"], str(line["page"])) for line in lines(fetcher, "page read")}
+    granted = {str(line.get("trace_id")) for line in lines(broker.program, "lease granted")}
+
+    assert len(pages) > 1
+    assert all(steps == PARENTS for steps in pages.values())
+    assert read == set(pages)
+    assert {trace_id for trace_id, _ in pages} <= granted
+
+
+def end_after_a_span(module: str, protocol: str | None, endpoint: str) -> float:
+    """Have a process make one span and end; returns how long the end took, in seconds."""
+    program = (
+        "import sys, time\n"
+        f"from {module}.tracing import exporting, tracer\n"
+        f"with exporting({protocol!r}):\n"
+        "    tracer.start_span('alone').end()\n"
+        "    ended_s = time.monotonic()\n"
+        "sdk = 'opentelemetry.sdk' in sys.modules\n"
+        "print(time.monotonic() - ended_s, sdk, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(otel_exporter_otlp_endpoint=endpoint),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took_s, sdk = done.stdout.split()
+    assert sdk == str(protocol is not None)
+    return float(took_s)
+
+
+class GrpcCollector(TraceServiceServicer):
+    """Takes spans over gRPC."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def Export(  # noqa: N802 - gRPC's name
+        self, request: ExportTraceServiceRequest, _context: grpc.ServicerContext
+    ) -> ExportTraceServiceResponse:
+        """Keep their names."""
+        groups = (scope.spans for one in request.resource_spans for scope in one.scope_spans)
+        self.names += [span.name for spans in groups for span in spans]
+        return ExportTraceServiceResponse()
+
+
+@pytest.mark.parametrize("module", ["broker", "fetcher"])
+def test_spans_travel_by_grpc_too(module: str) -> None:
+    """OTEL_EXPORTER_OTLP_PROTOCOL=grpc is served as well; nothing is lost at the end."""
+    collector, server = GrpcCollector(), grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # theirs
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    end_after_a_span(module, "grpc", f"http://127.0.0.1:{port}")
+    server.stop(None)
+
+    assert collector.names == ["alone"]
+
+
+@pytest.mark.parametrize("module", ["broker", "fetcher"])
+def test_a_collector_that_is_away_holds_nothing_up(module: str) -> None:
+    """Spans that nobody takes delay the end by a second at most."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        took_s = end_after_a_span(module, "http/protobuf", endpoint)
+
+    assert took_s < FLUSH_S + 0.5
+
+
+@pytest.mark.parametrize("module", ["broker", "fetcher"])
+def test_nothing_is_loaded_without_a_collector(module: str) -> None:
+    """Who doesn't trace doesn't even load OpenTelemetry's SDK."""
+    assert end_after_a_span(module, None, "") < FLUSH_S / 10
+
+
+@pytest.mark.parametrize("settings", [broker.settings.TracingSettings, TracingSettings])
+@pytest.mark.parametrize(
+    ("variables", "protocol"),
+    [
+        ({}, None),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "http/protobuf"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"},
+            "http/protobuf",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "http/protobuf"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_EXPORTER": "none"},
+            None,
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SDK_DISABLED": "true"}, None),
+    ],
+)
+def test_the_standard_variables_decide(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: type[broker.settings.TracingSettings | TracingSettings],
+    variables: dict[str, str],
+    protocol: str | None,
+) -> None:
+    """Tracing is off unless an endpoint or an exporter is named, and can be disabled."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert settings().protocol == protocol
