@@ -26,10 +26,9 @@ class Introspection:
     """What tools and orchestrators ask of a gRPC server."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
-        # The stubs of these packages know nothing of asyncio.
-        self._states: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._states: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # no aio stubs
         health_pb2_grpc.add_HealthServicer_to_server(self._states, server)
-        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
+        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # it takes aio servers too
         names = (SERVICE_NAME, health.SERVICE_NAME, CHANNELZ_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
 

@@ -3,6 +3,7 @@
 Lines go to stderr: on a terminal for people, elsewhere as JSON, one object a line.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,15 +22,17 @@ QUIET: Final = ("urllib3", "requests", "grpc", "psycopg", "yoyo")
 
 
 class Redaction:
-    """The last processor: no line leaves with a secret in it, wherever it came from."""
+    """Renders lines, and lets none out with a secret in it, wherever that came from."""
 
-    def __init__(self, secrets: Sequence[str]) -> None:
-        self._secrets = {
-            form for text in secrets for form in (text, quote(text), quote_plus(text)) if form
-        }
+    def __init__(self, render: Processor, secrets: Sequence[str]) -> None:
+        self._render = render
+        forms = (str, quote, quote_plus, _in_json)
+        self._secrets = {form(text) for text in secrets for form in forms if text}
 
-    def __call__(self, _logger: WrappedLogger, _name: str, line: str) -> str:
-        """Blank the secrets out of a rendered *line*."""
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
+        """The line of *event*, its secrets blanked out."""
+        line = self._render(logger, name, event)
+        assert isinstance(line, str)
         for secret in self._secrets:
             line = line.replace(secret, REDACTED)
         return line
@@ -63,14 +66,14 @@ def configure(
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     handler = logging.StreamHandler(stream)
+    tracebacks = [] if console else [structlog.processors.format_exc_info]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(console=console, colors=stream.isatty()),
-                # A renderer yields text; structlog's types can't say so.
-                Redaction(secrets),  # type: ignore[list-item]
+                *tracebacks,
+                Redaction(_renderer(console=console, colors=stream.isatty()), secrets),
             ],
         )
     )
@@ -91,11 +94,14 @@ def configure(
     )
 
 
-def _renderers(*, console: bool, colors: bool) -> list[Processor]:
+def _renderer(*, console: bool, colors: bool) -> Processor:
     if console:
-        return [
-            structlog.dev.ConsoleRenderer(
-                colors=colors, exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        return structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback
+        )
+    return structlog.processors.JSONRenderer(default=str)
+
+
+def _in_json(text: str) -> str:
+    """*text* as it stands inside a JSON string."""
+    return json.dumps(text)[1:-1]
