@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check check-deploy compose-test simulate museum protos format bench clean
+.PHONY: help setup run test check check-deploy compose-test simulate museum protos alerts format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -76,6 +76,11 @@ museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \
 	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/tokenbroker/v1/token_broker.proto
+
+RULE := deploy/kubernetes/components/monitoring/prometheus-rule.yaml
+alerts:  ## Rewrite the PrometheusRule of Kubernetes from deploy/prometheus/alerts.yml
+	@sed '/^spec:/q' $(RULE) >$(RULE).new && sed '1d; s/^./  &/' deploy/prometheus/alerts.yml >>$(RULE).new
+	@mv $(RULE).new $(RULE)
 
 format: $(VENV)/.ready  ## Format code and contract
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -24,6 +24,7 @@ from fetcher.postgres.measures import (
     HourRead,
     PageCounts,
     QueryProgress,
+    ask_nothing,
     count_deals,
     count_fetchers,
     measure_pages,
@@ -56,6 +57,7 @@ class Measurement:
     rejections: Sequence[Mapping[str, Any]]
     deals: int
     fetchers: int
+    latency_s: float
     took_s: float
 
 
@@ -109,8 +111,15 @@ def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: floa
         rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
         deals=count_deals(connection),
         fetchers=count_fetchers(connection, silent_s=silent_s),
+        latency_s=_latency_s(connection),
         took_s=time.monotonic() - started_s,
     )
+
+
+def _latency_s(connection: Connection) -> float:
+    started_s = time.monotonic()
+    ask_nothing(connection)
+    return time.monotonic() - started_s
 
 
 class CollectionCollector(Collector):
@@ -130,6 +139,9 @@ class CollectionCollector(Collector):
         yield _gauge("database_up", "1 while the database can be measured.", up)
         if latest is None or not up:
             return
+        yield _gauge(
+            "database_latency_seconds", "Time to the database and back.", latest.latency_s
+        )
         yield _gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
         yield _gauge("deals", "Deals stored.", latest.deals)
         yield _gauge("fetchers", "Fetchers that are alive.", latest.fetchers)
@@ -158,7 +170,7 @@ def _of_queries(latest: Measurement) -> Iterator[Metric]:
 
 def _of_reading(latest: Measurement) -> Iterator[Metric]:
     rows = {hour.query: hour.rows for hour in latest.reading}
-    yield _by_query("hour_rows", "Deals read within an hour.", rows)
+    yield _by_query("hour_rows", "Deals read and written within an hour.", rows)
     new_deals = {hour.query: hour.new_deals for hour in latest.reading}
     yield _by_query("hour_new_deals", "Deals never seen before, within an hour.", new_deals)
     tokens = {hour.query: hour.tokens for hour in latest.reading}

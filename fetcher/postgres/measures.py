@@ -47,6 +47,8 @@ FETCHERS: Final[LiteralString] = """
 SELECT count(*) FROM workers WHERE seen_at > now() - %s * interval '1 second'
 """
 
+NOTHING: Final[LiteralString] = "SELECT 1"
+
 
 @dataclass(frozen=True, slots=True)
 class QueryProgress:
@@ -108,6 +110,11 @@ def count_deals(connection: Connection) -> int:
 def count_fetchers(connection: Connection, *, silent_s: float) -> int:
     """Processes that have been heard of within *silent_s* seconds."""
     return _count(connection, FETCHERS, silent_s)
+
+
+def ask_nothing(connection: Connection) -> None:
+    """Go to Postgres and back: the time that it takes is the latency of every statement."""
+    connection.execute(NOTHING)
 
 
 def _count(connection: Connection, statement: LiteralString, *values: float) -> int:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
 PROMTOOL = shutil.which("promtool")
@@ -46,3 +47,14 @@ def test_every_alert_has_a_unit_test() -> None:
 
     assert names
     assert [name for name in names if f"alertname: {name}" not in tests] == []
+
+
+def test_kubernetes_has_the_same_alerts() -> None:
+    """The Prometheus operator is given the rules of the file; `make alerts` copies them."""
+    path = "deploy/kubernetes/components/monitoring/prometheus-rule.yaml"
+    rules, copied = (
+        yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+        for name in ("deploy/prometheus/alerts.yml", path)
+    )
+
+    assert copied["spec"] == rules
