@@ -8,6 +8,8 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+import broker.settings
+import fetcher.settings
 from broker.listen import Listen
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
@@ -29,6 +31,10 @@ OURS: dict[str, type[BaseSettings]] = {
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
+}
+TRACED = {
+    "broker": broker.settings.TracingSettings.model_fields,
+    "fetcher": fetcher.settings.TracingSettings.model_fields,
 }
 
 
@@ -68,7 +74,9 @@ def test_settings_are_known_to_the_program(name: str) -> None:
     extra = SIMULATOR["services"].get(name, {}).get("environment", {})
     given = {*SERVICES[name]["environment"], *extra}
 
-    assert {variable.lower() for variable in given} <= OURS[name].model_fields.keys()
+    known = OURS[name].model_fields | TRACED.get(name, {})
+
+    assert {variable.lower() for variable in given} <= known.keys()
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
