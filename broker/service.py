@@ -124,15 +124,16 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             result = self._runtime.settle(settlement)
         if result.counted:
             self._metrics.settled(settlement, result)
-        log.debug(
-            "lease settled",
-            lease=settlement.lease_id,
-            holder=settlement.holder,
-            operation=settlement.operation,
-            outcome=settlement.outcome.value,
-            tokens=result.spent_tokens,
-            late=result.late,
-        )
+        about: dict[str, str | int] = {
+            "lease": settlement.lease_id,
+            "holder": settlement.holder,
+            "operation": settlement.operation,
+            "outcome": settlement.outcome.value,
+            "tokens": result.spent_tokens,
+            "late": result.late,
+        }
+        trace.get_current_span().set_attributes(about)
+        log.debug("lease settled", **about)
         return pb.SettleLeaseResponse(late=result.late)
 
     async def GetBucket(  # noqa: N802 - gRPC's name
