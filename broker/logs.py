@@ -20,6 +20,27 @@ REDACTED: Final = "[redacted]"
 # Their debug lines hold whole URLs, and the key with them.
 QUIET: Final = ("urllib3", "requests", "aiohttp.access", "asyncio", "grpc")
 
+# Says at every batch and attempt that the collector is away.
+REPEATS_ITSELF: Final = "opentelemetry."
+SILENCE_S: Final = 300.0
+
+
+class Seldom(logging.Filter):
+    """Lets a part of a library that repeats itself be heard once in `SILENCE_S` only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether *record* is to be written."""
+        if not record.name.startswith(REPEATS_ITSELF):
+            return True
+        silent = record.created - self._heard_s.get(record.name, -SILENCE_S) < SILENCE_S
+        if not silent:
+            self._heard_s[record.name] = record.created
+        return not silent
+
 
 class Redaction:
     """Renders lines, and lets none out with a secret in it, wherever that came from."""
@@ -65,6 +86,7 @@ def configure(
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     handler = logging.StreamHandler(stream)
+    handler.addFilter(Seldom())
     tracebacks = [] if console else [structlog.processors.format_exc_info]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

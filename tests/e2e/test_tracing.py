@@ -1,6 +1,7 @@
 """One page, one trace: from the wait for tokens to the write, across fetcher and broker."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import grpc
 import pytest
@@ -20,7 +22,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
+import broker.logs
 import broker.settings
+import fetcher.logs
 from deploy.local.program import Program
 from fetcher.settings import TracingSettings
 from fetcher.tracing import FLUSH_S
@@ -207,3 +211,19 @@ def test_the_standard_variables_decide(
         monkeypatch.setenv(name, value)
 
     assert settings().protocol == protocol
+
+
+@pytest.mark.parametrize("logs", [broker.logs, fetcher.logs])
+def test_a_collector_that_is_away_is_not_told_of_at_every_attempt(logs: ModuleType) -> None:
+    """The exporter is heard at once and then every five minutes; others always."""
+    seldom = logs.Seldom()
+
+    def heard(name: str, at_s: float) -> bool:
+        record = logging.makeLogRecord({"name": name, "created": at_s})
+        return bool(seldom.filter(record))
+
+    exporter = [heard("opentelemetry.exporter.otlp", at_s) for at_s in (0, 1, 299, 300, 301, 600)]
+    ours = [heard("fetcher.worker", at_s) for at_s in (0, 1)]
+
+    assert exporter == [True, False, False, True, False, True]
+    assert ours == [True, True]
