@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fix_simulator",
     "tests.fix_broker",
     "tests.fix_fetcher",
+    "tests.fix_broker_client",
 ]

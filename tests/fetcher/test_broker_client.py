@@ -1,101 +1,21 @@
 """The client keeps its side of the contract through faults and restarts."""
 
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import grpc
 import pytest
 
 from fetcher.broker_client import (
-    BrokerAwayError,
     BrokerClient,
-    BrokerRefusedError,
-    Envelope,
-    KeyMismatchError,
     Lease,
     LeaseDeniedError,
     LeaseLostError,
     Priority,
-    WaitCancelledError,
 )
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.fetcher.scripted_broker import DEADLINE_S, RunningBroker, ScriptedBroker, until
-
-ENVELOPE = Envelope(
-    timestamp_ms=1_758_325_044_347,
-    processing_ms=2,
-    tokens_left=28,
-    tokens_consumed=5,
-    refill_in_ms=38_816,
-    refill_rate=5,
-    token_flow_reduction=0.0,
-)
-
-
-class Stage:
-    """What a test needs: brokers and clients that are cleared away at its end."""
-
-    def __init__(self) -> None:
-        self._brokers: list[RunningBroker] = []
-        self._clients: list[BrokerClient] = []
-
-    def broker(self, servicer: ScriptedBroker | None = None, *, port: int = 0) -> RunningBroker:
-        """Start a broker."""
-        broker = RunningBroker(servicer or ScriptedBroker(), port=port)
-        self._brokers.append(broker)
-        return broker
-
-    def client(self, broker: RunningBroker, *, key_fingerprint: str = "") -> BrokerClient:
-        """Connect a client to *broker*."""
-        client = BrokerClient(broker.address, key_fingerprint=key_fingerprint)
-        self._clients.append(client)
-        return client
-
-    def clear(self) -> None:
-        """Stop everything."""
-        for client in self._clients:
-            client.close(timeout_s=0.1)
-        for broker in self._brokers:
-            broker.stop()
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    """Brokers and clients for one test."""
-    stage = Stage()
-    yield stage
-    stage.clear()
-
-
-def abort(code: grpc.StatusCode) -> Callable[[object, grpc.ServicerContext], None]:
-    """A hook that fails every request with *code*."""
-
-    def hook(_request: object, context: grpc.ServicerContext) -> None:
-        context.abort(code, "as told")
-
-    return hook
-
-
-def in_background(task: Callable[[], object]) -> tuple[threading.Thread, list[Exception]]:
-    """Run *task* in a thread; its error ends up in the list."""
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            task()
-        except Exception as exc:  # noqa: BLE001 - the test looks at whatever it was
-            errors.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, errors
-
-
-def hold(client: BrokerClient, *, max_wait_s: float | None = None) -> None:
-    """Take a lease and give it back."""
-    with client.lease("deal", tokens_per_unit=5, max_wait_s=max_wait_s):
-        pass
+from tests.fetcher.scripted_broker import ScriptedBroker, until
+from tests.fix_broker_client import ENVELOPE, Stage, abort, hold
 
 
 def test_a_settled_lease_reports_what_keepa_said(stage: Stage) -> None:
@@ -276,139 +196,6 @@ def test_closing_delivers_what_is_still_to_be_settled(stage: Stage) -> None:
     client.close()
 
     assert len(broker.servicer.settles) == 1
-
-
-def test_a_request_waits_for_the_broker_under_one_id(stage: Stage) -> None:
-    """While the broker is away the same request is repeated, not a new one."""
-    first = stage.broker()
-    first.stop()
-    client = stage.client(first)
-    thread, errors = in_background(lambda: hold(client))
-    second = stage.broker(port=first.port)
-    thread.join(DEADLINE_S)
-
-    assert errors == []
-    assert len({request.lease_id for request in second.servicer.acquires}) == 1
-
-
-def test_a_repeated_request_keeps_its_id(stage: Stage) -> None:
-    """A grant whose answer was lost is joined, not taken twice."""
-    failures = iter([grpc.StatusCode.UNAVAILABLE])
-
-    def fail_once(_request: object, context: grpc.ServicerContext) -> None:
-        if (code := next(failures, None)) is not None:
-            context.abort(code, "as told")
-
-    broker = stage.broker(ScriptedBroker(on_acquire=fail_once))
-    hold(stage.client(broker))
-
-    assert len(broker.servicer.acquires) == 2
-    assert len({request.lease_id for request in broker.servicer.acquires}) == 1
-
-
-def test_a_lease_that_lapsed_on_the_way_is_asked_for_anew(stage: Stage) -> None:
-    """An id that has ended can't be used again."""
-    failures = iter([grpc.StatusCode.FAILED_PRECONDITION])
-
-    def fail_once(_request: object, context: grpc.ServicerContext) -> None:
-        if (code := next(failures, None)) is not None:
-            context.abort(code, "the lease has ended")
-
-    broker = stage.broker(ScriptedBroker(on_acquire=fail_once, key_fingerprint="abc"))
-    hold(stage.client(broker, key_fingerprint="abc"))
-
-    assert len({request.lease_id for request in broker.servicer.acquires}) == 2
-
-
-def test_another_key_is_told_apart(stage: Stage) -> None:
-    """A broker that counts for another account must not grant its tokens to us."""
-    broker = stage.broker(
-        ScriptedBroker(
-            on_acquire=abort(grpc.StatusCode.FAILED_PRECONDITION), key_fingerprint="theirs"
-        )
-    )
-    client = stage.client(broker, key_fingerprint="ours")
-    with pytest.raises(KeyMismatchError, match="theirs"):
-        hold(client)
-
-    assert broker.servicer.acquires[0].key_fingerprint == "ours"
-
-
-def test_a_refusal_is_not_repeated(stage: Stage) -> None:
-    """Without permission, asking again helps nobody."""
-    broker = stage.broker(ScriptedBroker(on_acquire=abort(grpc.StatusCode.PERMISSION_DENIED)))
-    with pytest.raises(BrokerRefusedError):
-        hold(stage.client(broker))
-
-    assert len(broker.servicer.acquires) == 1
-
-
-def test_a_wait_can_be_called_off(stage: Stage) -> None:
-    """The id that was waited for is settled, in case a grant is on its way."""
-    arrived = threading.Event()
-    released = threading.Event()
-
-    def wait(_request: object, context: grpc.ServicerContext) -> None:
-        arrived.set()
-        context.add_callback(released.set)
-        released.wait(DEADLINE_S)
-
-    broker = stage.broker(ScriptedBroker(on_acquire=wait))
-    client = stage.client(broker)
-    thread, errors = in_background(lambda: hold(client))
-    arrived.wait(DEADLINE_S)
-    client.stop_waiting()
-    thread.join(DEADLINE_S)
-    until(lambda: len(broker.servicer.settles) == 1)
-    abandoned = broker.servicer.settles[0]
-
-    assert [type(error) for error in errors] == [WaitCancelledError]
-    assert abandoned.lease_id == broker.servicer.acquires[0].lease_id
-    assert (abandoned.outcome, abandoned.epoch) == (pb.OUTCOME_NOT_SENT, 0)
-
-
-def test_a_wait_for_an_absent_broker_can_be_called_off(stage: Stage) -> None:
-    """Stopping does not depend on the broker."""
-    broker = stage.broker()
-    broker.stop()
-    client = stage.client(broker)
-    thread, errors = in_background(lambda: hold(client))
-    client.stop_waiting()
-    thread.join(DEADLINE_S)
-
-    assert [type(error) for error in errors] == [WaitCancelledError]
-
-
-def test_waiting_for_an_absent_broker_ends_in_time(stage: Stage) -> None:
-    """With a limit, the caller gets an error instead of a lease."""
-    broker = stage.broker()
-    broker.stop()
-    with pytest.raises(BrokerAwayError) as caught:
-        hold(stage.client(broker), max_wait_s=0.3)
-
-    assert broker.address in str(caught.value)
-
-
-def test_leases_of_several_threads_do_not_mix(stage: Stage) -> None:
-    """Each thread settles its own lease, once."""
-    broker = stage.broker()
-    client = stage.client(broker)
-
-    def take_ten() -> None:
-        for _ in range(10):
-            with client.lease("deal") as lease:
-                lease.calling()
-                lease.settle_replied(ENVELOPE)
-
-    threads = [in_background(take_ten) for _ in range(8)]
-    for thread, _ in threads:
-        thread.join(DEADLINE_S)
-
-    assert [errors for _, errors in threads if errors] == []
-    assert {request.lease_id for request in broker.servicer.acquires} == {
-        settle.lease_id for settle in broker.servicer.settles
-    }
-    assert len(broker.servicer.settles) == 80
 
 
 def test_the_bucket_comes_in_plain_values(stage: Stage) -> None:

@@ -1,13 +1,17 @@
 """The commands that look, explain and repair, against a world with some deals in it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from deploy.local.ports import free_port
 from fetcher.__main__ import _duration, app
 from tests.fetcher.keepa_pages import body, row
+from tests.fix_broker import environment
 from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World, wait_until
 
 RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-to-2-deals.json"
@@ -252,3 +256,39 @@ def test_secrets_may_come_from_files(world: World, tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert scans.returncode == 0
+
+
+def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
+    """Scans, deals and rejections, for people and for programs."""
+    world = start_world()
+    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
+    world.collect()
+    scans = json.loads(world.command("scans", "-o", "json").stdout)
+    deals = json.loads(world.command("deals", "-n", "3", "-o", "json").stdout)
+    rejected = json.loads(world.command("rejections", "-o", "json").stdout)
+    table = world.command("rejections", "--since", "1h").stdout
+
+    assert scans[0]["state"] == "completed"
+    assert scans[0]["new_deals"] == len(world.stored_deals())
+    assert len(deals) == 3
+    assert rejected[0]["rules"][0]["rule"] == "rank"
+    assert "rank" in table
+
+
+def test_a_command_without_postgres_fails_in_one_line() -> None:
+    """Exit code 1 and the variable to look at."""
+    url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
+    done = subprocess.run(
+        [sys.executable, "-m", "fetcher", "scans"],
+        env=environment(database_url=url),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert "DATABASE_URL" in done.stderr
+    assert "hidden-word" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,57 +1,15 @@
 """Whole fetcher processes against a real simulator, broker and Postgres."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from deploy.local.ports import free_port
-from deploy.local.program import Program
-from tests.fix_broker import StartProgram, environment
-from tests.fix_fetcher import ROOT, SELECTION, StartWorld, wait_until
+from tests.fetcher.fetcher_log import STOP_S, assert_no_traceback, events, logged, stop_in_time
+from tests.fix_fetcher import SELECTION, StartWorld, wait_until
 
-STOP_S = 5.0
 RSS_MAX_MB = 100
-
-
-def output(fetcher: Program) -> str:
-    """What it has written so far."""
-    try:
-        return fetcher.output()
-    except FileNotFoundError:
-        return ""
-
-
-def events(fetcher: Program) -> list[dict[str, Any]]:
-    """What a fetcher has logged."""
-    lines = [line for line in output(fetcher).splitlines() if line.startswith("{")]
-    return [json.loads(line) for line in lines]
-
-
-def logged(fetcher: Program, event: str) -> list[dict[str, Any]]:
-    """Its log lines of one kind."""
-    return [line for line in events(fetcher) if line["event"] == event]
-
-
-def stop_in_time(fetcher: Program) -> int:
-    """Ask it to stop; its exit code, if it comes in time."""
-    started_s = time.monotonic()
-    fetcher.terminate()
-    code = fetcher.wait(STOP_S + 5)
-    assert time.monotonic() - started_s < STOP_S
-    return code
-
-
-def assert_no_traceback(fetcher: Program) -> None:
-    """People are told in one line what is wrong."""
-    assert "Traceback" not in fetcher.output()
-    assert "unexpected" not in fetcher.output()
 
 
 def test_a_scan_stores_exactly_what_was_served(start_world: StartWorld) -> None:
@@ -321,117 +279,3 @@ def test_a_sort_that_is_not_newest_first_is_found_out(start_world: StartWorld) -
     assert complaints[0]["level"] == "warning"
     assert "percent drop descending" in complaints[0]["order"]
     assert world.stored_deals() == world.served_deals()
-
-
-class TestOutages:
-    """Each is one clear line and a steady retry."""
-
-    def test_without_keepa_the_fetcher_keeps_trying(self, start_world: StartWorld) -> None:
-        """A Keepa that can't be reached harms no page."""
-        world = start_world()
-        world.write_query("used")
-        fetcher = world.start_fetcher(keepa_base_url=f"http://127.0.0.1:{free_port()}")
-        wait_until(lambda: logged(fetcher, "Keepa is not available: trying again"), "a complaint")
-        code = stop_in_time(fetcher)
-
-        assert code == 0
-        assert world.value("SELECT max(attempts) FROM scan_pages") == 0
-        assert world.spent() == 0
-        assert_no_traceback(fetcher)
-
-    def test_an_unknown_key_ends_the_fetcher(self, start_world: StartWorld) -> None:
-        """A broker that counts for another key refuses; nobody else can help."""
-        world = start_world()
-        world.write_query("used")
-        fetcher = world.start_fetcher(keepa_api_key="another-key-of-somebody")
-        code = fetcher.wait(30)
-
-        assert code == 1
-        assert "KEEPA_API_KEY" in fetcher.last_words
-        assert "another-key-of-somebody" not in fetcher.output()
-        assert_no_traceback(fetcher)
-
-    def test_without_postgres_the_fetcher_waits(self, start_world: StartWorld) -> None:
-        """One line names the trouble; the password is not in it."""
-        world = start_world()
-        url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
-        fetcher = world.start_fetcher(database_url=url)
-        wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
-        code = stop_in_time(fetcher)
-
-        assert code == 0
-        assert "hidden-word" not in fetcher.output()
-        assert_no_traceback(fetcher)
-
-    def test_without_tables_the_fetcher_names_the_remedy(
-        self, start_world: StartWorld, empty_database_url: str
-    ) -> None:
-        """Migrations may come later."""
-        world = start_world()
-        fetcher = world.start_fetcher(database_url=empty_database_url)
-        wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
-
-        assert "dealfetcher migrate" in fetcher.output()
-
-    def test_without_a_broker_the_fetcher_waits_for_it(self, start_world: StartWorld) -> None:
-        """It makes no call, and goes on when the broker is back."""
-        world = start_world(seed=2)
-        world.write_query("used")
-        world.broker.program.kill()
-        world.broker.program.wait(10)
-        fetcher = world.start_fetcher()
-        wait_until(lambda: "no broker answers" in output(fetcher), "a complaint", 30)
-        calls = world.calls()
-        world.broker.start()
-        wait_until(world.scans_completed, "a completed scan")
-
-        assert calls == []
-        assert fetcher.output().count("no broker answers") == 1
-        assert_no_traceback(fetcher)
-
-    def test_a_missing_key_is_named_with_its_remedy(
-        self, start_program: StartProgram, database_url: str
-    ) -> None:
-        """Exit code 2, and where it was looked for."""
-        fetcher = start_program("fetcher", "run", database_url=database_url)
-        code = fetcher.wait(20)
-
-        assert code == 2
-        assert "KEEPA_API_KEY" in fetcher.last_words
-        assert ".env" in fetcher.last_words
-
-
-def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
-    """Scans, deals and rejections, for people and for programs."""
-    world = start_world()
-    world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
-    world.collect()
-    scans = json.loads(world.command("scans", "-o", "json").stdout)
-    deals = json.loads(world.command("deals", "-n", "3", "-o", "json").stdout)
-    rejected = json.loads(world.command("rejections", "-o", "json").stdout)
-    table = world.command("rejections", "--since", "1h").stdout
-
-    assert scans[0]["state"] == "completed"
-    assert scans[0]["new_deals"] == len(world.stored_deals())
-    assert len(deals) == 3
-    assert rejected[0]["rules"][0]["rule"] == "rank"
-    assert "rank" in table
-
-
-def test_a_command_without_postgres_fails_in_one_line() -> None:
-    """Exit code 1 and the variable to look at."""
-    url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
-    done = subprocess.run(
-        [sys.executable, "-m", "fetcher", "scans"],
-        env=environment(database_url=url),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-    assert done.returncode == 1
-    assert "DATABASE_URL" in done.stderr
-    assert "hidden-word" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,43 @@
+"""What fetchers have logged, and whether they end as they should."""
+
+import json
+import time
+from typing import Any
+
+from deploy.local.program import Program
+
+STOP_S = 5.0
+
+
+def output(fetcher: Program) -> str:
+    """What it has written so far."""
+    try:
+        return fetcher.output()
+    except FileNotFoundError:
+        return ""
+
+
+def events(fetcher: Program) -> list[dict[str, Any]]:
+    """What a fetcher has logged."""
+    lines = [line for line in output(fetcher).splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines]
+
+
+def logged(fetcher: Program, event: str) -> list[dict[str, Any]]:
+    """Its log lines of one kind."""
+    return [line for line in events(fetcher) if line["event"] == event]
+
+
+def stop_in_time(fetcher: Program) -> int:
+    """Ask it to stop; its exit code, if it comes in time."""
+    started_s = time.monotonic()
+    fetcher.terminate()
+    code = fetcher.wait(STOP_S + 5)
+    assert time.monotonic() - started_s < STOP_S
+    return code
+
+
+def assert_no_traceback(fetcher: Program) -> None:
+    """People are told in one line what is wrong."""
+    assert "Traceback" not in fetcher.output()
+    assert "unexpected" not in fetcher.output()

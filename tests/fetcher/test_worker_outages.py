@@ -1,0 +1,86 @@
+"""What is away is one clear line and a steady retry."""
+
+from deploy.local.ports import free_port
+from tests.fetcher.fetcher_log import assert_no_traceback, logged, output, stop_in_time
+from tests.fix_broker import StartProgram
+from tests.fix_fetcher import StartWorld, wait_until
+
+
+def test_without_keepa_the_fetcher_keeps_trying(start_world: StartWorld) -> None:
+    """A Keepa that can't be reached harms no page."""
+    world = start_world()
+    world.write_query("used")
+    fetcher = world.start_fetcher(keepa_base_url=f"http://127.0.0.1:{free_port()}")
+    wait_until(lambda: logged(fetcher, "Keepa is not available: trying again"), "a complaint")
+    code = stop_in_time(fetcher)
+
+    assert code == 0
+    assert world.value("SELECT max(attempts) FROM scan_pages") == 0
+    assert world.spent() == 0
+    assert_no_traceback(fetcher)
+
+
+def test_an_unknown_key_ends_the_fetcher(start_world: StartWorld) -> None:
+    """A broker that counts for another key refuses; nobody else can help."""
+    world = start_world()
+    world.write_query("used")
+    fetcher = world.start_fetcher(keepa_api_key="another-key-of-somebody")
+    code = fetcher.wait(30)
+
+    assert code == 1
+    assert "KEEPA_API_KEY" in fetcher.last_words
+    assert "another-key-of-somebody" not in fetcher.output()
+    assert_no_traceback(fetcher)
+
+
+def test_without_postgres_the_fetcher_waits(start_world: StartWorld) -> None:
+    """One line names the trouble; the password is not in it."""
+    world = start_world()
+    url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
+    fetcher = world.start_fetcher(database_url=url)
+    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+    code = stop_in_time(fetcher)
+
+    assert code == 0
+    assert "hidden-word" not in fetcher.output()
+    assert_no_traceback(fetcher)
+
+
+def test_without_tables_the_fetcher_names_the_remedy(
+    start_world: StartWorld, empty_database_url: str
+) -> None:
+    """Migrations may come later."""
+    world = start_world()
+    fetcher = world.start_fetcher(database_url=empty_database_url)
+    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+
+    assert "dealfetcher migrate" in fetcher.output()
+
+
+def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> None:
+    """It makes no call, and goes on when the broker is back."""
+    world = start_world(seed=2)
+    world.write_query("used")
+    world.broker.program.kill()
+    world.broker.program.wait(10)
+    fetcher = world.start_fetcher()
+    wait_until(lambda: "no broker answers" in output(fetcher), "a complaint", 30)
+    calls = world.calls()
+    world.broker.start()
+    wait_until(world.scans_completed, "a completed scan")
+
+    assert calls == []
+    assert fetcher.output().count("no broker answers") == 1
+    assert_no_traceback(fetcher)
+
+
+def test_a_missing_key_is_named_with_its_remedy(
+    start_program: StartProgram, database_url: str
+) -> None:
+    """Exit code 2, and where it was looked for."""
+    fetcher = start_program("fetcher", "run", database_url=database_url)
+    code = fetcher.wait(20)
+
+    assert code == 2
+    assert "KEEPA_API_KEY" in fetcher.last_words
+    assert ".env" in fetcher.last_words

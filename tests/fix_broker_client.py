@@ -1,0 +1,88 @@
+"""Brokers and clients for one test, and ways to make them misbehave; the fixture `stage` has them."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from fetcher.broker_client import (
+    BrokerClient,
+    Envelope,
+)
+from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
+
+ENVELOPE = Envelope(
+    timestamp_ms=1_758_325_044_347,
+    processing_ms=2,
+    tokens_left=28,
+    tokens_consumed=5,
+    refill_in_ms=38_816,
+    refill_rate=5,
+    token_flow_reduction=0.0,
+)
+
+
+class Stage:
+    """What a test needs: brokers and clients that are cleared away at its end."""
+
+    def __init__(self) -> None:
+        self._brokers: list[RunningBroker] = []
+        self._clients: list[BrokerClient] = []
+
+    def broker(self, servicer: ScriptedBroker | None = None, *, port: int = 0) -> RunningBroker:
+        """Start a broker."""
+        broker = RunningBroker(servicer or ScriptedBroker(), port=port)
+        self._brokers.append(broker)
+        return broker
+
+    def client(self, broker: RunningBroker, *, key_fingerprint: str = "") -> BrokerClient:
+        """Connect a client to *broker*."""
+        client = BrokerClient(broker.address, key_fingerprint=key_fingerprint)
+        self._clients.append(client)
+        return client
+
+    def clear(self) -> None:
+        """Stop everything."""
+        for client in self._clients:
+            client.close(timeout_s=0.1)
+        for broker in self._brokers:
+            broker.stop()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Brokers and clients for one test."""
+    stage = Stage()
+    yield stage
+    stage.clear()
+
+
+def abort(code: grpc.StatusCode) -> Callable[[object, grpc.ServicerContext], None]:
+    """A hook that fails every request with *code*."""
+
+    def hook(_request: object, context: grpc.ServicerContext) -> None:
+        context.abort(code, "as told")
+
+    return hook
+
+
+def in_background(task: Callable[[], object]) -> tuple[threading.Thread, list[Exception]]:
+    """Run *task* in a thread; its error ends up in the list."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            task()
+        except Exception as exc:  # noqa: BLE001 - the test looks at whatever it was
+            errors.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, errors
+
+
+def hold(client: BrokerClient, *, max_wait_s: float | None = None) -> None:
+    """Take a lease and give it back."""
+    with client.lease("deal", tokens_per_unit=5, max_wait_s=max_wait_s):
+        pass
