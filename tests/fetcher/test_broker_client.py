@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import grpc
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from fetcher.broker_client import (
     BrokerClient,
@@ -218,3 +219,32 @@ def test_a_partial_call_settles_the_units_it_asked_for(stage: Stage) -> None:
         call(lease)
 
     assert broker.servicer.settles[0].units == 2
+
+
+def test_a_trace_goes_along_with_whatever_is_repeated(stage: Stage) -> None:
+    """Request and settle name the caller's trace, also where another thread sends them later."""
+    told: list[tuple[str, object]] = []
+
+    def note(request: object, context: grpc.ServicerContext) -> None:
+        trace_context = dict(context.invocation_metadata()).get("traceparent")
+        told.append((type(request).__name__, trace_context))
+        if len(told) in {1, 3}:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+
+    broker = stage.broker(ScriptedBroker(on_acquire=note, on_settle=note))
+    client = stage.client(broker)
+    caller = SpanContext(trace_id=0xABC, span_id=0xDEF, is_remote=False)
+    with use_span(NonRecordingSpan(caller)):
+        hold(client)
+    until(lambda: len(broker.servicer.settles) == 1)
+    hold(client)
+    named = f"00-{caller.trace_id:032x}-{caller.span_id:016x}-00"
+
+    assert told == [
+        ("AcquireLeaseRequest", named),
+        ("AcquireLeaseRequest", named),
+        ("SettleLeaseRequest", named),
+        ("SettleLeaseRequest", named),
+        ("AcquireLeaseRequest", None),
+        ("SettleLeaseRequest", None),
+    ]
