@@ -25,6 +25,32 @@ ROOT = Path(__file__).parents[3]
 PROMETHEUS = shutil.which("prometheus")
 METRIC = re.compile(r"\b(?:tokenbroker|dealfetcher)_[a-z_]+")
 
+# What an operator watches, and where to see it.
+WATCHED = {
+    "balance as observed": "tokenbroker_observed_balance_tokens",
+    "balance as projected": "tokenbroker_balance_tokens",
+    "drift by cause": "tokenbroker_drift_by_cause_tokens",
+    "foreign spend": "tokenbroker_foreign_spend_tokens",
+    "reserved": "tokenbroker_reserved_tokens",
+    "grants": "tokenbroker_grants_total",
+    "denials by reason": "tokenbroker_denials_total",
+    "wait time by priority": "tokenbroker_wait_seconds_bucket",
+    "settle outcomes": "tokenbroker_settles_total",
+    "tokens by operation": "tokenbroker_operation_spent_tokens_total",
+    "tokens by holder": "tokenbroker_holder_spent_tokens_total",
+    "probes": "tokenbroker_probes_total",
+    "tick error": "tokenbroker_tick_error_seconds",
+    "refusals": "tokenbroker_refusals_total",
+    "deals stored": "dealfetcher_deals",
+    "deals written": "dealfetcher_hour_rows",
+    "rejections by rule": "dealfetcher_day_rejections",
+    "freshness by query": "dealfetcher_query_newest_deal_age_seconds",
+    "scan lag": "dealfetcher_query_scan_age_seconds",
+    "watermark": "dealfetcher_query_watermark_age_seconds",
+    "dead pages": "dealfetcher_dead_pages",
+    "Postgres latency": "dealfetcher_database_latency_seconds",
+}
+
 
 def dashboards() -> list[dict[str, Any]]:
     """Every dashboard that Grafana is given."""
@@ -139,6 +165,13 @@ def test_expressions_find_what_they_name(stack: RunningStack, tmp_path: Path) ->
     assert wanted - scraped_names(exposition) == set()
     assert lint.returncode == 0, lint.stdout + lint.stderr
     assert silent == []
+
+
+def test_whatever_is_watched_has_a_panel() -> None:
+    """No number that an operator needs is missing on the dashboards."""
+    shown = set(METRIC.findall("\n".join(panel_expressions())))
+
+    assert {what for what, metric in WATCHED.items() if metric not in shown} == set()
 
 
 def test_dashboards_are_whole() -> None:
