@@ -1,4 +1,4 @@
-"""Brokers and clients for one test, and ways to make them misbehave; the fixture `stage` has them."""
+"""The fixture `stage`: brokers and clients for one test, and ways to make them misbehave."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from structlog.processors import JSONRenderer
 import broker.logs
 import fetcher.logs
 from deploy.local.ports import free_port
-from deploy.local.program import Program
+from deploy.local.program import Program, stop_together
 from tests.e2e.collection import fetch, wait_until, write_query
 from tests.e2e.otlp_receiver import receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
@@ -154,9 +154,8 @@ def test_no_output_of_a_full_run_holds_a_secret(
         urls = [f"{served.http_url}/{page}" for page in ("metrics", "healthz", "readyz")]
         outputs.update(pages(*urls, f"http://{metrics}/metrics"))
         outputs["database"] = dump(database_url)
-        for program in observed:
-            program.stop()
-            outputs[f"log of {program.name}"] = program.output()
+        stop_together(observed)
+        outputs |= {f"log of {program.name}": program.output() for program in observed}
         outputs["spans"] = "\n".join(span.text for span in receiver.spans)
 
     assert [source for source, text in outputs.items() if KEY_CORE in text] == []
