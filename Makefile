@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check check-deploy compose-test simulate museum protos alerts format bench clean
+.PHONY: help setup run test day bench-freshness fuzz check check-deploy compose-test simulate museum protos alerts format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -64,6 +64,18 @@ EVENTS ?= 2000000
 SEED   ?= 1
 simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=, SEED=)
 	@$(BIN)/python -m tests.simulation --events $(EVENTS) --seed $(SEED)
+
+DAY_SECONDS ?= 240
+day: $(VENV)/.ready  ## A day of collecting, once with faults and once without (DAY_SECONDS= each)
+	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS)
+	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS) --quiet
+
+EXAMPLES ?= 100000
+fuzz: $(VENV)/.ready  ## The parsers against mutated replies and query files (EXAMPLES= of each kind)
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/fetcher/test_fuzz_parsers.py
+
+bench-freshness: $(VENV)/.ready  ## How old deals are when written: adaptive and fixed intervals, and the bound
+	@$(BIN)/python -m tests.bench.bench_freshness
 
 bench: $(VENV)/.ready  ## Start times, memory, the simulator's pages, page writes
 	$(BIN)/python -m tests.bench.bench_simulator

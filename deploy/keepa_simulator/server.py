@@ -85,6 +85,9 @@ class _Exchange:
             else:
                 status, text = await self._outcome(self._account)
             return await _Delivery(self._request, self._call, self._effects).send(status, text)
+        except ConnectionResetError:
+            # The client is gone, which is no mistake of ours.
+            return web.Response()
         finally:
             self._simulator.journal.finish(self._call)
 

@@ -64,9 +64,15 @@ UPDATE products p
 RETURNING p.asin, p.fence, p.attempts
 """
 
+# What is locked is being written by the holder itself; waiting for it could deadlock.
 RENEW: Final[LiteralString] = """
-UPDATE products SET claim_expires = now() + %s * interval '1 second'
- WHERE holder = %s AND state = 'claimed'
+WITH mine AS (
+    SELECT domain_id, asin FROM products
+     WHERE holder = %s AND state = 'claimed'
+       FOR UPDATE SKIP LOCKED)
+UPDATE products p SET claim_expires = now() + %s * interval '1 second'
+  FROM mine
+ WHERE p.domain_id = mine.domain_id AND p.asin = mine.asin
 """
 
 RELEASE: Final[LiteralString] = """
@@ -187,7 +193,7 @@ def claim_products(
 
 def renew_products(connection: Connection, *, holder: str, ttl_s: float) -> None:
     """Extend every claim of a living *holder*."""
-    connection.execute(RENEW, (ttl_s, holder))
+    connection.execute(RENEW, (holder, ttl_s))
 
 
 def release_products(

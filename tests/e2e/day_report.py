@@ -1,0 +1,261 @@
+"""What came of a day: told from the simulator's journal, a second catalogue and Postgres.
+
+A catalogue of the same seed and start has the same events at the same moments, so it tells
+what matched a selection at any time, and nobody pays for looking.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from deploy.keepa_simulator.catalogue import Catalogue
+from deploy.keepa_simulator.deal_query import PAGE_ROWS, answer
+from deploy.keepa_simulator.keepa_time import even_keepa_minutes
+from deploy.keepa_simulator.selection import Selection, parse_selection
+from tests.e2e.collection import PAGE_TOKENS, Call, fetch, stored_deals
+from tests.fix_simulator import RunningSimulator
+
+# A process that is killed may have a reply in hand that it had no time to write.
+IN_HAND_MS: Final = 2_000
+OVERPAID_MAX: Final = 0.02
+
+FULL_SCANS: Final = """
+SELECT s.id, s.selection::text, (extract(epoch FROM p.reply_time) * 1000)::bigint
+  FROM scans s JOIN scan_pages p ON p.scan_id = s.id
+ WHERE s.state = 'completed' AND s.end_reason IN ('short page', 'counted end')
+   AND p.state = 'done' AND (s.plan ->> 'first_page')::int = 0
+ ORDER BY s.id, p.page
+"""
+# Pages that a scan needs: each once, none beyond its end, and none without a row.
+NEEDED_PAGES: Final = """
+SELECT count(*) FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+ WHERE p.state = 'done' AND p.row_count > 0 AND (s.end_page IS NULL OR p.page <= s.end_page)
+"""
+PAGES_READ: Final = """
+SELECT coalesce(sum(reads), 0)::int, coalesce(sum(reads - 1) FILTER (WHERE reads > 0), 0)::int
+  FROM scan_pages
+"""
+SCANS: Final = "SELECT kind, state, count(*) FROM scans GROUP BY 1, 2 ORDER BY 1, 2"
+TWICE_IN_HISTORY: Final = """
+SELECT count(*) FROM (SELECT 1 FROM deal_changes
+                       GROUP BY domain_id, asin, price_type, reply_time HAVING count(*) > 1) t
+"""
+UNJUDGED: Final = """
+SELECT count(*) FROM deals d WHERE NOT EXISTS (
+    SELECT 1 FROM verdicts v WHERE v.domain_id = d.domain_id AND v.asin = d.asin)
+"""
+
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FullScan:
+    """A scan that read all there was; *times_ms* are those of its pages."""
+
+    selection: Selection
+    times_ms: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DayReport:
+    """The figures of a day.
+
+    Args:
+        lost: Rows that were served whole, and never stored.
+        stale: Stored in an older state than the newest one served.
+        in_hand: Rows like these that only a process served that was killed then.
+        unseen: Deals that matched throughout a completed full scan, and aren't stored.
+        doubled: Changes written twice into the history.
+        unjudged: Deals without any verdict.
+        pages_reread: Pages of full scans read again, as rows had moved over their border.
+        pages_needed: Pages that a perfect reader would have read for the same scans.
+        products_needed: Products whose details were bought, each once.
+    """
+
+    served: int
+    stored: int
+    lost: list[Key]
+    stale: list[Key]
+    in_hand: int
+    kills: int
+    full_scans: int
+    unseen: list[Key]
+    doubled: int
+    unjudged: int
+    scans: dict[str, int]
+    pages_read: int
+    pages_reread: int
+    pages_needed: int
+    products_bought: int
+    products_needed: int
+    spent_tokens: int
+    settled_tokens: int
+    refused: int
+    order_warnings: int
+    tracebacks: int
+    exit_codes: list[int | None]
+
+    @property
+    def needed_tokens(self) -> int:
+        """What a perfect reader pays for the same scans and details."""
+        return self.pages_needed * PAGE_TOKENS + self.products_needed
+
+    @property
+    def overpaid(self) -> float:
+        """Share of the bill that a perfect reader would have saved."""
+        return self.spent_tokens / self.needed_tokens - 1 if self.needed_tokens else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """What is worth printing."""
+        shown = {name: getattr(self, name) for name in self.__slots__}
+        lists = {name: len(shown[name]) for name in ("lost", "stale", "unseen")}
+        return {
+            **shown,
+            **lists,
+            "needed_tokens": self.needed_tokens,
+            "overpaid": round(self.overpaid, 4),
+        }
+
+    def losses(self) -> list[str]:
+        """What must never be, however short the day and whatever went wrong."""
+        checks = {
+            "nothing was collected": self.stored > 0,
+            f"served, but not stored: {self.lost[:5]}": not self.lost,
+            f"stored in an older state than served: {self.stale[:5]}": not self.stale,
+            f"matched throughout a full scan, but not stored: {self.unseen[:5]}": not self.unseen,
+            "changes are in the history twice": not self.doubled,
+            "deals have no verdict": not self.unjudged,
+            "a fetcher complained of a bug": not self.tracebacks,
+            f"fetchers ended with {self.exit_codes}": set(self.exit_codes) == {0},
+        }
+        return [text for text, fine in checks.items() if not fine]
+
+    def problems(self, *, quiet: bool) -> list[str]:
+        """What must not be after a whole day; on a quiet one the bill counts as well."""
+        checks = {
+            "no full scan was followed by another": self.full_scans > 0,
+            "an order without a watermark stop was not complained of": self.order_warnings > 0,
+        }
+        bill = {
+            f"{self.refused} calls were refused": not self.refused,
+            "broker and simulator count differently": self.settled_tokens == self.spent_tokens,
+            f"{self.overpaid:.1%} overpaid": self.overpaid <= OVERPAID_MAX,
+        }
+        wanted = checks | (bill if quiet else {})
+        return [*self.losses(), *(text for text, fine in wanted.items() if not fine)]
+
+
+def report_on(
+    *,
+    database_url: str,
+    simulator: RunningSimulator,
+    options: dict[str, Any],
+    settled_tokens: int,
+    kills_ms: Sequence[int],
+    exit_codes: list[int | None],
+    output: str,
+) -> DayReport:
+    """Compare what *simulator* has served, and what there was, with the database."""
+    calls, stats = simulator.calls(), simulator.stats()
+    stored = stored_deals(database_url)
+    everything, certain = newest_served(calls), newest_served(calls, without=kills_ms)
+    full_scans = completed_full_scans(database_url)
+    matched = matched_throughout(full_scans, options, start_ms=stats["start_ms"])
+    pages_read, pages_reread = fetch(database_url, PAGES_READ)[0]
+    pages_needed = fetch(database_url, NEEDED_PAGES)[0][0]
+    return DayReport(
+        served=len(everything),
+        stored=len(stored),
+        lost=sorted(certain.keys() - stored.keys()),
+        stale=sorted(key for key in certain if stored.get(key, certain[key]) < certain[key]),
+        in_hand=sum(stored.get(key, -1) < update for key, update in everything.items()),
+        kills=len(kills_ms),
+        full_scans=len(full_scans),
+        unseen=sorted(matched - stored.keys()),
+        doubled=fetch(database_url, TWICE_IN_HISTORY)[0][0],
+        unjudged=fetch(database_url, UNJUDGED)[0][0],
+        scans={f"{kind} {state}": count for kind, state, count in fetch(database_url, SCANS)},
+        pages_read=pages_read,
+        pages_reread=pages_reread,
+        pages_needed=pages_needed,
+        products_bought=sum(len(call["asins"]) for call in calls),
+        products_needed=len(products_served(calls)),
+        spent_tokens=stats["spent"],
+        settled_tokens=settled_tokens,
+        refused=stats["throttled"],
+        order_warnings=output.count("rows don't come newest first"),
+        tracebacks=output.count("Traceback") + output.count("unexpected error"),
+        exit_codes=exit_codes,
+    )
+
+
+def newest_served(calls: Iterable[Call], without: Sequence[int] = ()) -> dict[Key, int]:
+    """The newest lastUpdate served of every deal, calls that a kill met left out."""
+    newest: dict[Key, int] = {}
+    for call in calls:
+        begun_ms = call["time_ms"]
+        latest_ms = begun_ms + call["duration_ms"] + IN_HAND_MS
+        if call["delivered"] and not any(begun_ms <= at_ms <= latest_ms for at_ms in without):
+            for domain, asin, last_update, _ in call["rows"]:
+                newest[domain, asin] = max(last_update, newest.get((domain, asin), 0))
+    return newest
+
+
+def products_served(calls: Iterable[Call]) -> set[str]:
+    """The products whose details were bought at least once."""
+    return {asin for call in calls for asin in call["asins"]}
+
+
+def completed_full_scans(database_url: str) -> list[FullScan]:
+    """The scans that have read down to the last row, in the order of their start.
+
+    A row that changes its place while a scan reads may slip by; the next one shows it. So
+    the last scan of each query claims nothing.
+    """
+    pages: dict[int, tuple[str, list[int]]] = {}
+    for scan, selection, reply_ms in fetch(database_url, FULL_SCANS):
+        pages.setdefault(scan, (selection, []))[1].append(reply_ms)
+    last = {selection: scan for scan, (selection, _) in pages.items()}
+    return [
+        FullScan(parse_selection(text), tuple(times))
+        for scan, (text, times) in pages.items()
+        if scan != last[text]
+    ]
+
+
+def matched_throughout(
+    scans: Sequence[FullScan], options: dict[str, Any], *, start_ms: int
+) -> set[Key]:
+    """The deals that matched at each page of at least one of *scans*."""
+    # Time only goes forward in a catalogue.
+    moments = sorted(
+        (at_ms, number) for number, scan in enumerate(scans) for at_ms in scan.times_ms
+    )
+    catalogue = Catalogue(
+        seed=options["seed"],
+        domain=1,
+        products=options["products"],
+        deals=options["deals"],
+        speed=options["deal_speed"],
+        start_ms=start_ms,
+    )
+    throughout: dict[int, set[Key]] = {}
+    for at_ms, number in moments:
+        catalogue.advance(at_ms)
+        now = matching(catalogue, scans[number].selection, at_ms)
+        throughout[number] = throughout.get(number, now) & now
+    return set().union(*throughout.values())
+
+
+def matching(catalogue: Catalogue, wanted: Selection, at_ms: int) -> set[Key]:
+    """The deals of *catalogue* that *wanted* asks for, however many pages they fill."""
+    found: set[Key] = set()
+    page = 0
+    while rows := answer(
+        catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms)
+    ).deals:
+        found |= {(wanted.domain, listing.facts.asin) for listing in rows}
+        page += 1
+        if len(rows) < PAGE_ROWS:
+            break
+    return found
