@@ -7,8 +7,8 @@ from typing import Final
 import structlog
 
 from fetcher.broker_client import BrokerClient, BrokerClientError
-from fetcher.keepa_units import CACHE_MS, NEWEST_FIRST, TOKENS_PER_DEAL_PAGE
-from fetcher.polling import PolledQuery, plan_intervals
+from fetcher.keepa_units import CACHE_MS
+from fetcher.polling import PolledQuery, plan_intervals, polled, share_for_scans
 from fetcher.postgres.progress import Standing
 from fetcher.queries import DealQuery
 from fetcher.query_file import duration_words
@@ -22,12 +22,6 @@ REPLAN_MAX_S: Final = 60.0
 
 # While no broker has ever answered, scans that are started could not be read anyway.
 UNKNOWN_INTERVAL_MS: Final = 5 * 60_000
-
-# Room for full scans and for pages beyond the first; half where details are bought too.
-SHARE: Final = 0.9
-SHARE_WITH_DETAILS: Final = 0.5
-
-WEIGHTS: Final = {"high": 4.0, "normal": 2.0, "low": 1.0}
 
 
 class Pace:
@@ -68,10 +62,9 @@ class Pace:
         self._ask_budget()
         if self._tokens_per_ms is None:
             return
-        details = any(query.enrichment is not None for query in wanted)
         planned = plan_intervals(
             {query.name: self._polled(query, standings[query.name]) for query in wanted},
-            tokens_per_ms=self._tokens_per_ms * (SHARE_WITH_DETAILS if details else SHARE),
+            tokens_per_ms=self._tokens_per_ms * share_for_scans(wanted),
         )
         for name, interval_ms in planned.items():
             before_ms = self._intervals_ms.get(name)
@@ -90,10 +83,5 @@ class Pace:
             self._tokens_per_ms = per_ms / self._speed
 
     def _polled(self, query: DealQuery, standing: Standing) -> PolledQuery:
-        every_page = query.sort_type != NEWEST_FIRST
-        return PolledQuery(
-            yields_per_ms=standing.yields.per_ms / self._speed,
-            fixed_ms=query.interval_ms,
-            weight=WEIGHTS[query.priority],
-            scan_tokens=TOKENS_PER_DEAL_PAGE * (standing.last_pages if every_page else 1),
-        )
+        yields_per_ms = standing.yields.per_ms / self._speed
+        return polled(query, yields_per_ms=yields_per_ms, last_pages=standing.last_pages)

@@ -68,8 +68,8 @@ class ScanEnd:
 class Committed:
     """What a page brought, and whether it completed its scan.
 
-    *order_lost* is said once per scan: its rows don't come newest first, so that
-    no watermark can end it.
+    *order_lost* is said once per scan, those in the background apart: its rows don't come
+    newest first, so that no watermark can end it.
     """
 
     facts: PageFacts
@@ -104,7 +104,8 @@ def commit_page(
     finish_page(connection, claim, result)
     if facts.number == 0 and not scan.plan.in_background:
         note_freshness(connection, scan.query, scan.selection_hash, facts)
-    order_lost = scan.plan.stop_before_ms is not None and _loses_order(facts, pages)
+    is_news = not scan.plan.in_background and not pages[facts.number].reads
+    order_lost = is_news and _loses_order(facts, pages)
     end = _advance(connection, scan, facts, pages) if scan.is_running else None
     return Committed(facts, new_deals, order_lost, end)
 

@@ -9,12 +9,13 @@ query that has yielded nothing is still asked now and then.
 One query alone gets T = cost / budget, and its deals a mean age of half of that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
 from typing import Final
 
-from fetcher.keepa_units import CACHE_MS, ROWS_PER_PAGE, TOKENS_PER_DEAL_PAGE
+from fetcher.keepa_units import CACHE_MS, NEWEST_FIRST, ROWS_PER_PAGE, TOKENS_PER_DEAL_PAGE
+from fetcher.queries import DealQuery
 
 LONGEST_INTERVAL_MS: Final = 60 * 60_000
 
@@ -24,6 +25,12 @@ MEMORY_MS: Final = 6 * 60 * 60_000
 # What a query is taken to yield before it has been read: ten deals an hour.
 PRIOR_DEALS: Final = 10.0
 PRIOR_MS: Final = 60 * 60_000
+
+# Room for full scans and for pages beyond the first; half where details are bought too.
+SHARE: Final = 0.9
+SHARE_WITH_DETAILS: Final = 0.5
+
+WEIGHTS: Final = {"high": 4.0, "normal": 2.0, "low": 1.0}
 
 _HALVINGS: Final = 60
 
@@ -63,6 +70,23 @@ class PolledQuery:
     def volume_tokens_per_ms(self) -> float:
         """What the pages beyond the first cost, however often it is asked."""
         return self.yields_per_ms / ROWS_PER_PAGE * TOKENS_PER_DEAL_PAGE
+
+
+def share_for_scans(queries: Iterable[DealQuery]) -> float:
+    """The share of all tokens that intervals may be planned with."""
+    details = any(query.enrichment is not None for query in queries)
+    return SHARE_WITH_DETAILS if details else SHARE
+
+
+def polled(query: DealQuery, *, yields_per_ms: float, last_pages: int) -> PolledQuery:
+    """*query* as the budget sees it; its last scan took *last_pages* pages."""
+    every_page = query.sort_type != NEWEST_FIRST
+    return PolledQuery(
+        yields_per_ms=yields_per_ms,
+        fixed_ms=query.interval_ms,
+        weight=WEIGHTS[query.priority],
+        scan_tokens=TOKENS_PER_DEAL_PAGE * (last_pages if every_page else 1),
+    )
 
 
 def plan_intervals(

@@ -266,16 +266,27 @@ def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld
     assert world.spent() == spent
 
 
-def test_a_sort_that_is_not_newest_first_is_found_out(start_world: StartWorld) -> None:
-    """Sort type 4 reads every page, says so, and loses nothing."""
-    world = start_world(deal_speed=200, cache_seconds=1)
-    world.write_query("drops", {"selection": {**SELECTION, "sortType": 4}})
+@pytest.mark.parametrize(
+    ("sort", "fault"), [(4, None), (1, "unsorted:path=/deal")], ids=["sort-4", "out-of-order"]
+)
+def test_an_order_that_supports_no_stop_is_found_out_on_the_first_page(
+    start_world: StartWorld, sort: int, fault: str | None
+) -> None:
+    """By sort type 4, or served out of order: a scan says so once, and reads every page."""
+    world = start_world(deal_speed=200, cache_seconds=1, deals=1000)
+    if fault is not None:
+        world.simulator.set_fault(fault)
+    world.write_query("drops", {"selection": {**SELECTION, "sortType": sort}})
     fetcher = world.start_fetcher(poll_speed=100)
     wait_until(lambda: world.scans_completed() >= 2, "two completed scans")
     stop_in_time(fetcher)
     complaints = [line for line in events(fetcher) if "every page" in line["event"]]
+    scans = [line["scan"] for line in complaints]
+    reasons = world.rows("SELECT DISTINCT end_reason FROM scans WHERE state = 'completed'")
 
-    assert complaints
-    assert complaints[0]["level"] == "warning"
-    assert "percent drop descending" in complaints[0]["order"]
+    assert {(line["level"], line["page"]) for line in complaints} == {("warning", 0)}
+    assert scans == sorted(set(scans))
+    assert scans[:2] == [1, 2]
+    assert ("percent drop descending" in complaints[0]["order"]) == (sort == 4)
+    assert reasons == [("short page",)]
     assert world.stored_deals() == world.served_deals()
