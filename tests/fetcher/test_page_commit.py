@@ -1,14 +1,13 @@
 """A page's commit is all or nothing, and moves the watermark only with the data."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from fetcher.errors import ClaimLostError
 from fetcher.page_commit import Committed, PageReply, commit_page
 from fetcher.postgres import Database
-from fetcher.postgres.database import Connection
 from fetcher.postgres.pages import (
     PageClaim,
     claim_page,
@@ -182,75 +181,3 @@ def test_looking_for_work_claims_nothing(database: Database) -> None:
 
     assert found is not None
     assert mine is not None
-
-
-class Killed(Exception):  # noqa: N818 - stands for a kill -9, not for an error
-    """The process is gone."""
-
-
-class Mortal:
-    """A connection whose process dies at its n-th statement."""
-
-    def __init__(self, connection: Connection, lives: int) -> None:
-        self._connection = connection
-        self.lives = lives
-
-    def execute(self, *arguments: Any) -> Any:
-        """Run one statement, or die."""
-        self._live()
-        return self._connection.execute(*arguments)
-
-    def pipeline(self) -> Any:
-        """As it is."""
-        return self._connection.pipeline()
-
-    def cursor(self) -> Any:
-        """Each cursor is used for one statement."""
-        self._live()
-        return self._connection.cursor()
-
-    def _live(self) -> None:
-        self.lives -= 1
-        if self.lives < 0:
-            raise Killed
-
-
-def dying_commits(
-    database: Database, claimed: PageClaim, asked: DealQuery, paid: PageReply
-) -> Iterator[Callable[[], None]]:
-    """One attempt for each statement of the commit, each dying one statement later."""
-    lives = 0
-    finished = False
-    while not finished:
-
-        def attempt(lives: int = lives) -> None:
-            nonlocal finished
-            with database.connection() as connection:
-                mortal = Mortal(connection, lives)
-                commit_page(cast("Connection", mortal), claimed, asked, paid)
-                finished = True
-                raise Killed
-
-        yield attempt
-        lives += 1
-
-
-def test_dying_at_any_statement_of_a_commit_leaves_nothing_behind(database: Database) -> None:
-    """Data, verdicts, page, scan and watermark change together or not at all."""
-    asked = query(rules={"rank": {"max": 5100}})
-    start(database, asked)
-    claimed = claim(database, asked)
-    assert claimed is not None
-    paid = reply([row(number) for number in range(120)])
-    before = state(database)
-    attempts = 0
-    for attempt in dying_commits(database, claimed, asked, paid):
-        with pytest.raises(Killed):
-            attempt()
-        attempts += 1
-        assert state(database) == before
-    done = commit(database, claimed, asked, paid)
-
-    assert attempts > 12
-    assert done.end is not None
-    assert done.end.breakdown.rejected == 19
