@@ -68,7 +68,7 @@ def _examine_tokens(settings: Settings) -> Iterator[Finding]:
     try:
         api_key = settings.require_api_key()
     except SettingsError as exc:
-        yield Finding("key", State.FAILED, str(exc), "see the message")
+        yield Finding("key", State.FAILED, str(exc), "set KEEPA_API_KEY")
         api_key = None
     bucket = None
     try:
@@ -153,6 +153,9 @@ def _examine_collection(connection: Connection) -> Iterator[Finding]:
         if count:
             remedy = "dealfetcher pages dead, then dealfetcher pages requeue"
             yield Finding("dead letters", State.WARNING, f"{count} {what} put aside", remedy)
+    if stuck["failing"]:
+        text = f"{stuck['failing']} pages failed and are to be tried again: {stuck['error']}"
+        yield Finding("failing pages", State.WARNING, text, "see Keepa above, and the log")
     expired = stuck["expired"]
     remedy = "start a fetcher: dealfetcher run" if expired else ""
     text = f"{stuck['ready']} pages and {stuck['wanted']} products wait, {expired} claims expired"
@@ -176,7 +179,9 @@ def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
             subject, State.WARNING, text, "dealfetcher verify-sort; is the filter right?"
         )
     else:
-        yield Finding(subject, State.OK, f"read up to {row['watermark']:%F %T}")
+        text = f"read up to {row['watermark']:%F %T}, moved {_ago(moved_s)}"
+        newest = "" if age_s is None else f"; newest deal {_minutes(age_s)} old when served"
+        yield Finding(subject, State.OK, text + newest)
     if row["gaps"]:
         text = f"{row['gaps']} gaps wait to be read"
         yield Finding(subject, State.WARNING, text, "raise max_pages, or give it more tokens")
@@ -188,6 +193,14 @@ def _workers(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
     for row in alive:
         yield Finding("fetchers", State.OK, f"{row['holder']} {row['version']}: {row['doing']}")
+
+
+def _ago(seconds: int) -> str:
+    return f"{_minutes(seconds)} ago"
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds >= 60 else f"{max(seconds, 0)} s"  # noqa: PLR2004 - a minute
 
 
 def _hours(seconds: int) -> str:

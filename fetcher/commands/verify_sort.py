@@ -75,9 +75,10 @@ def verify_files(
 ) -> int:
     """Judge saved replies, page by page, that were asked for with *sort_type*.
 
-    None stands for the query's own.
+    None stands for the query's own. A reply doesn't tell which prices its drops are of:
+    where several queries could have asked for it, one must be named.
     """
-    asked = _query(queries, query)
+    asked = _query(queries, query, only=True)
     pages = [_deals(asked, _load(path)) for path in paths]
     sort = asked.sort_type if sort_type is None else sort_type
     findings = [Finding(judge_sort(sort, pages), 0)]
@@ -127,13 +128,16 @@ def _load(path: Path) -> dict[str, Any]:
     raise FetcherError(problem)
 
 
-def _query(folder: Path, name: str | None) -> DealQuery:
+def _query(folder: Path, name: str | None, *, only: bool = False) -> DealQuery:
+    """The query called *name*, else the first, or with *only* the only one."""
     reader = QueryFolder(folder)
     reader.refresh()
     queries = reader.book.queries
+    known = ", ".join(query.name for query in queries) or "none"
+    if only and name is None and len(queries) > 1:
+        raise SettingsError([f"--query: say which query the replies were asked with: {known}"])
     found = queries[0] if queries and name is None else reader.find(name or "")
     if found is None:
-        known = ", ".join(query.name for query in queries) or "none"
         raise SettingsError(
             [f"QUERIES: no query {name or ''} in {folder.absolute()} (usable there: {known})"]
         )

@@ -20,6 +20,10 @@ STUCK: Final[LiteralString] = """
 SELECT count(*) FILTER (WHERE p.state = 'dead')::int AS dead,
        count(*) FILTER (WHERE p.state = 'claimed' AND p.claim_expires < now())::int AS expired,
        count(*) FILTER (WHERE p.state = 'ready' AND s.state = 'running')::int AS ready,
+       count(*) FILTER (WHERE p.state = 'ready' AND s.state = 'running'
+                          AND p.attempts > 0)::int AS failing,
+       max(p.error) FILTER (WHERE p.state = 'ready' AND s.state = 'running'
+                              AND p.attempts > 0) AS error,
        (SELECT count(*)::int FROM products WHERE state = 'dead') AS dead_products,
        (SELECT count(*)::int FROM products WHERE state IN ('wanted', 'claimed')) AS wanted
   FROM scan_pages p JOIN scans s ON s.id = p.scan_id

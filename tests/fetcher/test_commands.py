@@ -147,6 +147,20 @@ def test_saved_replies_are_measured_without_key_or_keepa(world: World, tmp_path:
     assert "not as documented" in bad.stdout
 
 
+def test_a_saved_reply_of_an_unknown_query_is_not_judged(world: World, tmp_path: Path) -> None:
+    """Its drops could be of any price, so a verdict would be a guess."""
+    saved = tmp_path / "reply.json"
+    saved.write_text(json.dumps(body([row(number) for number in (1, 2, 3)])))
+    world.write_query("other", {"selection": {**SELECTION, "priceTypes": [0]}})
+    unnamed = world.command("verify-sort", "--from-file", str(saved))
+    named = world.command("verify-sort", "--from-file", str(saved), "--query", "used")
+
+    assert unnamed.returncode == 2
+    assert "--query" in unnamed.stderr
+    assert "other, used" in unnamed.stderr
+    assert named.returncode == 0
+
+
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded replies are not at hand")
 def test_a_recorded_reply_follows_the_drop(world: World) -> None:
     """A real page of sort type 4 is ordered by percent."""
