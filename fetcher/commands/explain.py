@@ -1,11 +1,10 @@
 """The whole story of one product."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from fetcher.commands.look import money
-from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say
+from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say, when
 from fetcher.keepa_units import DOMAINS, PRICE_TYPES
 from fetcher.postgres import Database
 from fetcher.postgres.story import tell_story
@@ -54,14 +53,14 @@ def _print_deal(deal: Row) -> None:
         f"drop {_or_unknown(deal['drop_percent'])} %, rank {_or_unknown(deal['rank'])}"
     )
     say(
-        f"  created {_when(deal['creation_time'])}, updated {_when(deal['last_update'])}, "
-        f"first seen {_when(deal['first_seen'])}, last served {_when(deal['reply_time'])}"
+        f"  created {when(deal['creation_time'])}, updated {when(deal['last_update'])}, "
+        f"first seen {when(deal['first_seen'])}, last served {when(deal['reply_time'])}"
     )
 
 
 def _print_verdict(verdict: Row) -> None:
     with_details = " with details" if verdict["stage"] == "product" else ""
-    say(f"  {verdict['query']}: {verdict['state']}{with_details} ({_when(verdict['judged_at'])})")
+    say(f"  {verdict['query']}: {verdict['state']}{with_details} ({when(verdict['judged_at'])})")
     for failure in verdict["failures"]:
         if failure["outcome"] == "unknown":
             say(f"    {failure['rule']} is unknown, wanted {failure['limit']}")
@@ -83,7 +82,3 @@ def _change(row: Row) -> Row:
 
 def _or_unknown(value: object) -> object:
     return "unknown" if value is None else value
-
-
-def _when(time: datetime | None) -> str:
-    return "unknown" if time is None else f"{time.astimezone(UTC):%F %T}"

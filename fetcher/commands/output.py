@@ -59,6 +59,11 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
     console.print(table)
 
 
+def when(time: datetime | None) -> str:
+    """*time* in UTC, to the second."""
+    return "unknown" if time is None else f"{time.astimezone(UTC):%F %T}"
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -70,7 +75,7 @@ def _shown(value: object) -> str:
         case None:
             return NONE
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+            return when(value)
         case list() | tuple():
             return escape(", ".join(map(str, value))) or NONE
     return escape(str(value))

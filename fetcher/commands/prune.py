@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
+from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say, when
 from fetcher.postgres import Database
 from fetcher.postgres.retention import STATEMENTS, last_page, prune_some
 
@@ -18,7 +18,7 @@ def prune_database(database_url: str, *, days: int, force: bool, output: Format)
             newest, is_stale = last_page(connection)
         if is_stale and not force:
             say(
-                f"nothing deleted: the last page was read at {newest or 'no time'}, and while"
+                f"nothing deleted: the last page was read at {when(newest)}, and while"
                 " collection stands still old rows are the only ones (--force deletes anyway)"
             )
             return EXIT_FAILED
