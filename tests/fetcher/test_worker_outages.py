@@ -3,7 +3,7 @@
 from deploy.local.ports import free_port
 from tests.fetcher.fetcher_log import assert_no_traceback, logged, output, stop_in_time
 from tests.fix_broker import StartProgram
-from tests.fix_fetcher import StartWorld, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld, wait_until
 
 
 def test_without_keepa_the_fetcher_keeps_trying(start_world: StartWorld) -> None:
@@ -84,3 +84,42 @@ def test_a_missing_key_is_named_with_its_remedy(
     assert code == 2
     assert "KEEPA_API_KEY" in fetcher.last_words
     assert ".env" in fetcher.last_words
+
+
+def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
+    """A 402 is for a person to solve: the page stays unharmed, the message says what it is."""
+    world = start_world(seed=2)
+    world.simulator.set_fault("error:status=402,path=/deal")
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    code = fetcher.wait(30)
+
+    assert code == 1
+    assert "402" in fetcher.last_words
+    assert world.rows("SELECT state, attempts FROM scan_pages") == [("ready", 0)]
+    assert_no_traceback(fetcher)
+
+
+def test_stale_deals_are_said_with_the_query_that_was_sent(start_world: StartWorld) -> None:
+    """Where even the newest deal is two days old, the log names the age and the selection."""
+    world = start_world(seed=2)
+    world.simulator.set_fault("skew:ms=172800000,path=/deal")
+    world.write_query("used")
+    fetcher = world.start_fetcher()
+    wait_until(lambda: logged(fetcher, "the newest deal is older than 24 hours"), "a warning")
+    warning = logged(fetcher, "the newest deal is older than 24 hours")[0]
+
+    assert warning["level"] == "warning"
+    assert 47 < warning["hours"] < 49
+    assert warning["sent"] == SELECTION
+
+
+def test_a_query_without_any_row_is_complete_and_empty(start_world: StartWorld) -> None:
+    """Zero rows end a scan like any short page; nothing is stored, and nothing failed."""
+    world = start_world()
+    world.write_query("used", {"selection": {**SELECTION, "titleSearch": "no such title"}})
+    fetcher = world.collect()
+
+    assert world.rows("SELECT end_reason, end_page FROM scans") == [("short page", 0)]
+    assert world.value("SELECT count(*) FROM deals") == 0
+    assert logged(fetcher, "page failed") == []
