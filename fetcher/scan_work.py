@@ -19,7 +19,7 @@ from fetcher.errors import (
     KeepaUnavailableError,
 )
 from fetcher.keepa import Keepa, Reply
-from fetcher.keepa_units import TOKENS_PER_DEAL_PAGE
+from fetcher.keepa_units import MOST_ROWS, TOKENS_PER_DEAL_PAGE
 from fetcher.leased_call import leased_call
 from fetcher.outage import KeyRefusedError, Outage
 from fetcher.pace import Pace
@@ -283,6 +283,13 @@ def _say_ended(claim: PageClaim, end: ScanEnd) -> None:
         **({"watermark_held": True} if end.result.watermark_held else {}),
         **({"gap": True} if end.result.gap is not None else {}),
     )
+    if end.reason == "row limit":
+        log.warning(
+            "Keepa lists no more rows of a selection: what lies beyond is not seen,"
+            " so narrow it down or split it",
+            query=claim.query,
+            rows=MOST_ROWS,
+        )
     log.info("verdicts", query=claim.query, scan=claim.scan_id, breakdown=end.breakdown.words())
 
 

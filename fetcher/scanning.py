@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
 
-from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
+from fetcher.keepa_units import CACHE_MS, MOST_ROWS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
 from fetcher.page_facts import PageFacts, read_earlier, seam_problem
 
 # Deal times are even minutes, ties are normal, and a few run ahead of the server's clock.
@@ -190,14 +190,15 @@ def decide_after_page(plan: ScanPlan, page: PageFacts, *, orderly: bool = True) 
 
 def _end_reason(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> EndReason | None:
     following = page.number + 1
+    # The last page that Keepa serves is short, whatever lies beyond.
+    if page.number * ROWS_PER_PAGE + page.row_count >= MOST_ROWS:
+        return "row limit"
     if page.row_count < ROWS_PER_PAGE:
         return "short page"
     if plan.stop_before_ms is not None and orderly and _is_older(page, plan.stop_before_ms):
         return "watermark reached"
     if page.rows.at_most == following * ROWS_PER_PAGE:
         return "counted end"
-    if following >= PAGES_MAX:
-        return "row limit"
     return "page cap" if following >= plan.page_limit else None
 
 

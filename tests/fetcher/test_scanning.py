@@ -68,7 +68,8 @@ OLD_MS = WATERMARK_MS - OVERLAP_MS
         (page(1, rows=RowEstimate(301, 301)), Decision((2,), None)),
         (page(1, rows=RowEstimate(299, 299)), Decision((2,), None)),
         (page(0, rows=RowEstimate(450, None), order=DISORDERED), Decision((1, 2), None)),
-        (page(66, oldest_ms=NOW_MS), Decision((), "row limit")),
+        (page(66, row_count=100, oldest_ms=NOW_MS), Decision((), "row limit")),
+        (page(66, row_count=99, oldest_ms=NOW_MS), Decision((), "short page")),
     ],
 )
 def test_each_page_decides_what_follows(read: PageFacts, decision: Decision) -> None:
@@ -311,3 +312,13 @@ def test_a_scan_given_up_waits_for_its_next_turn_and_proves_nothing() -> None:
     assert scan == replace(progress, last_scan_ms=now_ms)
     assert filler == replace(progress, gaps=(replace(GAP, tried_ms=now_ms),))
     assert full == replace(progress, last_scan_ms=now_ms, last_full_ms=now_ms)
+
+
+def test_a_scan_that_keepa_cut_off_has_not_read_everything() -> None:
+    """Beyond 10,000 rows nobody can look: no older gap counts as closed by it."""
+    gap = Gap(None, OLD_MS, 3, since_ms=NOW_MS - HOUR_MS, tried_ms=NOW_MS - HOUR_MS)
+    pages = [*(page(number) for number in range(66)), page(66, row_count=100)]
+    after = finish(FULL, *pages, end="row limit", progress=Progress(gaps=(gap,)))
+
+    assert after.gaps == (gap,)
+    assert after.last_full_ms == NOW_MS
