@@ -34,7 +34,7 @@ RATES_ALONE: Final = (1, 2, 5, 20)
 RATES_TOGETHER: Final = (2, 10)
 FIXED_MINUTES: Final = (5, 15)
 
-# Used books that dropped by half: about two in a minute, as the catalogue is set up.
+# Used items that dropped by half: about two in a minute, as the catalogue is set up.
 ALONE: Final = ({"priceTypes": [2], "deltaPercentRange": [50, 100]},)
 # Yields that differ by an order of magnitude.
 TOGETHER: Final = (
@@ -62,7 +62,7 @@ class Freshness:
 def queries(selections: Selections, every_minutes: int | None = None) -> list[DealQuery]:
     """The queries, adaptive or with a fixed interval."""
     head = {} if every_minutes is None else {"interval": f"{every_minutes}m"}
-    common = {"domainId": 1, "dateRange": 3, "sortType": 1}
+    common = {"domainId": 1, "dateRange": 3, "sortType": 1, "isRangeEnabled": True}
     return [
         parse_query(f"query-{number}", json.dumps({**head, "selection": {**common, **own}}))
         for number, own in enumerate(selections)

@@ -197,9 +197,10 @@ def write_queries(folder: Path) -> Path:
     """A wide query, one with details to buy, and one whose order supports no watermark."""
     if not folder.exists():
         write_query(folder, "wide", {}, priority="high", full_scan_every="6h")
-        narrow = {"priceTypes": [2], "deltaPercentRange": [60, 100]}
+        narrow = {"priceTypes": [2], "isRangeEnabled": True, "deltaPercentRange": [40, 100]}
         write_query(folder, "narrow", narrow, enrichment={"stats_days": 90})
-        write_query(folder, "drops", {"deltaPercentRange": [50, 100]}, sort=4)
+        drops = {"isRangeEnabled": True, "deltaPercentRange": [20, 100]}
+        write_query(folder, "drops", drops, sort=4)
     return folder
 
 

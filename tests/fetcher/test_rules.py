@@ -1,5 +1,6 @@
 """Rules: acceptance, rejection with every reason, and the unknown."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +251,10 @@ def test_a_range_accepts_exactly_what_is_in_it(price: int, least: int, most: int
     verdict = evaluate(rules(price={"min": low, "max": high}), found, now_ms=NOW_MS)
 
     assert (verdict.state == "accepted") is (price >= 0 and low <= price <= high)
+
+
+def test_every_rule_is_in_the_manual() -> None:
+    """Whoever writes a query finds all rules in the README."""
+    manual = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+    assert [name for name in FACTS if f"`{name}`" not in manual] == []
