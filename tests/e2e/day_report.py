@@ -19,8 +19,8 @@ from tests.fix_simulator import RunningSimulator
 IN_HAND_MS: Final = 2_000
 OVERPAID_MAX: Final = 0.02
 
-FULL_SCANS: Final = """
-SELECT s.id, s.selection::text, (extract(epoch FROM p.reply_time) * 1000)::bigint
+WHOLE_SCANS: Final = """
+SELECT s.id, s.kind, s.selection::text, (extract(epoch FROM p.reply_time) * 1000)::bigint
   FROM scans s JOIN scan_pages p ON p.scan_id = s.id
  WHERE s.state = 'completed' AND s.end_reason IN ('short page', 'counted end')
    AND p.state = 'done' AND (s.plan ->> 'first_page')::int = 0
@@ -49,9 +49,13 @@ Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class FullScan:
-    """A scan that read all there was; *times_ms* are those of its pages."""
+class WholeScan:
+    """A scan that read down to the last row; *times_ms* are those of its pages.
 
+    Only full ones look again where rows have moved over a border meanwhile.
+    """
+
+    is_full: bool
     selection: Selection
     times_ms: tuple[int, ...]
 
@@ -65,6 +69,8 @@ class DayReport:
         stale: Stored in an older state than the newest one served.
         in_hand: Rows like these that only a process served that was killed then.
         unseen: Deals that matched throughout a completed full scan, and aren't stored.
+        slipped: The same of other scans that happened to read down to the last row; what
+            moved over a border under them is left to the next, and may be gone by then.
         doubled: Changes written twice into the history.
         unjudged: Deals without any verdict.
         pages_reread: Pages of full scans read again, as rows had moved over their border.
@@ -80,6 +86,7 @@ class DayReport:
     kills: int
     full_scans: int
     unseen: list[Key]
+    slipped: list[Key]
     doubled: int
     unjudged: int
     scans: dict[str, int]
@@ -108,7 +115,7 @@ class DayReport:
     def figures(self) -> dict[str, Any]:
         """What is worth printing."""
         shown = {name: getattr(self, name) for name in self.__slots__}
-        lists = {name: len(shown[name]) for name in ("lost", "stale", "unseen")}
+        lists = {name: len(shown[name]) for name in ("lost", "stale", "unseen", "slipped")}
         return {
             **shown,
             **lists,
@@ -159,8 +166,10 @@ def report_on(
     calls, stats = simulator.calls(), simulator.stats()
     stored = stored_deals(database_url)
     everything, certain = newest_served(calls), newest_served(calls, without=kills_ms)
-    full_scans = completed_full_scans(database_url)
+    scans = completed_scans(database_url)
+    full_scans = [scan for scan in scans if scan.is_full]
     matched = matched_throughout(full_scans, options, start_ms=stats["start_ms"])
+    others = matched_throughout(scans, options, start_ms=stats["start_ms"]) - matched
     pages_read, pages_reread = fetch(database_url, PAGES_READ)[0]
     pages_needed = fetch(database_url, NEEDED_PAGES)[0][0]
     return DayReport(
@@ -172,6 +181,7 @@ def report_on(
         kills=len(kills_ms),
         full_scans=len(full_scans),
         unseen=sorted(matched - stored.keys()),
+        slipped=sorted(others - stored.keys()),
         doubled=fetch(database_url, TWICE_IN_HISTORY)[0][0],
         unjudged=fetch(database_url, UNJUDGED)[0][0],
         scans={f"{kind} {state}": count for kind, state, count in fetch(database_url, SCANS)},
@@ -206,25 +216,25 @@ def products_served(calls: Iterable[Call]) -> set[str]:
     return {asin for call in calls for asin in call["asins"]}
 
 
-def completed_full_scans(database_url: str) -> list[FullScan]:
+def completed_scans(database_url: str) -> list[WholeScan]:
     """The scans that have read down to the last row, in the order of their start.
 
     A row that changes its place while a scan reads may slip by; the next one shows it. So
     the last scan of each query claims nothing.
     """
-    pages: dict[int, tuple[str, list[int]]] = {}
-    for scan, selection, reply_ms in fetch(database_url, FULL_SCANS):
-        pages.setdefault(scan, (selection, []))[1].append(reply_ms)
-    last = {selection: scan for scan, (selection, _) in pages.items()}
+    pages: dict[int, tuple[str, str, list[int]]] = {}
+    for scan, kind, selection, reply_ms in fetch(database_url, WHOLE_SCANS):
+        pages.setdefault(scan, (kind, selection, []))[2].append(reply_ms)
+    last = {selection: scan for scan, (_, selection, _) in pages.items()}
     return [
-        FullScan(parse_selection(text), tuple(times))
-        for scan, (text, times) in pages.items()
+        WholeScan(kind == "full", parse_selection(text), tuple(times))
+        for scan, (kind, text, times) in pages.items()
         if scan != last[text]
     ]
 
 
 def matched_throughout(
-    scans: Sequence[FullScan], options: dict[str, Any], *, start_ms: int
+    scans: Sequence[WholeScan], options: dict[str, Any], *, start_ms: int
 ) -> set[Key]:
     """The deals that matched at each page of at least one of *scans*."""
     # Time only goes forward in a catalogue.
