@@ -59,6 +59,7 @@ def serve() -> None:
     """
     # The other commands shouldn't wait for the server's imports.
     from broker import logs, server, tracing  # noqa: PLC0415
+    from broker.budgets_file import BudgetsFileError  # noqa: PLC0415
     from broker.listen import ListenError  # noqa: PLC0415
 
     settings, protocol = load(ServeSettings), load(TracingSettings).protocol
@@ -67,6 +68,8 @@ def serve() -> None:
     try:
         with tracing.exporting(protocol):
             server.run(settings, traced=protocol is not None)
+    except BudgetsFileError as exc:
+        _fail(exc, EXIT_USAGE)
     except ListenError as exc:
         _fail(exc, EXIT_FAILED)
 

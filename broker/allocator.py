@@ -443,7 +443,8 @@ class Allocator:
         if reason is DenialReason.TOO_LARGE:
             tokens = self._most_tokens(request)
             message = (
-                f"{request.least} units may cost more than the {tokens} tokens of a full bucket"
+                f"{request.least} units may cost more than the {tokens} tokens"
+                " that a full bucket, or a budget, ever allows"
             )
         else:
             tokens = self.available(now_ms, projected=False)

@@ -40,6 +40,15 @@ class Budget:
         return fnmatchcase(holder, self.holder) and fnmatchcase(operation, self.operation)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of a budget is used, in tokens of the last hour."""
+
+    budget: Budget
+    limit: int
+    used: int
+
+
 class Pot:
     """Spend against one budget within the last hour, by minute."""
 
@@ -89,6 +98,13 @@ class BudgetBook:
             pot.budget = budget
             pots[budget.name] = pot
         self._pots = pots
+
+    def standings(self, capacity: int, now_ms: int) -> tuple[Standing, ...]:
+        """All budgets when the bucket holds *capacity*."""
+        return tuple(
+            Standing(pot.budget, pot.budget.limit(capacity), pot.used(now_ms))
+            for pot in self._pots.values()
+        )
 
     def limit(self, holder: str, operation: str, capacity: int) -> int:
         """Most tokens that one call can ever have."""

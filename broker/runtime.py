@@ -8,7 +8,7 @@ Rule 2: every call into the allocator is followed by `_follow_up`, with no await
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -18,6 +18,7 @@ import structlog
 from broker.allocator import Allocator
 from broker.answers import Denied, Granted
 from broker.bucket import Envelope
+from broker.budgets import Budget
 from broker.daemon_thread import in_daemon_thread
 from broker.errors import BrokerError
 from broker.keepa_sync import KeepaSync, KeepaSyncError, ProbeFailure
@@ -78,6 +79,8 @@ class BrokerRuntime:
     def __init__(self, allocator: Allocator, keepa: KeepaSync) -> None:
         self.allocator = allocator
         self.probes = ProbeRecord()
+        # Why changed budgets are not in force; empty while they are.
+        self.budgets_trouble = ""
         self.stopping = False
         # Set for good once Keepa has told a balance.
         self.synced = asyncio.Event()
@@ -165,6 +168,11 @@ class BrokerRuntime:
     def resume(self) -> None:
         """Take up granting again."""
         self._decide(self.allocator.resume)
+
+    def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        """Put *budgets* in the place of those in force."""
+        self.budgets_trouble = ""
+        self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
 
     def bucket(self) -> BucketView:
         """The bucket as of now."""

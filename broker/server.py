@@ -16,6 +16,8 @@ import uvloop
 
 from broker import http
 from broker.allocator import Allocator, AllocatorConfig
+from broker.budgets import Budget
+from broker.budgets_file import BudgetsFile
 from broker.introspection import Introspection
 from broker.keepa_sync import KeepaSync
 from broker.listen import Listen, ListenError
@@ -51,6 +53,7 @@ def run(settings: ServeSettings, *, traced: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; *traced* continues the traces of clients.
 
     Raises:
+        BudgetsFileError: the budgets can't be used.
         ListenError: an address can't be listened on.
     """
     uvloop.run(serve(settings, traced=traced))
@@ -60,7 +63,9 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; see `run`."""
     stop = _stop_signal()
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
-    runtime = BrokerRuntime(_allocator(settings), keepa)
+    path = settings.broker_budgets_file
+    file = None if path is None else BudgetsFile(path)
+    runtime = BrokerRuntime(_allocator(settings, file.budgets if file else ()), keepa)
     metrics = BrokerMetrics(runtime)
     fingerprint = settings.key_fingerprint
     routes = http.application(
@@ -85,9 +90,12 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             key_fingerprint=fingerprint,
             epoch=runtime.allocator.ledger.epoch,
         )
+        following = None if file is None else asyncio.create_task(file.follow(runtime))
         await stop.wait()
         log.info("broker stopping")
         ready.cancel()
+        if following is not None:
+            following.cancel()
         await introspection.stop()
         runtime.stop()
         await server.stop(STOP_GRACE_S)
@@ -95,12 +103,13 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     log.info("broker stopped")
 
 
-def _allocator(settings: ServeSettings) -> Allocator:
+def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocator:
     config = AllocatorConfig(
         floor_tokens=settings.broker_floor_tokens,
         max_debt_tokens=settings.broker_max_debt_tokens,
         lease_ttl_ms=settings.broker_lease_ttl_ms,
         recovery_grace_ms=settings.broker_recovery_grace_ms,
+        budgets=budgets,
     )
     # Without a journal the wall clock makes epochs grow; nothing else is read from it.
     epoch = time.time_ns() // 1_000_000

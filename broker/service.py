@@ -197,6 +197,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             max_debt_tokens=self._config.max_debt_tokens,
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),
+            budgets_trouble=self._runtime.budgets_trouble,
         )
 
     async def _check_key(self, fingerprint: str, context: Context) -> None:

@@ -89,6 +89,8 @@ class ServeSettings(BaseSettings):
     broker_lease_ttl_ms: PositiveInt = 15_000
     # After a start without a journal, how long living clients have to renew.
     broker_recovery_grace_ms: NonNegativeInt = 3_000
+    # Limits for holders and operations; see budgets_file.py.
+    broker_budgets_file: Path | None = None
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from broker.allocator import Allocator
 from broker.answers import BucketState, DenialReason
 from broker.bucket import Observation
+from broker.budgets import Standing
 from broker.leases import LeaseRequest
 
 
@@ -32,6 +33,7 @@ class BucketView:
     probes: int
     probe_failures: int
     denials: dict[DenialReason, int]
+    budgets: tuple[Standing, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def bucket_view(allocator: Allocator, now_ms: int) -> BucketView:
         probes=allocator.probing.probes,
         probe_failures=allocator.probing.failures,
         denials=dict(allocator.denials),
+        budgets=allocator.budgets.standings(bucket.capacity, now_ms),
     )
 
 

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from broker.answers import BucketState, DenialReason, Denied, Granted
 from broker.bucket import Observation, Source
+from broker.budgets import Standing
 from broker.leases import Lease, LeaseState
 from broker.ledger import Totals
 from broker.validation import PRIORITIES
@@ -121,8 +122,13 @@ def bucket(
     max_debt_tokens: int,
     fingerprint: str,
     trouble: str,
+    budgets_trouble: str,
 ) -> pb.Bucket:
-    """The bucket as an operator sees it; *trouble* is why Keepa tells no balance."""
+    """The bucket as an operator sees it.
+
+    *trouble* is why Keepa tells no balance, *budgets_trouble* why changed budgets
+    are not in force.
+    """
     message = pb.Bucket(
         balance=view.balance,
         reserved=view.reserved,
@@ -141,6 +147,8 @@ def bucket(
         totals=_totals(view, totals),
         key_fingerprint=fingerprint,
         upstream_trouble=trouble,
+        budgets=[_budget(standing) for standing in view.budgets],
+        budgets_trouble=budgets_trouble,
     )
     if view.next_refill_ms is not None:
         message.next_refill_in.CopyFrom(duration(view.next_refill_ms))
@@ -148,6 +156,17 @@ def bucket(
         age_ms = view.observation_age_ms or 0
         message.last_observation.CopyFrom(_observation(view.observation, age_ms))
     return message
+
+
+def _budget(standing: Standing) -> pb.Budget:
+    budget = standing.budget
+    return pb.Budget(
+        name=budget.name,
+        holder=budget.holder,
+        operation=budget.operation,
+        tokens_per_hour=standing.limit,
+        used_tokens=standing.used,
+    )
 
 
 def _observation(seen: Observation, age_ms: int) -> pb.Observation:

@@ -53,6 +53,9 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
         ("Key", f"{bucket.key_fingerprint} (fingerprint), epoch {bucket.epoch}"),
     ]
+    rows += [(f"Budget {escape(budget.name)}", _budget(budget)) for budget in bucket.budgets]
+    if bucket.budgets_trouble:
+        rows.append(("Budgets", Text(f"not reloaded: {bucket.budgets_trouble}", style="red")))
     if bucket.upstream_trouble:
         rows.insert(1, ("Trouble", Text(bucket.upstream_trouble, style="red")))
     for name, value in rows:
@@ -90,6 +93,11 @@ def _drift(bucket: pb.Bucket) -> str:
     told = ", ".join(f"{cause} {tokens:+d}" for cause, tokens in causes if tokens)
     since_start = f"; since the start {told}" if told else ""
     return f"{bucket.drift_tokens:+d} at the last observation{since_start}"
+
+
+def _budget(budget: pb.Budget) -> str:
+    used = f"{budget.used_tokens} of {budget.tokens_per_hour} tokens used within the last hour"
+    return escape(f"{used} ({budget.operation} of {budget.holder})")
 
 
 def lease_table(leases: list[pb.Lease]) -> Table:

@@ -718,6 +718,8 @@ class Bucket(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     KEY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     UPSTREAM_TROUBLE_FIELD_NUMBER: _builtins.int
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    BUDGETS_TROUBLE_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """Projected balance; may be negative."""
     reserved: _builtins.int
@@ -748,6 +750,8 @@ class Bucket(_message.Message):
     """Short hash of the upstream key in use."""
     upstream_trouble: _builtins.str
     """Why the upstream tells no balance, for people; empty while it answers."""
+    budgets_trouble: _builtins.str
+    """Why a changed file of budgets is not in force, for people; empty while it is."""
     @_builtins.property
     def next_refill_in(self) -> _duration_pb2.Duration:
         """Time to the next refill."""
@@ -763,6 +767,10 @@ class Bucket(_message.Message):
     @_builtins.property
     def totals(self) -> Global___Totals:
         """Sums since the broker started."""
+
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
+        """Budgets in force."""
 
     def __init__(
         self,
@@ -786,14 +794,54 @@ class Bucket(_message.Message):
         totals: Global___Totals | None = ...,
         key_fingerprint: _builtins.str = ...,
         upstream_trouble: _builtins.str = ...,
+        budgets: _abc.Iterable[Global___Budget] | None = ...,
+        budgets_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bucket: _TypeAlias = Bucket  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """A limit that a group of callers shares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the broker's file of budgets."""
+    holder: _builtins.str
+    """Holders that it covers; `*` stands for any text, `?` for any character."""
+    operation: _builtins.str
+    """Operations that it covers, likewise."""
+    tokens_per_hour: _builtins.int
+    """Most tokens within an hour, at the bucket's present capacity."""
+    used_tokens: _builtins.int
+    """Spent or held within the last hour."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        tokens_per_hour: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "operation", b"operation", "tokens_per_hour", b"tokens_per_hour", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class Observation(_message.Message):
