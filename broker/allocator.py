@@ -9,7 +9,7 @@ Rule 3: only what Keepa confirms makes anyone wait, at most one probe a tick.
 Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from heapq import heappop, heappush
@@ -18,10 +18,10 @@ from typing import Final
 from broker.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.bucket import Envelope, Observation, Source
 from broker.budgets import Budget, BudgetBook
-from broker.costs import CostBook
+from broker.costs import CostBook, tokens_at
 from broker.errors import LeaseConflictError, LeaseEndedError
-from broker.forecast import etas_ms
-from broker.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
+from broker.forecast import CallTimes, Forecast, Return
+from broker.leases import Lease, LeaseRequest, LeaseState, Outcome, Renewal, Settlement
 from broker.ledger import Ledger
 from broker.pricing import Batch, fit, least_quote, quote_for
 from broker.probing import PATIENCE_MS, Probing
@@ -67,6 +67,7 @@ class Allocator:
         self.waitlist = Waitlist()
         self.budgets = BudgetBook(config.budgets)
         self.probing = Probing()
+        self.call_times = CallTimes()
         self.paused = False
         self.denials: dict[DenialReason, int] = dict.fromkeys(DenialReason, 0)
         self._recovered_ms = started_ms + config.recovery_grace_ms
@@ -142,6 +143,8 @@ class Allocator:
         settled = self.ledger.settle(settlement, now_ms)
         lease, cost = settled.lease, settled.cost_tokens
         if lease is not None and cost is not None:
+            if lease.request is not None and not settled.late:
+                self.call_times.learn(now_ms - lease.granted_ms)
             if cost > 0:
                 self.costs.learn(settlement.operation, settlement.units, cost, now_ms)
             self._correct(lease, cost - lease.tokens)
@@ -258,17 +261,29 @@ class Allocator:
         if bucket.observation is None or self.paused:
             return {waiting.request.lease_id: None for waiting in self.waitlist.order()}
         landed = bucket.ticks_landed(now_ms)
-        etas = etas_ms(
-            self.waitlist.order(),
+        forecast = Forecast(
             # A forecast takes what is probable; only a grant needs certainty.
             available=self.available(now_ms, projected=True) + self.ledger.uncertain_tokens,
             lump=bucket.observation.envelope.lump,
-            delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
+            tick_delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
+            returns=self._returns(now_ms),
+            call_ms=self.call_times.usual_ms,
         )
+        etas = forecast.etas_ms(self.waitlist.order())
         if self.budgets:
             for waiting in self.waitlist:
                 self._delay_by_budget(waiting, etas, now_ms)
         return etas
+
+    def _returns(self, now_ms: int) -> Iterator[Return]:
+        """What the calls in flight will probably give back, and when."""
+        for lease in self.ledger:
+            if lease.state is LeaseState.OPEN and lease.request is not None:
+                prior = lease.request.tokens_per_unit
+                price = self.costs.price(lease.operation, lease.units, prior)
+                likely = min(tokens_at(price.ratio * price.likely, lease.units), lease.tokens)
+                left_ms = lease.granted_ms + self.call_times.usual_ms - now_ms
+                yield Return(max(0.0, left_ms), lease.tokens - likely)
 
     def _delay_by_budget(self, waiting: Waiting, etas: dict[str, int | None], now_ms: int) -> None:
         free_ms = self.budget_free_ms(waiting, now_ms)
@@ -375,6 +390,8 @@ class Allocator:
     def _fit(self, waiting: Waiting, tokens: int, now_ms: int) -> Batch | None:
         """The largest batch that *tokens* cover now."""
         request, quote = waiting.request, waiting.quote
+        if self.ledger.open_leases:
+            tokens = quote.usable(tokens, self.ledger.overrun_tokens)
         if self.budgets:
             room = self.budgets.room(
                 request.holder, request.operation, self.ledger.bucket.capacity, now_ms
@@ -387,7 +404,8 @@ class Allocator:
         self._overdue.pop(request.lease_id, None)
         self.waitlist.serve(waiting, batch.tokens)
         self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
-        lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms)
+        overrun = waiting.quote.overrun(batch.tokens)
+        lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms, overrun=overrun)
         self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
 
     def _correct(self, lease: Lease, tokens: int) -> None:

@@ -9,8 +9,8 @@ reserved.
 from bisect import bisect_left, insort
 from collections import deque
 from itertools import accumulate
-from math import ceil, floor
-from typing import Final
+from math import ceil, floor, sqrt
+from typing import Final, NamedTuple
 
 # Long enough to hold a tail, short enough to forget last week's prices.
 SAMPLES_MAX: Final = 256
@@ -18,11 +18,29 @@ SAMPLE_AGE_MS_MAX: Final = 6 * 3_600_000
 # Fewer whole calls than this say less than the caller's prior.
 SAMPLES_MIN: Final = 5
 QUANTILE: Final = 0.995
+# What a call of unknown cost may come to, as a multiple of what it is thought to.
+UNLEARNED_WORST: Final = 4.0
+# How far beyond the dearest of n calls the next may go: this over the root of n,
+# times the distance from the middle to the dearest. Few calls hardly show a tail.
+TAIL_REACH: Final = 8.0
 # This many calls in a row outside everything before them: the price has changed.
 PRICE_CHANGE_CALLS: Final = 8
 # Rounding of stored ratios must not push an exact cost over the next integer.
 EPSILON: Final = 1e-6
 OPERATIONS_MAX: Final = 1_000
+
+
+class Price(NamedTuple):
+    """What a unit is charged, and how the real cost scatters around that.
+
+    `ratio` is in tokens per unit of the batch; `likely` and `worst` are what a
+    call costs in the middle, and at the worst that is plausible, as multiples
+    of it. Both are exactly 1 if all calls have cost the same.
+    """
+
+    ratio: float
+    likely: float = 1.0
+    worst: float = 1.0
 
 
 class Band:
@@ -57,10 +75,14 @@ class Band:
             self._forget_oldest()
 
     @property
-    def ratio(self) -> float:
-        """The high quantile, in tokens per unit of the call's batch."""
-        rank = ceil(QUANTILE * len(self._sorted)) - 1
-        return self._sorted[rank]
+    def price(self) -> Price:
+        """The high quantile as the charge, and the scatter around it."""
+        costs, count = self._sorted, len(self._sorted)
+        ratio, middle, dearest = costs[ceil(QUANTILE * count) - 1], costs[count // 2], costs[-1]
+        if ratio <= 0:
+            return Price(ratio)
+        worst = dearest + (dearest - middle) * TAIL_REACH / sqrt(count)
+        return Price(ratio, middle / ratio, worst / ratio)
 
     def _forget_oldest(self) -> None:
         _, ratio = self._recent.popleft()
@@ -117,15 +139,14 @@ class CostBook:
             units: Size of the batch; positive.
             prior: Tokens per unit that the caller expects, used until learned.
         """
-        ratio = self._ratio(operation, units.bit_length(), prior)
-        return max(1, ceil(units * ratio - EPSILON))
+        return tokens_at(self.price(operation, units, prior).ratio, units)
 
     def affordable(
         self, operation: str, most: int, least: int, tokens: int, prior: float
     ) -> int | None:
         """The largest batch from *least* to *most* units that *tokens* cover."""
         for band in range(most.bit_length(), least.bit_length() - 1, -1):
-            ratio = self._ratio(operation, band, prior)
+            ratio = self._price(operation, band, prior).ratio
             largest = min(most, (1 << band) - 1)
             if ratio > 0:
                 largest = min(largest, floor((tokens + EPSILON) / ratio))
@@ -133,15 +154,26 @@ class CostBook:
                 return largest
         return None
 
-    def _ratio(self, operation: str, band: int, prior: float) -> float:
+    def price(self, operation: str, units: int, prior: float) -> Price:
+        """Price per unit of a call for *units* units; arguments as for `estimate`."""
+        return self._price(operation, units.bit_length(), prior)
+
+    def _price(self, operation: str, band: int, prior: float) -> Price:
         bands = self._bands.get(operation)
         if not bands:
-            return prior
+            return Price(prior, worst=UNLEARNED_WORST)
         own = bands.get(band)
         if own is not None and len(own) >= SAMPLES_MIN:
-            return own.ratio
+            return own.price
         # Too few calls of this size: the nearest size that is known, if dearer.
-        near = min(
-            (b for b in bands if len(bands[b]) > 0), key=lambda b: (abs(b - band), b), default=None
-        )
-        return prior if near is None else max(prior, bands[near].ratio)
+        near = min(bands, key=lambda b: (abs(b - band), b))
+        price, calls = bands[near].price, len(bands[near])
+        worst = price.worst if calls >= SAMPLES_MIN else UNLEARNED_WORST
+        if price.ratio < prior:
+            return Price(prior, worst=worst)
+        return price._replace(worst=worst)
+
+
+def tokens_at(ratio: float, units: int) -> int:
+    """Tokens to reserve for *units* units at *ratio* tokens each; at least 1."""
+    return max(1, ceil(units * ratio - EPSILON))

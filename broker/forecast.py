@@ -1,38 +1,102 @@
 """When everybody who waits will be served, if nobody else comes."""
 
 from collections.abc import Callable, Iterable
-from math import ceil
+from heapq import heapify, heappop, heappush
+from typing import Final, NamedTuple
 
 from broker.waitlist import Waiting
 
+# Weight of the newest call in the usual duration.
+NEWEST: Final = 1 / 16
 
-def etas_ms(
-    order: Iterable[Waiting], *, available: int, lump: float, delay_ms: Callable[[int], int]
-) -> dict[str, int | None]:
-    """Expected delay until service, by lease_id, in milliseconds.
 
-    Everybody is served in turn, each at the first tick that brings the least
-    that is useful to it, and takes all it wants that is there by then.
+class Return(NamedTuple):
+    """Tokens that an open call will give back when it is settled."""
 
-    Args:
-        order: Who waits, first served first.
-        available: Tokens that could be granted now; may be negative.
-        lump: Tokens one tick brings; with none, nobody can tell (None).
-        delay_ms: The delay from now until the n-th coming tick (from 1).
+    due_ms: float
+    tokens: float
+
+
+class CallTimes:
+    """How long calls take, from grant to settle: an average that forgets."""
+
+    def __init__(self) -> None:
+        self.usual_ms = 0.0
+        self._known = False
+
+    def learn(self, took_ms: int) -> None:
+        """Remember a call that was settled *took_ms* after its grant."""
+        weight = NEWEST if self._known else 1.0
+        self.usual_ms += weight * (took_ms - self.usual_ms)
+        self._known = True
+
+
+class Forecast:
+    """The near future of the bucket, served from in turn.
+
+    Everybody gets what is there once it is enough for the least that is useful,
+    makes a call of usual length and likely cost, and gives the rest of its hold
+    back. Times are ms from now.
     """
-    etas: dict[str, int | None] = {}
-    left: float = available
-    ticks = 0
-    for waiting in order:
+
+    def __init__(
+        self,
+        *,
+        available: int,
+        lump: float,
+        tick_delay_ms: Callable[[int], int],
+        returns: Iterable[Return],
+        call_ms: float,
+    ) -> None:
+        """Start from now.
+
+        Args:
+            available: Tokens that could be granted now; may be negative.
+            lump: Tokens one tick brings; with none, nobody can tell.
+            tick_delay_ms: The delay from now until the n-th coming tick (from 1).
+            returns: What the open calls will give back.
+            call_ms: How long a call usually takes.
+        """
+        self._left: float = available
+        self._lump, self._tick_delay_ms, self._call_ms = lump, tick_delay_ms, call_ms
+        self._returns = list(returns)
+        heapify(self._returns)
+        self._now_ms, self._ticks = 0.0, 0
+
+    def etas_ms(self, order: Iterable[Waiting]) -> dict[str, int | None]:
+        """Expected delay until service, by lease_id; None if nobody can tell.
+
+        Args:
+            order: Who waits, first served first.
+        """
+        return {waiting.request.lease_id: self._serve(waiting) for waiting in order}
+
+    def _serve(self, waiting: Waiting) -> int | None:
         quote = waiting.quote
-        missing = quote.least_tokens - left
-        if missing > 0:
-            if lump <= 0:
-                etas[waiting.request.lease_id] = None
-                continue
-            more = ceil(missing / lump)
-            ticks += more
-            left += more * lump
-        etas[waiting.request.lease_id] = delay_ms(ticks) if ticks else 0
-        left -= max(quote.least_tokens, min(quote.tokens, left))
-    return etas
+        while (usable := self._usable(waiting)) < quote.least_tokens:
+            if not self._advance():
+                return None
+        hold = max(quote.least_tokens, min(quote.tokens, usable))
+        self._left -= hold
+        heappush(self._returns, Return(self._now_ms + self._call_ms, hold * (1 - quote.likely)))
+        return round(self._now_ms)
+
+    def _usable(self, waiting: Waiting) -> float:
+        if not self._returns:
+            return self._left
+        return min(self._left, self._left / waiting.quote.worst)
+
+    def _advance(self) -> bool:
+        """Go on to whatever comes next; False if nothing more comes."""
+        tick_ms = self._tick_delay_ms(self._ticks + 1) if self._lump > 0 else None
+        if self._returns and (tick_ms is None or self._returns[0].due_ms <= tick_ms):
+            due_ms, tokens = heappop(self._returns)
+            self._now_ms = max(self._now_ms, due_ms)
+            self._left += tokens
+        elif tick_ms is not None:
+            self._now_ms = max(self._now_ms, tick_ms)
+            self._ticks += 1
+            self._left += self._lump
+        else:
+            return False
+        return True

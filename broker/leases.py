@@ -69,7 +69,8 @@ class Lease:
     """Tokens held for one call; times in ms of the broker's clock.
 
     `tokens` is the hold as granted, `cost` what the call really cost once that
-    is known; `interval_ms` is the call's processing time on Keepa's clock, and
+    is known; `overrun` is by how much that may plausibly exceed the hold;
+    `interval_ms` is the call's processing time on Keepa's clock, and
     `sent_after_ms` the earliest moment at which it may have been sent.
     """
 
@@ -86,6 +87,7 @@ class Lease:
     request: LeaseRequest | None = None
     state: LeaseState = LeaseState.OPEN
     cost: int = 0
+    overrun: int = 0
     settled_ms: int = 0
     interval_ms: tuple[int, int] | None = None
 

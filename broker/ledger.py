@@ -69,6 +69,8 @@ class Ledger:
     # Open and lapsed, in the order of their grants.
     _leases: dict[str, Lease] = field(default_factory=dict)
     _lapsed: dict[str, Lease] = field(default_factory=dict)
+    # Open leases whose calls may cost more than they hold.
+    _risky: dict[str, Lease] = field(default_factory=dict)
     # Settled calls in the order of their settles, and those of them that the
     # current observation may lack: these stay reserved.
     _settled: deque[Lease] = field(default_factory=deque)
@@ -104,8 +106,15 @@ class Ledger:
         balance = self.bucket.balance(now_ms) if projected else self.bucket.observed
         return balance - self.reserved
 
-    def reserve(self, request: LeaseRequest, units: int, tokens: int, now_ms: int) -> Lease:
-        """Hold *tokens* for a call of *units* units.
+    @property
+    def overrun_tokens(self) -> int:
+        """The most by which a call in flight may plausibly exceed its hold."""
+        return max((lease.overrun for lease in self._risky.values()), default=0)
+
+    def reserve(
+        self, request: LeaseRequest, units: int, tokens: int, now_ms: int, *, overrun: int = 0
+    ) -> Lease:
+        """Hold *tokens* for a call of *units* units that may cost *overrun* more.
 
         Whether the tokens are there is the caller's decision.
         """
@@ -124,8 +133,11 @@ class Ledger:
             expires_ms=now_ms + request.ttl_ms,
             sent_after_ms=now_ms,
             request=request,
+            overrun=overrun,
         )
         self._hold(lease)
+        if overrun > 0:
+            self._risky[lease.lease_id] = lease
         self.totals.grants += 1
         return lease
 
@@ -381,10 +393,12 @@ class Ledger:
         lease.state = LeaseState.LAPSED
         self.open_leases -= 1
         self._lapsed[lease.lease_id] = lease
+        self._risky.pop(lease.lease_id, None)
 
     def _drop(self, lease: Lease) -> None:
         del self._leases[lease.lease_id]
         self._lapsed.pop(lease.lease_id, None)
+        self._risky.pop(lease.lease_id, None)
         self.reserved -= lease.tokens
         self.open_leases -= lease.state is LeaseState.OPEN
 

@@ -1,5 +1,6 @@
 """What a request is charged, and how large a batch given tokens cover."""
 
+from math import floor
 from typing import NamedTuple
 
 from broker.costs import CostBook
@@ -10,12 +11,28 @@ class Quote(NamedTuple):
     """What a request would be charged.
 
     `units` is the largest batch that can ever fit and `tokens` its price;
-    `least_tokens` is the price of the smallest useful batch.
+    `least_tokens` is the price of the smallest useful batch. `likely` and
+    `worst` are what a call really costs, as multiples of its price.
     """
 
     units: int
     tokens: int
     least_tokens: int
+    likely: float = 1.0
+    worst: float = 1.0
+
+    def overrun(self, tokens: int) -> int:
+        """Tokens by which a call that holds *tokens* may exceed them."""
+        return floor(tokens * (self.worst - 1))
+
+    def usable(self, tokens: int, overrun: int) -> int:
+        """What of *tokens* may be granted from while other calls are in flight.
+
+        Whoever overruns may take the balance below zero, and whatever reaches
+        Keepa after that is refused. So there must be enough left if one does:
+        this one at its worst, or one of the others by *overrun* tokens.
+        """
+        return min(tokens - overrun, floor(tokens / self.worst))
 
 
 class Batch(NamedTuple):
@@ -40,7 +57,8 @@ def quote_for(costs: CostBook, request: LeaseRequest, most: int) -> Quote | None
         return None
     units = costs.affordable(operation, request.units, least, most, prior) or least
     tokens = costs.estimate(operation, units, prior) if units > least else least_tokens
-    return Quote(units, tokens, least_tokens)
+    price = costs.price(operation, units, prior)
+    return Quote(units, tokens, least_tokens, price.likely, price.worst)
 
 
 def least_quote(costs: CostBook, request: LeaseRequest) -> Quote:

@@ -370,32 +370,6 @@ def test_a_budget_can_be_lifted_while_somebody_waits() -> None:
     assert len(granted(allocator)) == 1
 
 
-def test_everybody_gets_an_eta_in_order_of_service() -> None:
-    """ETAs fall on ticks, count what is before one, and change when things change."""
-    allocator = synced(2, refill_in=10_000)
-    for number in range(3):
-        allocator.acquire(request(f"w{number}", holder=f"h{number}"), 0)
-    etas = list(allocator.etas_ms(0).values())
-    allocator.cancel("w0", 10)
-
-    tick_ms = 10_000 + TICK_GUARD_MS
-    assert etas == [tick_ms, tick_ms + 60_200, tick_ms + 120_400]
-    assert list(allocator.etas_ms(10).values()) == [tick_ms - 10, tick_ms + 60_190]
-
-
-def test_an_eta_does_not_count_a_settled_call_twice() -> None:
-    """Whether a reply includes its neighbour is unsure for a grant, not for a forecast."""
-    allocator = synced(10, refill_in=10_000)
-    for lease_id in ("a", "b", "next"):
-        allocator.acquire(request(lease_id, holder=lease_id), 0)
-    for lease_id, left in (("a", 5), ("b", 0)):
-        said = envelope(left, at=100, took=50, consumed=5, refill_in=9_850)
-        allocator.settle(settlement(lease_id, said=said, holder=lease_id), 160)
-
-    assert allocator.ledger.reserved == 5
-    assert allocator.etas_ms(160) == {"next": 10_000 + TICK_GUARD_MS - 160}
-
-
 def test_classes_and_reasons_show_in_the_views() -> None:
     """Operators see the balance, who waits, in which class, and why."""
     allocator = synced(2)

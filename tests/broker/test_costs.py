@@ -5,7 +5,15 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.costs import PRICE_CHANGE_CALLS, SAMPLE_AGE_MS_MAX, SAMPLES_MAX, SAMPLES_MIN, CostBook
+from broker.costs import (
+    PRICE_CHANGE_CALLS,
+    SAMPLE_AGE_MS_MAX,
+    SAMPLES_MAX,
+    SAMPLES_MIN,
+    UNLEARNED_WORST,
+    CostBook,
+    Price,
+)
 
 PRIOR = 2.0
 
@@ -82,6 +90,30 @@ def test_memory_is_bounded() -> None:
     book = learned("p", [(1, 5 + i % 7) for i in range(3 * SAMPLES_MAX)])
 
     assert book.estimate("p", 1, PRIOR) == 11
+
+
+def test_a_constant_cost_has_no_scatter() -> None:
+    """What always costs the same can be relied on to the token."""
+    book = learned("deal", [(1, 5)] * SAMPLES_MIN)
+
+    assert book.price("deal", 1, PRIOR) == Price(5.0, likely=1.0, worst=1.0)
+
+
+def test_an_unknown_cost_may_be_a_multiple_of_the_prior() -> None:
+    """A prior is a belief: a batch reserved at 100 tokens has cost 386."""
+    book = learned("p", [(50, 100)] * (SAMPLES_MIN - 1))
+
+    assert CostBook().price("p", 50, PRIOR) == Price(2.0, worst=UNLEARNED_WORST)
+    assert book.price("p", 50, PRIOR).worst == UNLEARNED_WORST
+
+
+def test_the_more_calls_are_known_the_closer_is_the_worst() -> None:
+    """Few calls hardly show their tail; many do, and the middle tells the likely cost."""
+    few, many = ([(1, 4), (1, 4), (1, 10)] * calls for calls in (SAMPLES_MIN, 100))
+    early, later = (learned("p", calls).price("p", 1, PRIOR) for calls in (few, many))
+
+    assert (early.likely, later.likely) == (0.4, 0.4)
+    assert early.worst > later.worst > 1.0
 
 
 @given(

@@ -371,7 +371,11 @@ class Audit:
         head = allocator.waitlist.head()
         if self._scenario.budgets:
             head = self._head_within_budget(broker, now_ms)
-        return head is not None and head.quote.least_tokens <= left
+        if head is None:
+            return False
+        if allocator.ledger.open_leases:
+            left = head.quote.usable(left, allocator.ledger.overrun_tokens)
+        return head.quote.least_tokens <= left
 
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
