@@ -215,7 +215,7 @@ class Allocator:
         if self._deadlines:
             times.append(self._deadlines[0][0])
         if self._overdue:
-            times.append(min(w.since_ms for w in self._overdue.values()) + PATIENCE_MS)
+            times.append(min(w.due_ms(PATIENCE_MS) for w in self._overdue.values()))
         bucket = self.ledger.bucket
         if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))
@@ -433,12 +433,24 @@ class Allocator:
         due = [
             waiting
             for waiting in self._overdue.values()
-            if not (undecided and now_ms - waiting.since_ms < PATIENCE_MS)
+            if not undecided or waiting.due_ms(PATIENCE_MS) <= now_ms
         ]
-        etas = self.etas_ms(now_ms) if due else {}
+        delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
         for waiting in due:
-            self._deny(waiting, self.reason(waiting, now_ms), etas, now_ms)
+            self._deny(waiting, self.reason(waiting, now_ms), delays, now_ms)
         return bool(due)
+
+    def _retry_delays_ms(self, now_ms: int, *, undecided: bool) -> dict[str, int | None]:
+        """When to come back: as forecast, but not before anything can be decided."""
+        etas, state = self.etas_ms(now_ms), self.state(now_ms)
+        if state is BucketState.PAUSED or (state is BucketState.SERVING and not undecided):
+            return etas
+        synced = self.ledger.bucket.observation is not None
+        soonest_ms = max(self.probing.retry_delay_ms(now_ms), self._recovered_ms - now_ms)
+        return {
+            lease_id: None if synced and eta_ms is None else max(eta_ms or 0, soonest_ms)
+            for lease_id, eta_ms in etas.items()
+        }
 
     def reason(self, waiting: Waiting, now_ms: int) -> DenialReason:
         """Why *waiting* has not been granted."""
@@ -452,7 +464,7 @@ class Allocator:
         return DenialReason.INSUFFICIENT_TOKENS
 
     def _deny(
-        self, waiting: Waiting, reason: DenialReason, etas: dict[str, int | None], now_ms: int
+        self, waiting: Waiting, reason: DenialReason, delays: dict[str, int | None], now_ms: int
     ) -> None:
         request = waiting.request
         self._overdue.pop(request.lease_id, None)
@@ -467,8 +479,10 @@ class Allocator:
         else:
             tokens = self.available(now_ms, projected=False)
             message = MESSAGES[reason].format(tokens=tokens, needs=waiting.quote.least_tokens)
+            if self.probing.in_flight:
+                message += "; Keepa has been asked, and has not answered yet"
         largest = self.costs.affordable(
             request.operation, request.units, 1, tokens, request.tokens_per_unit
         )
-        eta_ms = etas.get(request.lease_id)
-        self._outcomes.append(Denied(request.lease_id, reason, eta_ms, largest or 0, message))
+        delay_ms = delays.get(request.lease_id)
+        self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest or 0, message))

@@ -39,7 +39,9 @@ class LeaseRequest:
 
     `units` is the most that is wanted, `min_units` the least that is useful (0:
     all or nothing), `tokens_per_unit` the caller's prior. Times in ms of the
-    broker's clock; no `deadline_ms` means to wait as long as it takes.
+    broker's clock; no `deadline_ms` means to wait as long as it takes. Past it the
+    first answer still awaits Keepa's, but not beyond `answer_by_ms`: then nobody
+    would hear it any more.
     """
 
     lease_id: str
@@ -51,6 +53,7 @@ class LeaseRequest:
     priority: Priority
     ttl_ms: int
     deadline_ms: int | None = None
+    answer_by_ms: int | None = None
 
     @property
     def least(self) -> int:

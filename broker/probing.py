@@ -38,6 +38,14 @@ class Probing:
             return self.may_start(now_ms)
         return now_ms - self._since_ms < PATIENCE_MS
 
+    def retry_delay_ms(self, now_ms: int) -> int:
+        """When to come back for a decision that awaited an answer in vain."""
+        ends_ms = self._retry_ms
+        if self._since_ms is not None:
+            ends_ms = self._since_ms + PATIENCE_MS
+        # Later than that, who comes back too soon only asks once more.
+        return max(RETRY_MS_MIN, (ends_ms or 0) - now_ms)
+
     def started(self, now_ms: int) -> None:
         """A probe is on its way."""
         assert self._since_ms is None

@@ -80,6 +80,7 @@ def lease_request(
         priority=PRIORITIES[request.priority],
         ttl_ms=min(_ttl_ms(request, ttl_ms), ttl_ms_max),
         deadline_ms=now_ms + min(waits) if waits else None,
+        answer_by_ms=None if patience_ms is None else now_ms + patience_ms,
     )
 
 

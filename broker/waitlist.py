@@ -34,6 +34,12 @@ class Waiting:
     since_ms: int
     quote: Quote
 
+    def due_ms(self, patience_ms: int) -> int:
+        """When it is answered even if Keepa, given *patience_ms*, has said nothing."""
+        due_ms = self.since_ms + patience_ms
+        answer_by_ms = self.request.answer_by_ms
+        return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
+
 
 @dataclass(slots=True, eq=False)
 class Flow:

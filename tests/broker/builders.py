@@ -46,10 +46,20 @@ def request(
     priority: Priority = Priority.NORMAL,
     ttl_ms: int = 15_000,
     deadline_ms: int | None = None,
+    answer_by_ms: int | None = None,
 ) -> LeaseRequest:
     """A request for one deal page, unless said otherwise."""
     return LeaseRequest(
-        lease_id, holder, operation, units, min_units, prior, priority, ttl_ms, deadline_ms
+        lease_id,
+        holder,
+        operation,
+        units,
+        min_units,
+        prior,
+        priority,
+        ttl_ms,
+        deadline_ms,
+        answer_by_ms,
     )
 
 

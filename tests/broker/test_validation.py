@@ -64,7 +64,10 @@ def test_the_shorter_of_wait_and_deadline_counts(
     if max_wait_ms is not None:
         changes["max_wait"] = Duration(nanos=max_wait_ms * 1_000_000)
 
-    assert acquire(patience_ms, **changes).deadline_ms == deadline_ms
+    wanted = acquire(patience_ms, **changes)
+
+    assert wanted.deadline_ms == deadline_ms
+    assert wanted.answer_by_ms == (None if patience_ms is None else 1000 + patience_ms)
 
 
 def test_a_ttl_is_capped() -> None:

@@ -1,0 +1,112 @@
+"""A lease from the request to its settle, over a real channel."""
+
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from tests.broker.rpcs import acquire, refusal, settle
+from tests.fix_service import FINGERPRINT, Serve
+from tests.fix_simulator import RunningSimulator
+
+Code = grpc.StatusCode
+
+
+async def test_a_lease_is_granted_and_settled(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """Tokens are held for the call and come back when it was not sent."""
+    broker = await serve(slow_keepa, 20)
+
+    grant = (await broker.stub.AcquireLease(acquire())).grant
+    held = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+    settled = await broker.stub.SettleLease(settle(grant))
+    after = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+
+    assert (grant.lease_id, grant.units, grant.tokens, grant.epoch) == ("a", 1, 5, 7)
+    assert (held.balance, held.reserved, held.available, held.open_leases) == (20, 5, 15, 1)
+    assert not settled.late
+    assert (after.available, after.open_leases, after.key_fingerprint) == (20, 0, FINGERPRINT)
+
+
+async def test_a_repeated_request_returns_the_open_grant(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """With the time that is left to it, and without a second hold."""
+    broker = await serve(slow_keepa, 20)
+
+    first = (await broker.stub.AcquireLease(acquire())).grant
+    second = (await broker.stub.AcquireLease(acquire())).grant
+    bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+
+    assert (second.lease_id, second.tokens) == (first.lease_id, first.tokens)
+    assert second.ttl.ToMilliseconds() <= first.ttl.ToMilliseconds()
+    assert bucket.reserved == 5
+
+
+async def test_the_state_of_a_lease_decides_the_status(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """Ended, in use for something else, never granted: three different statuses."""
+    broker = await serve(slow_keepa, 20)
+    grant = (await broker.stub.AcquireLease(acquire())).grant
+    renewal: dict[str, Any] = {"holder": "h", "operation": "deal", "units": 1, "tokens": 5}
+
+    conflict = await refusal(broker.stub.AcquireLease(acquire(units=2)))
+    unknown = await refusal(
+        broker.stub.RenewLease(pb.RenewLeaseRequest(lease_id="z", epoch=7, **renewal))
+    )
+    renewed = await broker.stub.RenewLease(
+        pb.RenewLeaseRequest(lease_id="a", epoch=7, ttl=Duration(seconds=60), **renewal)
+    )
+    await broker.stub.SettleLease(settle(grant))
+    ended = await refusal(broker.stub.AcquireLease(acquire()))
+
+    assert conflict[::2] == (Code.ALREADY_EXISTS, "lease_conflict")
+    assert unknown[::2] == (Code.NOT_FOUND, "lease_not_found")
+    assert 59 <= renewed.ttl.seconds <= 60
+    assert ended[::2] == (Code.FAILED_PRECONDITION, "lease_ended")
+
+
+async def test_a_senseless_request_names_its_field(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """So that whoever wrote the client finds it."""
+    broker = await serve(slow_keepa, 20)
+
+    code, message, reason = await refusal(broker.stub.AcquireLease(acquire(units=0)))
+
+    assert (code, message) == (Code.INVALID_ARGUMENT, "units must be positive")
+    assert reason == "invalid_argument"
+
+
+async def test_another_key_is_refused(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """Its tokens are in another bucket, of which we know nothing."""
+    broker = await serve(slow_keepa, 20)
+
+    right = await broker.stub.AcquireLease(acquire(key_fingerprint=FINGERPRINT))
+    code, message, _ = await refusal(
+        broker.stub.AcquireLease(acquire("b", key_fingerprint="ffffffffffff"))
+    )
+
+    assert right.WhichOneof("outcome") == "grant"
+    assert code is Code.FAILED_PRECONDITION
+    assert "ffffffffffff" in message
+    assert FINGERPRINT in message
+
+
+async def test_a_settled_call_is_counted_once(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """By operation and by holder, however often the settle is repeated."""
+    broker = await serve(slow_keepa, 20)
+    grant = (await broker.stub.AcquireLease(acquire())).grant
+    envelope = pb.Envelope(tokens_left=14, tokens_consumed=6, refill_rate=5)
+    request = settle(grant, outcome=pb.OUTCOME_REPLIED, envelope=envelope)
+
+    await broker.stub.SettleLease(request)
+    await broker.stub.SettleLease(request)
+    value = broker.metrics.registry.get_sample_value
+
+    assert value("tokenbroker_operation_spent_tokens_total", {"operation": "deal"}) == 6
+    assert value("tokenbroker_holder_spent_tokens_total", {"holder": "h"}) == 6
+    assert value("tokenbroker_settles_total", {"outcome": "replied"}) == 1
+    assert value("tokenbroker_grants_total") == 1
+    assert value("tokenbroker_spent_tokens_total") == 6

@@ -1,0 +1,104 @@
+"""Waiting within the broker, and how a wait ends, over a real channel."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from tests.broker.rpcs import DEADLINE_S, acquire, refusal, until, waiting
+from tests.fix_service import NEVER_S, SOON_S, Serve, ServedBroker
+from tests.fix_simulator import RunningSimulator
+
+Code = grpc.StatusCode
+
+
+async def test_no_wait_means_an_answer_at_once(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """A denial that says when to come back, not an error."""
+    broker = await serve(slow_keepa, 3)
+
+    answer = await broker.stub.AcquireLease(acquire(max_wait=Duration()))
+
+    assert answer.denial.reason == pb.DENIAL_REASON_INSUFFICIENT_TOKENS
+    assert 0 < answer.denial.retry_delay.seconds <= NEVER_S
+    assert "3 tokens are available, 5 are needed" in answer.denial.message
+
+
+async def test_the_answer_comes_before_the_deadline(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """The client gets the reason instead of DEADLINE_EXCEEDED, and Keepa its peace."""
+    broker = await serve(slow_keepa, 3)
+    calls = slow_keepa.stats()["calls"]
+
+    answer = await broker.stub.AcquireLease(acquire(), timeout=2.0)
+
+    assert answer.denial.reason == pb.DENIAL_REASON_INSUFFICIENT_TOKENS
+    assert slow_keepa.stats()["calls"] <= calls + 1
+
+
+async def test_the_wait_ends_with_the_tick(quick_keepa: RunningSimulator, serve: Serve) -> None:
+    """Tokens are handed out the moment they land, without polling."""
+    broker = await serve(quick_keepa, 0)
+
+    began = time.monotonic()
+    answer = await broker.stub.AcquireLease(acquire(), timeout=DEADLINE_S)
+    took_s = time.monotonic() - began
+
+    assert answer.grant.tokens == 5
+    assert took_s < 2 * SOON_S + 1
+    assert answer.grant.waited.ToMilliseconds() <= took_s * 1000
+
+
+async def test_a_cancelled_wait_leaves_nothing(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """No hold, and nobody is held up behind it."""
+    broker = await serve(slow_keepa, 3)
+    call = broker.stub.AcquireLease(acquire())
+    await waiting(broker, 1)
+
+    call.cancel()
+    await waiting(broker, 0)
+    bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+
+    assert bucket.reserved == 0
+
+
+async def test_repeats_of_a_request_share_its_wait(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """When one of two calls is cancelled, the other still gets the grant."""
+    broker = await serve(slow_keepa, 3)
+    first = broker.stub.AcquireLease(acquire())
+    await waiting(broker, 1)
+    second = broker.stub.AcquireLease(acquire())
+    await until(_shared(broker))
+
+    first.cancel()
+    await broker.stub.GetBucket(pb.GetBucketRequest())
+    slow_keepa.change_account(balance=20)
+    await broker.stub.SyncBucket(pb.SyncBucketRequest())
+
+    assert (await second).grant.tokens == 5
+
+
+def _shared(broker: ServedBroker) -> Callable[[], Awaitable[bool]]:
+    async def both() -> bool:
+        return any(wait.calls > 1 for wait in broker.runtime._waits.values())
+
+    return both
+
+
+async def test_thousands_wait_and_all_are_sent_away_at_the_end(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """A stopping broker answers every wait, so that clients turn to its successor."""
+    broker = await serve(slow_keepa, 3)
+    calls = [broker.stub.AcquireLease(acquire(str(number))) for number in range(2_000)]
+    await waiting(broker, len(calls))
+
+    broker.runtime.stop()
+    answers = [await refusal(call) for call in calls]
+    late = await refusal(broker.stub.AcquireLease(acquire("late")))
+
+    assert {answer[::2] for answer in [*answers, late]} == {(Code.UNAVAILABLE, "stopping")}

@@ -1,0 +1,90 @@
+"""A broker within the test process, reached over a real channel; a real simulator as its Keepa."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from pydantic import SecretStr
+
+from broker.allocator import Allocator, AllocatorConfig
+from broker.keepa_sync import KeepaSync
+from broker.metrics import BrokerMetrics
+from broker.runtime import BrokerRuntime
+from broker.server import OPTIONS
+from broker.service import TokenBrokerService
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from tests.fix_simulator import RunningSimulator, launch_simulator
+
+SYNC_TIMEOUT_S = 15.0
+FINGERPRINT = "0123456789ab"
+# A tick that comes soon, and one that no test lives to see.
+SOON_S, NEVER_S = 1.0, 3600.0
+
+Serve = Callable[..., Awaitable["ServedBroker"]]
+
+
+@dataclass(frozen=True)
+class ServedBroker:
+    """A broker within the test: its parts, and a stub that reaches it by network."""
+
+    stub: Any
+    runtime: BrokerRuntime
+    metrics: BrokerMetrics
+
+
+@asynccontextmanager
+async def running(
+    simulator: RunningSimulator, *, grace_ms: int = 0
+) -> AsyncIterator[ServedBroker]:
+    """Serve the account of *simulator* until the context ends."""
+    config = AllocatorConfig(recovery_grace_ms=grace_ms)
+    allocator = Allocator(config, epoch=7, started_ms=BrokerRuntime.now_ms())
+    keepa = KeepaSync(simulator.base_url, SecretStr(simulator.api_key))
+    runtime = BrokerRuntime(allocator, keepa)
+    metrics = BrokerMetrics(runtime)
+    server = grpc.aio.server(options=OPTIONS)
+    service = TokenBrokerService(runtime, metrics, key_fingerprint=FINGERPRINT)
+    pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    runtime.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield ServedBroker(pb_grpc.TokenBrokerServiceStub(channel), runtime, metrics)
+        runtime.stop()
+        await server.stop(0)
+    keepa.close()
+
+
+@pytest.fixture(scope="module")
+def slow_keepa() -> Iterator[RunningSimulator]:
+    """A Keepa whose next tick is an hour away: nothing changes but by calls."""
+    simulator = launch_simulator(rate=5, tick_seconds=NEVER_S, products=100, deals=10)
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture(scope="module")
+def quick_keepa() -> Iterator[RunningSimulator]:
+    """A Keepa that ticks every second."""
+    simulator = launch_simulator(rate=5, tick_seconds=SOON_S, products=100, deals=10)
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts brokers: a simulator and its balance make a synced broker."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(simulator: RunningSimulator, balance: int, **options: int) -> ServedBroker:
+            simulator.clear_faults()
+            simulator.change_account(balance=balance)
+            broker = await stack.enter_async_context(running(simulator, **options))
+            await asyncio.wait_for(broker.runtime.synced.wait(), SYNC_TIMEOUT_S)
+            return broker
+
+        yield serve
