@@ -9,7 +9,7 @@ Rule 3: only what Keepa confirms makes anyone wait, at most one probe a tick.
 Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from heapq import heappop, heappush
@@ -18,12 +18,13 @@ from typing import Final
 from broker.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.bucket import Envelope, Observation, Source
 from broker.budgets import Budget, BudgetBook
-from broker.costs import CostBook, tokens_at
+from broker.costs import CostBook
 from broker.errors import LeaseConflictError, LeaseEndedError
-from broker.forecast import CallTimes, Forecast, Return
-from broker.leases import Lease, LeaseRequest, LeaseState, Outcome, Renewal, Settlement
+from broker.forecast import CallTimes, Forecast, returns
+from broker.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
 from broker.ledger import Ledger
-from broker.pricing import Batch, fit, least_quote, quote_for
+from broker.offers import Offers
+from broker.pricing import Batch
 from broker.probing import PATIENCE_MS, Probing
 from broker.waitlist import Waiting, Waitlist
 
@@ -66,6 +67,8 @@ class Allocator:
         self.costs = CostBook()
         self.waitlist = Waitlist()
         self.budgets = BudgetBook(config.budgets)
+        spare_tokens = config.max_debt_tokens - config.floor_tokens
+        self.offers = Offers(self.ledger, self.costs, self.budgets, spare_tokens)
         self.probing = Probing()
         self.call_times = CallTimes()
         self.paused = False
@@ -99,9 +102,7 @@ class Allocator:
             raise LeaseEndedError(request.lease_id)
         waiting = self.waitlist.get(request.lease_id)
         if waiting is None:
-            quote = quote_for(self.costs, request, self._most_tokens(request))
-            # What can never fit is found out at the head, when Keepa is known.
-            self.waitlist.add(Waiting(request, now_ms, quote or least_quote(self.costs, request)))
+            self.waitlist.add(Waiting(request, now_ms, self.offers.first_quote(request)))
         elif waiting.request.repeats(request):
             waiting.request = request
         else:
@@ -266,7 +267,7 @@ class Allocator:
             available=self.available(now_ms, projected=True) + self.ledger.uncertain_tokens,
             lump=bucket.observation.envelope.lump,
             tick_delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
-            returns=self._returns(now_ms),
+            returns=returns(self.ledger, self.costs, self.call_times.usual_ms, now_ms),
             call_ms=self.call_times.usual_ms,
         )
         etas = forecast.etas_ms(self.waitlist.order())
@@ -275,33 +276,12 @@ class Allocator:
                 self._delay_by_budget(waiting, etas, now_ms)
         return etas
 
-    def _returns(self, now_ms: int) -> Iterator[Return]:
-        """What the calls in flight will probably give back, and when."""
-        for lease in self.ledger:
-            if lease.state is LeaseState.OPEN and lease.request is not None:
-                prior = lease.request.tokens_per_unit
-                price = self.costs.price(lease.operation, lease.units, prior)
-                likely = min(tokens_at(price.ratio * price.likely, lease.units), lease.tokens)
-                left_ms = lease.granted_ms + self.call_times.usual_ms - now_ms
-                yield Return(max(0.0, left_ms), lease.tokens - likely)
-
     def _delay_by_budget(self, waiting: Waiting, etas: dict[str, int | None], now_ms: int) -> None:
-        free_ms = self.budget_free_ms(waiting, now_ms)
+        free_ms = self.offers.budget_free_ms(waiting, now_ms)
         eta_ms = etas[waiting.request.lease_id]
         known = eta_ms is not None and free_ms is not None
         later_ms = max(eta_ms or 0, (free_ms or 0) - now_ms)
         etas[waiting.request.lease_id] = later_ms if known else None
-
-    def budget_free_ms(self, waiting: Waiting, now_ms: int) -> int | None:
-        """When the request's budgets have room for it; None if nobody can tell."""
-        request = waiting.request
-        return self.budgets.free_at_ms(
-            request.holder,
-            request.operation,
-            waiting.quote.least_tokens,
-            self.ledger.bucket.capacity,
-            now_ms,
-        )
 
     # --- deciding ----------------------------------------------------------
 
@@ -334,9 +314,9 @@ class Allocator:
             return self.waitlist.head()
         for waiting in self.waitlist.fronts():
             # Dearer than when it came, it may have outgrown the room it waits for.
-            if not self._requote(waiting):
+            if not self.offers.requote(waiting):
                 return waiting
-            free_ms = self.budget_free_ms(waiting, now_ms)
+            free_ms = self.offers.budget_free_ms(waiting, now_ms)
             if free_ms is None:
                 continue
             if free_ms <= now_ms:
@@ -346,11 +326,11 @@ class Allocator:
 
     def _plan(self, waiting: Waiting, now_ms: int) -> Batch | Verdict:
         """What to do about the head."""
-        if not self._requote(waiting):
+        if not self.offers.requote(waiting):
             return Verdict.TOO_LARGE
         quote, bucket = waiting.quote, self.ledger.bucket
         assert bucket.observation is not None
-        batch = self._fit(waiting, self.available(now_ms, projected=False), now_ms)
+        batch = self.offers.batch(waiting, self.available(now_ms, projected=False), now_ms)
         age_ms = now_ms - bucket.observation.arrived_ms
         ask = age_ms > STALE_TICKS * bucket.period.ms
         if batch is None or batch.units < quote.units:
@@ -361,43 +341,15 @@ class Allocator:
             self.probing.wanted = True
             if self.probing.is_worth_waiting_for(now_ms):
                 return Verdict.WAIT
-            batch = self._fit(waiting, self.available(now_ms, projected=True), now_ms)
+            batch = self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
         elif batch is None:
             self._confirmed_until_ms = bucket.next_tick_ms(now_ms)
         return batch or Verdict.WAIT
-
-    def _requote(self, waiting: Waiting) -> bool:
-        """Price a request at what is known by now; False if it can never fit."""
-        quote = quote_for(self.costs, waiting.request, self._most_tokens(waiting.request))
-        waiting.quote = quote or waiting.quote
-        return quote is not None
 
     def _wait_is_confirmed(self, now_ms: int) -> bool:
         # A reply to a long call, which came after the answer, may tell older news.
         told_old_news = self.ledger.uncertain or self.ledger.bucket.straddles_tick
         return now_ms < self._confirmed_until_ms and not told_old_news
-
-    def _most_tokens(self, request: LeaseRequest) -> int:
-        """Most tokens that *request* can ever be granted."""
-        bucket, config = self.ledger.bucket, self.config
-        full = max(bucket.capacity, bucket.observed)
-        most = full - config.floor_tokens + config.max_debt_tokens
-        if not self.budgets:
-            return most
-        limit = self.budgets.limit(request.holder, request.operation, bucket.capacity)
-        return min(most, limit)
-
-    def _fit(self, waiting: Waiting, tokens: int, now_ms: int) -> Batch | None:
-        """The largest batch that *tokens* cover now."""
-        request, quote = waiting.request, waiting.quote
-        if self.ledger.open_leases:
-            tokens = quote.usable(tokens, self.ledger.overrun_tokens)
-        if self.budgets:
-            room = self.budgets.room(
-                request.holder, request.operation, self.ledger.bucket.capacity, now_ms
-            )
-            tokens = tokens if room is None else min(tokens, room)
-        return fit(self.costs, request, quote, tokens)
 
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request
@@ -459,7 +411,7 @@ class Allocator:
             return DenialReason.PAUSED
         if state is not BucketState.SERVING:
             return DenialReason.NOT_SYNCED
-        if self.budgets and self.budget_free_ms(waiting, now_ms) != now_ms:
+        if self.budgets and self.offers.budget_free_ms(waiting, now_ms) != now_ms:
             return DenialReason.BUDGET_EXHAUSTED
         return DenialReason.INSUFFICIENT_TOKENS
 
@@ -471,7 +423,7 @@ class Allocator:
         self.waitlist.remove(request.lease_id)
         self.denials[reason] += 1
         if reason is DenialReason.TOO_LARGE:
-            tokens = self._most_tokens(request)
+            tokens = self.offers.most_tokens(request)
             message = (
                 f"{request.least} units may cost more than the {tokens} tokens"
                 " that a full bucket, or a budget, ever allows"
@@ -481,8 +433,6 @@ class Allocator:
             message = MESSAGES[reason].format(tokens=tokens, needs=waiting.quote.least_tokens)
             if self.probing.in_flight:
                 message += "; Keepa has been asked, and has not answered yet"
-        largest = self.costs.affordable(
-            request.operation, request.units, 1, tokens, request.tokens_per_unit
-        )
+        largest = self.offers.largest_units(request, tokens)
         delay_ms = delays.get(request.lease_id)
-        self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest or 0, message))
+        self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))

@@ -1,9 +1,11 @@
 """When everybody who waits will be served, if nobody else comes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
+from broker.costs import CostBook, tokens_at
+from broker.leases import Lease, LeaseState
 from broker.waitlist import Waiting
 
 # Weight of the newest call in the usual duration.
@@ -15,6 +17,19 @@ class Return(NamedTuple):
 
     due_ms: float
     tokens: float
+
+
+def returns(
+    leases: Iterable[Lease], costs: CostBook, call_ms: float, now_ms: int
+) -> Iterator[Return]:
+    """What the calls in flight will probably give back, and when."""
+    for lease in leases:
+        if lease.state is LeaseState.OPEN and lease.request is not None:
+            prior = lease.request.tokens_per_unit
+            price = costs.price(lease.operation, lease.units, prior)
+            likely = tokens_at(price.ratio * price.likely, lease.units)
+            left_ms = max(0.0, lease.granted_ms + call_ms - now_ms)
+            yield Return(left_ms, lease.tokens - min(likely, lease.tokens))
 
 
 class CallTimes:

@@ -8,7 +8,7 @@ Rule 4: a hold ends by knowledge only: a settle, or an observation that must
         include the call. Time alone refunds nothing.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -27,12 +27,10 @@ from broker.leases import (
     Settled,
     Settlement,
 )
+from broker.settled_calls import SettledCalls
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
-# A settled call can be missing from an observation that speaks for an earlier
-# moment; none speaks for one as old as this.
-UNCERTAIN_MS_MAX: Final = 2 * CALL_MS_MAX
 # Ended leases are remembered for replays and late acquires.
 ENDED_MAX: Final = 100_000
 # Before any moment of the broker's clock.
@@ -71,27 +69,24 @@ class Ledger:
     _lapsed: dict[str, Lease] = field(default_factory=dict)
     # Open leases whose calls may cost more than they hold.
     _risky: dict[str, Lease] = field(default_factory=dict)
-    # Settled calls in the order of their settles, and those of them that the
-    # current observation may lack: these stay reserved.
-    _settled: deque[Lease] = field(default_factory=deque)
-    _uncertain: dict[str, Lease] = field(default_factory=dict)
+    _settled: SettledCalls = field(default_factory=SettledCalls)
     _ended: OrderedDict[str, Ended] = field(default_factory=OrderedDict)
     _expiries: list[tuple[int, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Lease]:
         """All holds: open and lapsed leases, then settled but uncertain calls."""
         yield from self._leases.values()
-        yield from self._uncertain.values()
+        yield from self._settled.uncertain.values()
 
     @property
     def uncertain(self) -> bool:
         """Whether a new observation could release a settled call's hold."""
-        return bool(self._uncertain)
+        return bool(self._settled.uncertain)
 
     @property
     def uncertain_tokens(self) -> int:
         """Costs that are still reserved although the observation probably includes them."""
-        return sum(lease.cost for lease in self._uncertain.values())
+        return self._settled.uncertain_tokens
 
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
@@ -255,7 +250,7 @@ class Ledger:
         self.totals.spent_tokens += lease.cost
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
-            self._settled.append(lease)
+            self._settled.add(lease)
         if envelope is not None and envelope.is_observation:
             lease.interval_ms = (envelope.server_time_ms, envelope.end_ms)
             arrived_ms = now_ms - settlement.age_ms
@@ -270,7 +265,7 @@ class Ledger:
     def _include_or_reserve(self, lease: Lease) -> None:
         """A settled call whose envelope is no news: is it in the current observation?"""
         known = self.bucket.observation
-        if known is not None and _includes(known, lease):
+        if known is not None and self._settled.includes(known, lease):
             self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
         else:
             self._reserve_cost(lease)
@@ -280,33 +275,16 @@ class Ledger:
         included = Included()
         if own is not None:
             included.add(own.tokens, own.cost)
-        for lease in [u for u in self._uncertain.values() if _includes(observation, u)]:
+        for lease in self._settled.included_by(observation):
             self._release_cost(lease)
             included.add(lease.tokens, lease.cost)
-        for lease in self._missing_from(observation, own):
+        for lease in self._settled.missing_from(observation, own):
             self._reserve_cost(lease)
             included.remove(lease.tokens, lease.cost)
         self._compare(observation, included)
         self.bucket.adopt(observation)
         self.totals.observations += 1
         self._write_off_lost(observation)
-
-    def _missing_from(self, observation: Observation, own: Lease | None) -> list[Lease]:
-        """Settled calls that the last observation included but *observation* may not."""
-        missing = []
-        for lease in reversed(self._settled):
-            if lease.settled_ms <= observation.requested_ms:
-                break
-            if (
-                lease is not own
-                and lease.lease_id not in self._uncertain
-                and not _includes(observation, lease)
-            ):
-                missing.append(lease)
-        oldest_ms = observation.arrived_ms - UNCERTAIN_MS_MAX
-        while self._settled and self._settled[0].settled_ms < oldest_ms:
-            self._settled.popleft()
-        return missing
 
     def _compare(self, observation: Observation, included: Included) -> None:
         known = self.bucket.observation
@@ -328,7 +306,7 @@ class Ledger:
         shown = self.drift.shown_in_flight
         # With nothing else in flight, a charge that shows can only be theirs; but a
         # lump that the reply may lack looks like one.
-        alone = len(self._lapsed) == len(self._leases) and not self._uncertain
+        alone = len(self._lapsed) == len(self._leases) and not self._settled.uncertain
         alone = alone and not self.bucket.straddles_tick
         if alone and shown and (len(self._lapsed) == 1 or shown >= self.reserved):
             lost = list(self._lapsed.values())
@@ -403,11 +381,11 @@ class Ledger:
         self.open_leases -= lease.state is LeaseState.OPEN
 
     def _reserve_cost(self, lease: Lease) -> None:
-        self._uncertain[lease.lease_id] = lease
+        self._settled.uncertain[lease.lease_id] = lease
         self.reserved += lease.cost
 
     def _release_cost(self, lease: Lease) -> None:
-        del self._uncertain[lease.lease_id]
+        del self._settled.uncertain[lease.lease_id]
         self.reserved -= lease.cost
 
     def _end(self, lease_id: str, ended: Ended) -> None:
@@ -415,11 +393,3 @@ class Ledger:
         self._ended.move_to_end(lease_id)
         if len(self._ended) > ENDED_MAX:
             self._ended.popitem(last=False)
-
-
-def _includes(observation: Observation, settled: Lease) -> bool:
-    """Whether *observation* certainly includes the call of *settled*."""
-    if settled.settled_ms <= observation.requested_ms:
-        return True
-    interval_ms = settled.interval_ms
-    return interval_ms is not None and interval_ms[1] < observation.envelope.server_time_ms

@@ -380,7 +380,7 @@ class Audit:
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
         for waiting in broker.allocator.waitlist.fronts():
-            free_ms = broker.allocator.budget_free_ms(waiting, now_ms)
+            free_ms = broker.allocator.offers.budget_free_ms(waiting, now_ms)
             if free_ms is not None and free_ms <= now_ms:
                 return waiting
         return None

@@ -3,14 +3,15 @@
 from typing import Any, Final
 from unittest.mock import patch
 
-import broker.ledger
 from broker.allocator import Allocator
 from broker.answers import Granted
 from broker.costs import Band, CostBook
 from broker.leases import Lease, LeaseRequest
 from broker.ledger import Ledger
+from broker.offers import Offers
 from broker.pricing import Batch
 from broker.probing import Probing
+from broker.settled_calls import SettledCalls
 from broker.waitlist import Flow, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
 from tests.simulation.museum.exhibit import Exhibit, replacing
@@ -20,7 +21,7 @@ may_start = Probing.may_start
 advance = Allocator.advance
 
 
-def no_limit(_self: Allocator, _request: LeaseRequest) -> int:
+def no_limit(_self: Offers, _request: LeaseRequest) -> int:
     """Any level can be waited for."""
     return 10**9
 
@@ -122,7 +123,7 @@ EXHIBITS: Final = (
     Exhibit(
         "wait above capacity",
         "A request for 450 tokens waited for ever at a bucket of 300.",
-        replacing(Allocator, "_most_tokens", no_limit),
+        replacing(Offers, "most_tokens", no_limit),
     ),
     Exhibit(
         "recovery threshold",
@@ -192,6 +193,6 @@ EXHIBITS: Final = (
     Exhibit(
         "overlapping calls taken as included",
         "The reply of a long call, older than a short call's charge, gave its tokens back.",
-        lambda: patch.object(broker.ledger, "_includes", certain_at_once),
+        replacing(SettledCalls, "includes", staticmethod(certain_at_once)),
     ),
 )
