@@ -11,21 +11,20 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
-from heapq import heappop, heappush
 from typing import Final
 
 from broker.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.bucket import Envelope, Observation, Source
 from broker.budgets import Budget, BudgetBook
 from broker.costs import CostBook
+from broker.deadlines import Deadlines
 from broker.errors import LeaseConflictError, LeaseEndedError
-from broker.forecast import CallTimes, Forecast, returns
+from broker.forecast import CallTimes, foresee
 from broker.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
 from broker.ledger import Ledger
 from broker.offers import Offers
 from broker.pricing import Batch
-from broker.probing import PATIENCE_MS, Probing
+from broker.probing import Probing
 from broker.waitlist import Waiting, Waitlist
 
 # An observation younger than this confirms a wait by itself.
@@ -51,13 +50,6 @@ class AllocatorConfig:
     budgets: tuple[Budget, ...] = ()
 
 
-class Verdict(Enum):
-    """What becomes of a head that is not granted."""
-
-    WAIT = "wait"
-    TOO_LARGE = "too_large"
-
-
 class Allocator:
     """The broker's whole logic, driven from outside."""
 
@@ -77,9 +69,7 @@ class Allocator:
         # Until then the head's wait stands confirmed by Keepa.
         self._confirmed_until_ms = started_ms
         self._outcomes: list[Granted | Denied] = []
-        self._deadlines: list[tuple[int, str]] = []
-        # Past their deadline, but their first decision still awaits a probe.
-        self._overdue: dict[str, Waiting] = {}
+        self._deadlines = Deadlines()
         self._budget_wake_ms: int | None = None
 
     # --- clients -----------------------------------------------------------
@@ -107,14 +97,13 @@ class Allocator:
             waiting.request = request
         else:
             raise LeaseConflictError(request.lease_id)
-        if request.deadline_ms is not None:
-            heappush(self._deadlines, (request.deadline_ms, request.lease_id))
+        self._deadlines.add(request)
         self._decide(now_ms)
 
     def cancel(self, lease_id: str, now_ms: int) -> None:
         """The client stopped waiting; a grant that never reached it is taken back."""
         self.ledger.expire(now_ms)
-        self._overdue.pop(lease_id, None)
+        self._deadlines.drop(lease_id)
         if self.waitlist.remove(lease_id) is None:
             lease = self.ledger.revoke(lease_id)
             if lease is not None:
@@ -136,7 +125,7 @@ class Allocator:
         self.ledger.expire(now_ms)
         lease_id = settlement.lease_id
         if settlement.outcome is Outcome.NOT_SENT and self._abandons(settlement):
-            self._overdue.pop(lease_id, None)
+            self._deadlines.drop(lease_id)
             self.waitlist.remove(lease_id)
             self.ledger.abandon(lease_id)
             self._decide(now_ms)
@@ -212,11 +201,11 @@ class Allocator:
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When `advance` is due even if nothing else happens."""
-        times = [self.ledger.next_expiry_ms(), self.probing.next_wake_ms(now_ms)]
-        if self._deadlines:
-            times.append(self._deadlines[0][0])
-        if self._overdue:
-            times.append(min(w.due_ms(PATIENCE_MS) for w in self._overdue.values()))
+        times = [
+            self.ledger.next_expiry_ms(),
+            self.probing.next_wake_ms(now_ms),
+            self._deadlines.next_wake_ms(),
+        ]
         bucket = self.ledger.bucket
         if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))
@@ -258,30 +247,16 @@ class Allocator:
 
     def etas_ms(self, now_ms: int) -> dict[str, int | None]:
         """Expected delay until each waiting request is granted, in order of service."""
-        bucket = self.ledger.bucket
-        if bucket.observation is None or self.paused:
+        if self.ledger.bucket.observation is None or self.paused:
             return {waiting.request.lease_id: None for waiting in self.waitlist.order()}
-        landed = bucket.ticks_landed(now_ms)
-        forecast = Forecast(
-            # A forecast takes what is probable; only a grant needs certainty.
-            available=self.available(now_ms, projected=True) + self.ledger.uncertain_tokens,
-            lump=bucket.observation.envelope.lump,
-            tick_delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
-            returns=returns(self.ledger, self.costs, self.call_times.usual_ms, now_ms),
-            call_ms=self.call_times.usual_ms,
-        )
+        available = self.available(now_ms, projected=True)
+        forecast = foresee(self.ledger, self.costs, self.call_times, available, now_ms)
         etas = forecast.etas_ms(self.waitlist.order())
         if self.budgets:
             for waiting in self.waitlist:
-                self._delay_by_budget(waiting, etas, now_ms)
+                lease_id = waiting.request.lease_id
+                etas[lease_id] = self.offers.later_by_budget(waiting, etas[lease_id], now_ms)
         return etas
-
-    def _delay_by_budget(self, waiting: Waiting, etas: dict[str, int | None], now_ms: int) -> None:
-        free_ms = self.offers.budget_free_ms(waiting, now_ms)
-        eta_ms = etas[waiting.request.lease_id]
-        known = eta_ms is not None and free_ms is not None
-        later_ms = max(eta_ms or 0, (free_ms or 0) - now_ms)
-        etas[waiting.request.lease_id] = later_ms if known else None
 
     # --- deciding ----------------------------------------------------------
 
@@ -298,13 +273,13 @@ class Allocator:
             return
         self.probing.wanted = False
         while (head := self._head(now_ms)) is not None:
-            plan = self._plan(head, now_ms)
-            if plan is Verdict.WAIT:
-                break
-            if plan is Verdict.TOO_LARGE:
+            if not self.offers.requote(head):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
-            else:
-                self._grant(head, plan, now_ms)
+                continue
+            batch = self._batch_now(head, now_ms)
+            if batch is None:
+                break
+            self._grant(head, batch, now_ms)
 
     def _head(self, now_ms: int) -> Waiting | None:
         """Who is next; holders whose budget is used up are passed over."""
@@ -324,10 +299,8 @@ class Allocator:
             self._budget_wake_ms = min(free_ms, self._budget_wake_ms or free_ms)
         return None
 
-    def _plan(self, waiting: Waiting, now_ms: int) -> Batch | Verdict:
-        """What to do about the head."""
-        if not self.offers.requote(waiting):
-            return Verdict.TOO_LARGE
+    def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:
+        """What to grant to the head; None if it must wait, for Keepa or for tokens."""
         quote, bucket = waiting.quote, self.ledger.bucket
         assert bucket.observation is not None
         batch = self.offers.batch(waiting, self.available(now_ms, projected=False), now_ms)
@@ -340,11 +313,11 @@ class Allocator:
         if ask:
             self.probing.wanted = True
             if self.probing.is_worth_waiting_for(now_ms):
-                return Verdict.WAIT
+                return None
             batch = self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
         elif batch is None:
             self._confirmed_until_ms = bucket.next_tick_ms(now_ms)
-        return batch or Verdict.WAIT
+        return batch
 
     def _wait_is_confirmed(self, now_ms: int) -> bool:
         # A reply to a long call, which came after the answer, may tell older news.
@@ -353,7 +326,7 @@ class Allocator:
 
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request
-        self._overdue.pop(request.lease_id, None)
+        self._deadlines.drop(request.lease_id)
         self.waitlist.serve(waiting, batch.tokens)
         self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
         overrun = waiting.quote.overrun(batch.tokens)
@@ -374,19 +347,8 @@ class Allocator:
 
         Tells whether there was anybody.
         """
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            deadline_ms, lease_id = heappop(self._deadlines)
-            waiting = self.waitlist.get(lease_id)
-            if waiting is not None and waiting.request.deadline_ms == deadline_ms:
-                self._overdue[lease_id] = waiting
-        if not self._overdue:
-            return False
         undecided = self.probing.wanted or self.probing.in_flight
-        due = [
-            waiting
-            for waiting in self._overdue.values()
-            if not undecided or waiting.due_ms(PATIENCE_MS) <= now_ms
-        ]
+        due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))
         delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
         for waiting in due:
             self._deny(waiting, self.reason(waiting, now_ms), delays, now_ms)
@@ -419,7 +381,7 @@ class Allocator:
         self, waiting: Waiting, reason: DenialReason, delays: dict[str, int | None], now_ms: int
     ) -> None:
         request = waiting.request
-        self._overdue.pop(request.lease_id, None)
+        self._deadlines.drop(request.lease_id)
         self.waitlist.remove(request.lease_id)
         self.denials[reason] += 1
         if reason is DenialReason.TOO_LARGE:

@@ -149,7 +149,7 @@ class CostBook:
             ratio = self._price(operation, band, prior).ratio
             largest = min(most, (1 << band) - 1)
             if ratio > 0:
-                largest = min(largest, floor((tokens + EPSILON) / ratio))
+                largest = floor(min(largest, (tokens + EPSILON) / ratio))
             if largest >= max(least, 1 << (band - 1)) and tokens >= 1:
                 return largest
         return None

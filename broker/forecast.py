@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from broker.costs import CostBook, tokens_at
 from broker.leases import Lease, LeaseState
+from broker.ledger import Ledger
 from broker.waitlist import Waiting
 
 # Weight of the newest call in the usual duration.
@@ -17,19 +18,6 @@ class Return(NamedTuple):
 
     due_ms: float
     tokens: float
-
-
-def returns(
-    leases: Iterable[Lease], costs: CostBook, call_ms: float, now_ms: int
-) -> Iterator[Return]:
-    """What the calls in flight will probably give back, and when."""
-    for lease in leases:
-        if lease.state is LeaseState.OPEN and lease.request is not None:
-            prior = lease.request.tokens_per_unit
-            price = costs.price(lease.operation, lease.units, prior)
-            likely = tokens_at(price.ratio * price.likely, lease.units)
-            left_ms = max(0.0, lease.granted_ms + call_ms - now_ms)
-            yield Return(left_ms, lease.tokens - min(likely, lease.tokens))
 
 
 class CallTimes:
@@ -115,3 +103,40 @@ class Forecast:
         else:
             return False
         return True
+
+
+def foresee(
+    ledger: Ledger, costs: CostBook, call_times: CallTimes, available: int, now_ms: int
+) -> Forecast:
+    """The forecast from what is probable; only a grant needs certainty.
+
+    Args:
+        ledger: The books; Keepa must have been heard.
+        costs: What calls have cost.
+        call_times: How long they take.
+        available: Tokens that could be granted now, with lumps that should have landed.
+        now_ms: The broker's clock.
+    """
+    bucket, call_ms = ledger.bucket, call_times.usual_ms
+    assert bucket.observation is not None
+    landed = bucket.ticks_landed(now_ms)
+    return Forecast(
+        available=available + ledger.uncertain_tokens,
+        lump=bucket.observation.envelope.lump,
+        tick_delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
+        returns=_returns(ledger, costs, call_ms, now_ms),
+        call_ms=call_ms,
+    )
+
+
+def _returns(
+    leases: Iterable[Lease], costs: CostBook, call_ms: float, now_ms: int
+) -> Iterator[Return]:
+    """What the calls in flight will probably give back, and when."""
+    for lease in leases:
+        if lease.state is LeaseState.OPEN and lease.request is not None:
+            prior = lease.request.tokens_per_unit
+            price = costs.price(lease.operation, lease.units, prior)
+            likely = tokens_at(price.ratio * price.likely, lease.units)
+            left_ms = max(0.0, lease.granted_ms + call_ms - now_ms)
+            yield Return(left_ms, lease.tokens - min(likely, lease.tokens))

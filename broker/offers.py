@@ -66,3 +66,10 @@ class Offers(NamedTuple):
         return self.budgets.free_at_ms(
             request.holder, request.operation, least_tokens, capacity, now_ms
         )
+
+    def later_by_budget(self, waiting: Waiting, eta_ms: int | None, now_ms: int) -> int | None:
+        """*eta_ms*, or the delay until the budgets have room; None if nobody can tell."""
+        free_ms = self.budget_free_ms(waiting, now_ms)
+        if eta_ms is None or free_ms is None:
+            return None
+        return max(eta_ms, free_ms - now_ms)

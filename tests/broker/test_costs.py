@@ -116,6 +116,11 @@ def test_the_more_calls_are_known_the_closer_is_the_worst() -> None:
     assert early.worst > later.worst > 1.0
 
 
+def test_next_to_no_cost_is_affordable() -> None:
+    """A prior so small that no division by it is finite is still a prior."""
+    assert CostBook().affordable("p", 7, 1, 1, 1e-309) == 7
+
+
 @given(
     calls=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2_000)), max_size=60),
     most=st.integers(1, 100),
