@@ -83,7 +83,7 @@ bench: $(VENV)/.ready  ## Start times, memory, the simulator's pages, page write
 	$(BIN)/python -m tests.bench.bench_page_writes
 
 museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
-	@$(BIN)/python -m tests.simulation.museum
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.simulation.museum
 
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \

@@ -24,7 +24,7 @@ FINGERPRINT = "0123456789ab"
 # A tick that comes soon, and one that no test lives to see.
 SOON_S, NEVER_S = 1.0, 3600.0
 
-Serve = Callable[..., Awaitable["ServedBroker"]]
+Serve = Callable[[RunningSimulator, int], Awaitable["ServedBroker"]]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ class ServedBroker:
 
 
 @asynccontextmanager
-async def running(
-    simulator: RunningSimulator, *, grace_ms: int = 0
-) -> AsyncIterator[ServedBroker]:
-    """Serve the account of *simulator* until the context ends."""
-    config = AllocatorConfig(recovery_grace_ms=grace_ms)
+async def running(simulator: RunningSimulator, *, key: str = "") -> AsyncIterator[ServedBroker]:
+    """Serve the account of *simulator*, or of *key* there, until the context ends."""
+    config = AllocatorConfig(recovery_grace_ms=0)
     allocator = Allocator(config, epoch=7, started_ms=BrokerRuntime.now_ms())
-    keepa = KeepaSync(simulator.base_url, SecretStr(simulator.api_key))
+    keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))
     runtime = BrokerRuntime(allocator, keepa)
     metrics = BrokerMetrics(runtime)
     server = grpc.aio.server(options=OPTIONS)
@@ -53,16 +51,38 @@ async def running(
     await server.start()
     runtime.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield ServedBroker(pb_grpc.TokenBrokerServiceStub(channel), runtime, metrics)
-        runtime.stop()
-        await server.stop(0)
-    keepa.close()
+        try:
+            yield ServedBroker(pb_grpc.TokenBrokerServiceStub(channel), runtime, metrics)
+        finally:
+            runtime.stop()
+            await server.stop(0)
+            keepa.close()
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Serve]:
+    """Starts brokers, each synced with the balance it is given; all stop with the context."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(simulator: RunningSimulator, balance: int) -> ServedBroker:
+            simulator.clear_faults()
+            simulator.change_account(balance=balance)
+            broker = await stack.enter_async_context(running(simulator))
+            await asyncio.wait_for(broker.runtime.synced.wait(), SYNC_TIMEOUT_S)
+            return broker
+
+        yield serve
+
+
+def launch_keepa(tick_seconds: float) -> RunningSimulator:
+    """A small Keepa that brings five tokens a tick."""
+    return launch_simulator(rate=5, tick_seconds=tick_seconds, products=100, deals=10)
 
 
 @pytest.fixture(scope="module")
 def slow_keepa() -> Iterator[RunningSimulator]:
     """A Keepa whose next tick is an hour away: nothing changes but by calls."""
-    simulator = launch_simulator(rate=5, tick_seconds=NEVER_S, products=100, deals=10)
+    simulator = launch_keepa(NEVER_S)
     yield simulator
     simulator.stop()
 
@@ -70,7 +90,7 @@ def slow_keepa() -> Iterator[RunningSimulator]:
 @pytest.fixture(scope="module")
 def quick_keepa() -> Iterator[RunningSimulator]:
     """A Keepa that ticks every second."""
-    simulator = launch_simulator(rate=5, tick_seconds=SOON_S, products=100, deals=10)
+    simulator = launch_keepa(SOON_S)
     yield simulator
     simulator.stop()
 
@@ -78,13 +98,5 @@ def quick_keepa() -> Iterator[RunningSimulator]:
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Starts brokers: a simulator and its balance make a synced broker."""
-    async with AsyncExitStack() as stack:
-
-        async def serve(simulator: RunningSimulator, balance: int, **options: int) -> ServedBroker:
-            simulator.clear_faults()
-            simulator.change_account(balance=balance)
-            broker = await stack.enter_async_context(running(simulator, **options))
-            await asyncio.wait_for(broker.runtime.synced.wait(), SYNC_TIMEOUT_S)
-            return broker
-
+    async with serving() as serve:
         yield serve

@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.broker.rpcs import acquire, refusal, settle
+from tests.broker.rpcs import acquire, refusal, settle, until
 from tests.fix_service import FINGERPRINT, Serve
 from tests.fix_simulator import RunningSimulator
 
@@ -34,13 +34,49 @@ async def test_a_repeated_request_returns_the_open_grant(
     """With the time that is left to it, and without a second hold."""
     broker = await serve(slow_keepa, 20)
 
+    async def aged() -> bool:
+        lease = (await broker.stub.ListLeases(pb.ListLeasesRequest())).leases[0]
+        return bool(lease.age.ToMilliseconds() >= 20)
+
     first = (await broker.stub.AcquireLease(acquire())).grant
+    await until(aged)
     second = (await broker.stub.AcquireLease(acquire())).grant
     bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
 
     assert (second.lease_id, second.tokens) == (first.lease_id, first.tokens)
-    assert second.ttl.ToMilliseconds() <= first.ttl.ToMilliseconds()
+    assert second.ttl.ToMilliseconds() <= first.ttl.ToMilliseconds() - 10
     assert bucket.reserved == 5
+
+
+async def test_a_crowd_gets_what_there_is_and_no_more(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """However many ask in the same moment, no token is promised twice."""
+    broker = await serve(slow_keepa, 20)
+    requests = [acquire(str(number), max_wait=Duration()) for number in range(30)]
+
+    calls = [broker.stub.AcquireLease(request) for request in requests]
+    outcomes = [(await call).WhichOneof("outcome") for call in calls]
+    bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+
+    assert 1 <= outcomes.count("grant") <= 4
+    assert bucket.reserved == 5 * outcomes.count("grant")
+
+
+async def test_the_outcome_decides_what_stays_held(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """A refused call cost nothing; one that never answered may have cost all it held."""
+    broker = await serve(slow_keepa, 20)
+    refusal = pb.Envelope(tokens_left=20, refill_rate=5)
+    held = {}
+
+    for outcome in (pb.OUTCOME_NOT_SENT, pb.OUTCOME_REFUSED, pb.OUTCOME_UNKNOWN):
+        grant = (await broker.stub.AcquireLease(acquire(str(outcome)))).grant
+        await broker.stub.SettleLease(settle(grant, outcome=outcome, envelope=refusal))
+        held[outcome] = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket.reserved
+
+    assert held == {pb.OUTCOME_NOT_SENT: 0, pb.OUTCOME_REFUSED: 0, pb.OUTCOME_UNKNOWN: 5}
 
 
 async def test_the_state_of_a_lease_decides_the_status(

@@ -6,8 +6,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.broker.rpcs import DEADLINE_S, acquire, refusal, waiting
-from tests.fix_service import Serve
+from tests.broker.rpcs import DEADLINE_S, acquire, refusal, until, waiting
+from tests.fix_service import Serve, running
 from tests.fix_simulator import RunningSimulator
 
 Code = grpc.StatusCode
@@ -91,6 +91,23 @@ async def test_syncs_share_one_probe(slow_keepa: RunningSimulator, serve: Serve)
     assert slow_keepa.stats()["calls"] == calls + 1
     assert {bucket.balance for bucket in buckets} == {42}
     assert {bucket.last_observation.source for bucket in buckets} == {pb.OBSERVATION_SOURCE_PROBE}
+
+
+async def test_a_key_that_keepa_does_not_know_is_told(slow_keepa: RunningSimulator) -> None:
+    """The zeros of Keepa's answer are no balance: nothing is known, so nothing is granted."""
+    slow_keepa.clear_faults()
+    async with running(slow_keepa, key="another") as broker:
+
+        async def asked() -> bool:
+            return broker.runtime.allocator.probing.failures > 0
+
+        await until(asked)
+        bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
+        denial = (await broker.stub.AcquireLease(acquire(max_wait=Duration()))).denial
+
+    assert bucket.state == pb.BUCKET_STATE_SYNCING
+    assert "check KEEPA_API_KEY" in bucket.upstream_trouble
+    assert denial.reason == pb.DENIAL_REASON_NOT_SYNCED
 
 
 async def test_a_sync_that_fails_says_why(slow_keepa: RunningSimulator, serve: Serve) -> None:

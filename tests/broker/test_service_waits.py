@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -49,6 +50,21 @@ async def test_the_wait_ends_with_the_tick(quick_keepa: RunningSimulator, serve:
     assert answer.grant.tokens == 5
     assert took_s < 2 * SOON_S + 1
     assert answer.grant.waited.ToMilliseconds() <= took_s * 1000
+
+
+@pytest.mark.parametrize("skew_ms", [-3_600_000, 3_600_000], ids=["slow", "fast"])
+async def test_a_wrong_clock_at_keepa_delays_nobody(
+    quick_keepa: RunningSimulator, serve: Serve, skew_ms: int
+) -> None:
+    """The tick is counted from the reply; whose clock says what doesn't matter."""
+    broker = await serve(quick_keepa, 0)
+    quick_keepa.set_fault(f"skew:ms={skew_ms}")
+    await broker.stub.SyncBucket(pb.SyncBucketRequest())
+
+    answer = await broker.stub.AcquireLease(acquire(), timeout=DEADLINE_S)
+    quick_keepa.clear_faults()
+
+    assert answer.grant.waited.ToMilliseconds() < 2_000 * SOON_S
 
 
 async def test_a_cancelled_wait_leaves_nothing(slow_keepa: RunningSimulator, serve: Serve) -> None:

@@ -117,17 +117,17 @@ def certain_at_once(_observation: Observation, _settled: Lease) -> bool:
 
 EXHIBITS: Final = (
     Exhibit(
-        "local estimate believed",
+        "local estimate believed over the server",
         "Each worker trusted its own count: -42 where Keepa said 38.",
         replacing(Bucket, "supersedes", keep_own_estimate),
     ),
     Exhibit(
-        "tokensLeft erases reservations",
+        "tokensLeft overwriting in-flight reservations",
         "One worker's reply overwrote the count, and with it what others had reserved.",
         replacing(Ledger, "_adopt_observation", erase_reservations),
     ),
     Exhibit(
-        "refill only with a call",
+        "refill only as a side effect of another call",
         "The balance rose only when a reply said so; without tokens there was no reply.",
         replacing(Bucket, "ticks_landed", never_refilled),
     ),
@@ -137,27 +137,27 @@ EXHIBITS: Final = (
         replacing(Ledger, "_lapse", refund),
     ),
     Exhibit(
-        "unknown outcome free",
+        "unknown outcome counted as zero",
         "A timed-out call was booked at zero although Keepa had charged it.",
         replacing(Ledger, "settle", settle_unknown_as_free),
     ),
     Exhibit(
-        "refusal charged",
+        "refusal that still charged",
         "A 429 was booked at the estimate, and the count sank below Keepa's.",
         replacing(Ledger, "_take_cost", charge_refusals),
     ),
     Exhibit(
-        "settle by counter",
+        "settle by counter instead of by identity",
         "Replies were matched to calls by order of arrival, not by identity.",
         replacing(Ledger, "settle", settle_oldest),
     ),
     Exhibit(
-        "late settle twice",
+        "late settle counted twice",
         "A retried report of a call was booked a second time.",
         replacing(Ledger, "_end", forget_that_it_counted),
     ),
     Exhibit(
-        "debt clamped",
+        "clamp at zero that forgets debt",
         "A negative balance was shown as zero, and the debt was forgotten.",
         replacing(Bucket, "balance", clamped_balance),
     ),
@@ -167,12 +167,12 @@ EXHIBITS: Final = (
         replacing(Bucket, "balance", dripping_balance),
     ),
     Exhibit(
-        "wall clock for refillIn",
+        "wall clock used for refillIn",
         "The next tick was computed on the server's clock and compared with ours.",
         replacing(Bucket, "adopt", adopt_by_wall_clock),
     ),
     Exhibit(
-        "rate zero adopted",
+        "envelope with refillRate 0 adopted",
         "The zeros that answer an invalid key became a balance of zero.",
         replacing(Envelope, "is_observation", property(always)),
     ),
@@ -187,7 +187,7 @@ EXHIBITS: Final = (
         replacing(Envelope, "refilled", lowered_to_capacity),
     ),
     Exhibit(
-        "TTL restarted",
+        "TTL restarted by a restart",
         "Coming back for a grant started its time anew, so that a dead hold never ended.",
         replacing(Allocator, "acquire", restart_ttl),
     ),

@@ -119,19 +119,24 @@ def never(_self: object, *_: Any) -> bool:
     return False
 
 
+def patient_with_keepa(self: Waiting, patience_ms: int) -> int:
+    """Keepa's word is awaited, however little time the client has."""
+    return self.since_ms + patience_ms
+
+
 EXHIBITS: Final = (
     Exhibit(
-        "wait above capacity",
+        "wait target above capacity",
         "A request for 450 tokens waited for ever at a bucket of 300.",
         replacing(Offers, "most_tokens", no_limit),
     ),
     Exhibit(
-        "recovery threshold",
+        "recovery threshold that a small task keeps draining",
         "Work stopped until 280 tokens were there, and a small task kept draining them.",
         replacing(Allocator, "available", wait_for_recovery),
     ),
     Exhibit(
-        "rescue sync throttled",
+        "rescue sync throttled away",
         "The sync that would have ended a wait was itself limited to one in ten minutes.",
         replacing(Probing, "may_start", throttled),
     ),
@@ -146,12 +151,17 @@ EXHIBITS: Final = (
         replacing(Probing, "is_worth_waiting_for", always),
     ),
     Exhibit(
-        "await between check and reserve",
+        "answer held until nobody listens",
+        "A call of one second ended in DEADLINE_EXCEEDED while the status call hung.",
+        replacing(Waiting, "due_ms", patient_with_keepa),
+    ),
+    Exhibit(
+        "check-then-reserve with an await between",
         "Four workers each saw the same five tokens and went to -150.",
         await_between,
     ),
     Exhibit(
-        "cancelled waiter stops the loop",
+        "a cancelled waiter that stops the loop",
         "When the first in line gave up, those behind it were never woken.",
         replacing(Allocator, "cancel", cancel_silently),
     ),
@@ -161,12 +171,12 @@ EXHIBITS: Final = (
         replacing(Allocator, "cancel", leak_cancelled_grant),
     ),
     Exhibit(
-        "small ones starve a big one",
+        "small requests starving a big one",
         "Whatever fitted was granted first, so a large batch never came to its turn.",
         bypassing,
     ),
     Exhibit(
-        "credit saved up while idle",
+        "idle flow rejoining with saved-up credit",
         "A worker back from a break took everything until it had caught up.",
         replacing(PriorityClass, "join", join_with_credit),
     ),

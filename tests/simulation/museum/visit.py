@@ -16,7 +16,10 @@ from tests.simulation.museum import counting, granting
 from tests.simulation.museum.exhibit import Exhibit
 
 EXHIBITS: Final = counting.EXHIBITS + granting.EXHIBITS
-SUITE: Final = ("bucket", "costs", "waitlist", "ledger", "drift", "budgets", "allocator")
+SUITE: Final = (
+    *("bucket", "costs", "waitlist", "ledger", "drift", "budgets", "allocator"),
+    *("forecast", "overdue", "pricing"),
+)
 
 Test = Callable[[], None]
 
