@@ -71,11 +71,25 @@ class BrokerMetrics:
             ["holder"],
             registry=self.registry,
         )
+        self._eta_error = Histogram(
+            "tokenbroker_eta_error_seconds",
+            "Time between a grant and its ETA, as told at first and as corrected last.",
+            ["told"],
+            buckets=WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        runtime.eta_listeners.append(self._eta_proved)
         # A series that is absent until its first event can't be alerted on.
         for priority in Priority:
             self._wait.labels(priority.name.lower())
         for outcome in Outcome:
             self._settles.labels(outcome.value)
+        for told in ("first", "last"):
+            self._eta_error.labels(told)
+
+    def _eta_proved(self, first_ms: int, last_ms: int) -> None:
+        self._eta_error.labels("first").observe(first_ms / 1000)
+        self._eta_error.labels("last").observe(last_ms / 1000)
 
     def granted(self, priority: Priority, waited_ms: int) -> None:
         """A lease was granted after *waited_ms*."""

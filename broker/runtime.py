@@ -24,12 +24,15 @@ from broker.errors import BrokerError
 from broker.keepa_sync import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.leases import Lease, LeaseRequest, Renewal, Settlement
 from broker.notices import Notices
+from broker.promises import Listener, Promises
 from broker.views import BucketView, WaitingView, bucket_view, waiting_view
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A timer that fires a moment early must not spin.
 WAKE_MS_MIN: Final = 1
+# ETAs of a sample are corrected this often at most, and rarer when very many wait.
+ETA_EVERY_MS: Final = 1_000
 
 Answer = Granted | Denied
 T = TypeVar("T")
@@ -90,6 +93,10 @@ class BrokerRuntime:
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
+        # Whoever wants to know by how many ms ETAs were off, as told at first and last.
+        self.eta_listeners: list[Listener] = []
+        self._promises = Promises(self._eta_proved)
+        self._promised_ms = 0
 
     @staticmethod
     def now_ms() -> int:
@@ -208,15 +215,27 @@ class BrokerRuntime:
         for answer in self.allocator.take_outcomes():
             self._deliver(answer)
         self._notices.look()
+        now_ms = self.now_ms()
+        self._look_at_promises(now_ms)
         if self.stopping:
             return
-        now_ms = self.now_ms()
         if self._probe is None and self.allocator.probe_wanted(now_ms):
             self._start_probe(now_ms)
         self._set_timer(now_ms)
         if self.allocator.ledger.bucket.observation is not None:
             self.synced.set()
         self._tell_watchers()
+
+    def _look_at_promises(self, now_ms: int) -> None:
+        self._promises.keep_score(self.allocator, now_ms)
+        waiting = len(self.allocator.waitlist)
+        if waiting and now_ms - self._promised_ms >= max(ETA_EVERY_MS, waiting):
+            self._promised_ms = now_ms
+            self._promises.renew(self.allocator, now_ms)
+
+    def _eta_proved(self, first_ms: int, last_ms: int) -> None:
+        for listener in self.eta_listeners:
+            listener(first_ms, last_ms)
 
     def _deliver(self, answer: Answer) -> None:
         lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id

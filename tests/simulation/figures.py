@@ -10,6 +10,7 @@ from statistics import median
 from typing import Final
 
 from broker.leases import Priority
+from broker.promises import Promises
 from tests.simulation.demand import BULK, DEALS, OFFERS, PAGES, PRODUCTS, RATED
 from tests.simulation.dice import Fate
 from tests.simulation.scenario import Scenario
@@ -55,6 +56,11 @@ class Figures:
     by_class: Counter[Priority] = field(default_factory=Counter)
     largest: int = 0
 
+    def eta_proved(self, first_ms: int, last_ms: int) -> None:
+        """A request has been served that much off its ETA, as told at first and last."""
+        self.eta_errors_ms.append(first_ms)
+        self.eta_last_errors_ms.append(last_ms)
+
     @property
     def utilisation(self) -> float:
         """Spent by generated."""
@@ -95,35 +101,6 @@ class Figures:
         )
 
 
-class Promises:
-    """ETAs of a sample of waiting requests, against the moments they were granted."""
-
-    def __init__(self, simulation: Simulation, figures: Figures) -> None:
-        self._simulation, self._figures = simulation, figures
-        self._first: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._seen = 0
-
-    def look(self, *, changed: bool) -> None:
-        """Keep score; *changed* says that somebody came, went, or Keepa was heard."""
-        broker = self._simulation.broker
-        allocator, now_ms = broker.allocator, broker.now_ms()
-        for lease_id in [i for i in self._last if i not in allocator.waitlist]:
-            first, last = self._first.pop(lease_id), self._last.pop(lease_id)
-            if allocator.ledger.lease(lease_id) is not None:
-                self._figures.eta_errors_ms.append(abs(now_ms - first))
-                self._figures.eta_last_errors_ms.append(abs(now_ms - last))
-        grants = allocator.ledger.totals.grants
-        arrives = grants // SAMPLE_EVERY != self._seen and not self._last
-        if not arrives and not (changed and self._last):
-            return
-        self._seen = grants // SAMPLE_EVERY
-        for lease_id, eta_ms in allocator.etas_ms(now_ms).items():
-            if eta_ms is not None and (arrives or lease_id in self._last):
-                self._first.setdefault(lease_id, now_ms + eta_ms)
-                self._last[lease_id] = now_ms + eta_ms
-
-
 def measure(name: str, seed: int, events: int) -> Figures:
     """Run one scenario for *events* events.
 
@@ -132,8 +109,9 @@ def measure(name: str, seed: int, events: int) -> Figures:
     """
     simulation = Simulation(SCENARIOS[name], Fate(seed))
     figures = Figures(name, seed)
-    promises = Promises(simulation, figures)
-    ledger, waitlist = simulation.broker.allocator.ledger, simulation.broker.allocator.waitlist
+    promises, sampled = Promises(figures.eta_proved), 0
+    allocator = simulation.broker.allocator
+    ledger, waitlist = allocator.ledger, allocator.waitlist
     while simulation.timeline.events < events:
         seen, waiting = ledger.totals.observations, len(waitlist)
         simulation.timeline.step()
@@ -141,7 +119,13 @@ def measure(name: str, seed: int, events: int) -> Figures:
         observed = ledger.totals.observations != seen
         if observed:
             figures.unexplained[abs(ledger.drift.last_unexplained_tokens)] += 1
-        promises.look(changed=observed or len(waitlist) != waiting)
+        now_ms = simulation.broker.now_ms()
+        promises.keep_score(allocator, now_ms)
+        if promises and (observed or len(waitlist) != waiting):
+            promises.renew(allocator, now_ms)
+        elif not promises and ledger.totals.grants >= sampled + SAMPLE_EVERY:
+            sampled = ledger.totals.grants
+            promises.renew(allocator, now_ms)
     books, measures = simulation.model.books, simulation.measures
     figures.calls, figures.refusals = measures.calls, measures.refusals
     figures.spent, figures.generated = books.spent, books.opening + books.refilled

@@ -40,6 +40,7 @@ WATCHED = {
     "tokens by holder": "tokenbroker_holder_spent_tokens_total",
     "probes": "tokenbroker_probes_total",
     "tick error": "tokenbroker_tick_error_seconds",
+    "ETA error": "tokenbroker_eta_error_seconds_bucket",
     "refusals": "tokenbroker_refusals_total",
     "deals stored": "dealfetcher_deals",
     "deals written": "dealfetcher_hour_rows",
