@@ -8,7 +8,7 @@ import typer
 
 from broker.commands import inspect
 from broker.commands import watch as watching
-from broker.commands.connection import CommandError
+from broker.commands.connection import CommandError, Target
 from broker.settings import (
     ClientSettings,
     ServeSettings,
@@ -16,6 +16,7 @@ from broker.settings import (
     TracingSettings,
     load,
 )
+from protos.credential_files import CredentialError
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -80,7 +81,7 @@ def status(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker status -o json | jq .available
     """
-    inspect.status(_address(address), as_json=output is Format.JSON)
+    inspect.status(_target(address), as_json=output is Format.JSON)
 
 
 @app.command()
@@ -91,7 +92,7 @@ def watch(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker watch --address broker.example:50051
     """
-    watching.watch(_address(address), as_json=output is Format.JSON)
+    watching.watch(_target(address), as_json=output is Format.JSON)
 
 
 @app.command()
@@ -100,7 +101,7 @@ def leases(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker leases -o json | jq '.waiting[] | [.holder, .eta]'
     """
-    inspect.leases(_address(address), as_json=output is Format.JSON)
+    inspect.leases(_target(address), as_json=output is Format.JSON)
 
 
 @app.command()
@@ -109,7 +110,7 @@ def sync(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker sync && tokenbroker status
     """
-    inspect.sync(_address(address), as_json=output is Format.JSON)
+    inspect.sync(_target(address), as_json=output is Format.JSON)
 
 
 @app.command()
@@ -118,7 +119,7 @@ def pause(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker pause; use the key elsewhere; tokenbroker resume
     """
-    inspect.pause(_address(address), as_json=output is Format.JSON)
+    inspect.pause(_target(address), as_json=output is Format.JSON)
 
 
 @app.command()
@@ -127,11 +128,12 @@ def resume(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker resume
     """
-    inspect.resume(_address(address), as_json=output is Format.JSON)
+    inspect.resume(_target(address), as_json=output is Format.JSON)
 
 
-def _address(option: str | None) -> str:
-    return option or load(ClientSettings).broker_address
+def _target(option: str | None) -> Target:
+    settings = load(ClientSettings)
+    return Target(option or settings.broker_address, settings.access)
 
 
 def _fail(exc: Exception, code: int) -> NoReturn:
@@ -143,7 +145,7 @@ def main() -> None:
     """Run the command; a wrong setting exits 2, any other failure 1."""
     try:
         app()
-    except SettingsError as exc:
+    except (SettingsError, CredentialError) as exc:
         _fail(exc, EXIT_USAGE)
     except CommandError as exc:
         _fail(exc, EXIT_FAILED)

@@ -17,6 +17,7 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["TokenBrokerService"].full_name
 # Its module has no SERVICE_NAME.
 CHANNELZ_NAME: Final = "grpc.channelz.v1.Channelz"
+REFLECTION_NAME: Final = reflection.SERVICE_NAME
 
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -29,7 +30,7 @@ class Introspection:
         self._states: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # no aio stubs
         health_pb2_grpc.add_HealthServicer_to_server(self._states, server)
         channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # it takes aio servers too
-        names = (SERVICE_NAME, health.SERVICE_NAME, CHANNELZ_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, health.SERVICE_NAME, CHANNELZ_NAME, REFLECTION_NAME)
         reflection.enable_server_reflection(names, server)
 
     async def follow(self, synced: asyncio.Event) -> None:

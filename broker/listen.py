@@ -1,6 +1,7 @@
 """Addresses to listen on, and a clear word when one is taken."""
 
 import errno
+import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import Self
@@ -38,6 +39,14 @@ class Listen:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this machine can connect."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def check_free(self, setting: str) -> None:
         """Bind once and let go: gRPC wouldn't say why it can't.

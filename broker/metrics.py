@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from broker.answers import BucketState, DenialReason
 from broker.keepa_sync import ProbeFailure
 from broker.leases import Outcome, Priority, Settlement
+from broker.reasons import Refusal
 from broker.runtime import BrokerRuntime, SettleResult
 
 # A grant takes a moment, a tick a minute, and an empty bucket up to an hour.
@@ -79,11 +80,19 @@ class BrokerMetrics:
             registry=self.registry,
         )
         runtime.eta_listeners.append(self._eta_proved)
+        self._refused = Counter(
+            "tokenbroker_refused_calls",
+            "Calls whose caller was not let in, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
         # A series that is absent until its first event can't be alerted on.
         for priority in Priority:
             self._wait.labels(priority.name.lower())
         for outcome in Outcome:
             self._settles.labels(outcome.value)
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
         for told in ("first", "last"):
             self._eta_error.labels(told)
 
@@ -94,6 +103,10 @@ class BrokerMetrics:
     def granted(self, priority: Priority, waited_ms: int) -> None:
         """A lease was granted after *waited_ms*."""
         self._wait.labels(priority.name.lower()).observe(waited_ms / 1000)
+
+    def refused(self, refusal: Refusal) -> None:
+        """A caller was not let in."""
+        self._refused.labels(refusal.value).inc()
 
     def settled(self, settlement: Settlement, result: SettleResult) -> None:
         """A lease was settled, not for the second time."""

@@ -190,6 +190,14 @@ class BrokerRuntime:
         """Whatever still holds tokens: open and lapsed by age, then settled ones."""
         return list(self.allocator.ledger)
 
+    def holder(self, lease_id: str) -> str | None:
+        """Who holds, or waits for, *lease_id*; None where nobody does any more."""
+        lease = self.allocator.ledger.lease(lease_id)
+        if lease is not None:
+            return lease.holder
+        waiting = self.allocator.waitlist.get(lease_id)
+        return waiting.request.holder if waiting is not None else None
+
     def waiting(self) -> list[WaitingView]:
         """Who waits, next to be served first."""
         return waiting_view(self.allocator, self.now_ms())

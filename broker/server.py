@@ -8,7 +8,8 @@ import asyncio
 import signal
 import time
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -18,6 +19,9 @@ from broker import http
 from broker.allocator import Allocator, AllocatorConfig
 from broker.budgets import Budget
 from broker.budgets_file import BudgetsFile
+from broker.followed import Followed
+from broker.gate import Gate
+from broker.identities import IdentityBook
 from broker.introspection import Introspection
 from broker.keepa_sync import KeepaSync
 from broker.listen import Listen, ListenError
@@ -25,6 +29,7 @@ from broker.metrics import BrokerMetrics
 from broker.runtime import BrokerRuntime
 from broker.service import TokenBrokerService
 from broker.settings import ServeSettings
+from broker.tls import TlsFiles
 from broker.tracing import TracedCalls
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -55,6 +60,7 @@ def run(settings: ServeSettings, *, traced: bool = False) -> None:
     Raises:
         BudgetsFileError: the budgets can't be used.
         ListenError: an address can't be listened on.
+        CredentialError: a file of certificates or identities can't be used.
     """
     uvloop.run(serve(settings, traced=traced))
 
@@ -72,11 +78,11 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
-    interceptors = [TracedCalls()] if traced else []
+    interceptors = _interceptors(settings, metrics, traced=traced)
     server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     introspection = Introspection(server)
-    grpc_listen = _bind(server, Listen.parse(settings.broker_listen))
+    grpc_listen = _bind(server, Listen.parse(settings.broker_listen), _credentials(settings))
     http_listen = Listen.parse(settings.broker_http_listen)
     async with http.serving(routes, http_listen) as http_listen:
         ready = asyncio.create_task(introspection.follow(runtime.synced))
@@ -86,6 +92,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             "broker listening",
             grpc=str(grpc_listen),
             http=str(http_listen),
+            security=_security(settings),
             keepa=settings.keepa_base_url,
             key_fingerprint=fingerprint,
             epoch=runtime.allocator.ledger.epoch,
@@ -101,6 +108,14 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         await server.stop(STOP_GRACE_S)
     keepa.close()
     log.info("broker stopped")
+
+
+def _security(settings: ServeSettings) -> str:
+    """What protects the gRPC port, for people who read the log."""
+    if settings.broker_tls_client_ca_file is not None:
+        return "mutual TLS"
+    transport = "plaintext" if settings.broker_tls_cert_file is None else "TLS"
+    return f"{transport}, {'tokens' if settings.broker_identities_file else 'open to everybody'}"
 
 
 def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocator:
@@ -124,10 +139,35 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _bind(server: grpc.aio.Server, listen: Listen) -> Listen:
+def _interceptors(
+    settings: ServeSettings, metrics: BrokerMetrics, *, traced: bool
+) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg] # generic in stubs only
+    interceptors: list[Any] = [TracedCalls()] if traced else []
+    path = settings.broker_identities_file
+    if path is not None:
+        book = Followed([path], partial(IdentityBook.read, path))
+        # The first: whoever is not let in begins no span.
+        interceptors.insert(0, Gate(book, metrics.refused))
+    return interceptors
+
+
+def _credentials(settings: ServeSettings) -> grpc.ServerCredentials | None:
+    """What TLS is spoken with; None for plaintext."""
+    cert, key = settings.broker_tls_cert_file, settings.broker_tls_key_file
+    if cert is None or key is None:
+        return None
+    return TlsFiles(cert, key, settings.broker_tls_client_ca_file).credentials()
+
+
+def _bind(
+    server: grpc.aio.Server, listen: Listen, credentials: grpc.ServerCredentials | None
+) -> Listen:
     listen.check_free("BROKER_LISTEN")
     try:
-        port = server.add_insecure_port(str(listen))
+        if credentials is None:
+            port = server.add_insecure_port(str(listen))
+        else:
+            port = server.add_secure_port(str(listen), credentials)
     except RuntimeError:
         # Taken between the check and now.
         raise ListenError(f"BROKER_LISTEN: {listen} can't be listened on: try again") from None

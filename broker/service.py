@@ -2,13 +2,16 @@
 
 Statuses: INVALID_ARGUMENT names the field; FAILED_PRECONDITION, NOT_FOUND and
 ALREADY_EXISTS speak of the lease; UNAVAILABLE means to try again. Every error
-carries `tokenbroker-reason` in its trailing metadata.
+carries `tokenbroker-reason` in its trailing metadata. Where callers have identities,
+a holder is the identity and the name that the client gave itself, and a lease is
+touched by its own identity only.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from dataclasses import replace
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -17,10 +20,12 @@ from opentelemetry import trace
 from broker import validation, wire
 from broker.answers import Denied, Granted
 from broker.errors import BrokerError, LeaseConflictError, LeaseEndedError, LeaseNotFoundError
+from broker.gate import STATUSES as GATE_STATUSES
+from broker.identities import RefusedError, caller
 from broker.keepa_sync import KeepaSyncError
-from broker.leases import LeaseRequest
+from broker.leases import LeaseRequest, Renewal, Settlement
 from broker.metrics import BrokerMetrics
-from broker.reasons import REASON_KEY
+from broker.reasons import REASON_KEY, Refusal
 from broker.runtime import BrokerRuntime, BrokerStoppingError
 from broker.validation import InvalidRequestError
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -30,6 +35,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Code = grpc.StatusCode
+Call = TypeVar("Call", LeaseRequest, Renewal, Settlement)
 
 STATUSES: Final = {
     InvalidRequestError: (Code.INVALID_ARGUMENT, "invalid_argument"),
@@ -56,6 +62,8 @@ async def refusals(context: Context) -> AsyncIterator[None]:
     except (BrokerError, InvalidRequestError, BrokerStoppingError) as exc:
         code, reason = STATUSES[type(exc)]
         await refuse(context, code, str(exc), reason)
+    except RefusedError as exc:
+        await refuse(context, GATE_STATUSES[exc.refusal], str(exc), exc.refusal.value)
     except KeepaSyncError as exc:
         await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
 
@@ -97,6 +105,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 ttl_ms=self._config.lease_ttl_ms,
                 ttl_ms_max=self._config.max_lease_ttl_ms,
             )
+            wanted = self._signed(wanted)
             await self._check_key(request.key_fingerprint, context)
             outcome = await self._runtime.acquire(wanted)
         self._note(wanted, outcome)
@@ -112,7 +121,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 ttl_ms=self._config.lease_ttl_ms,
                 ttl_ms_max=self._config.max_lease_ttl_ms,
             )
-            lease, ttl_ms = self._runtime.renew(renewal)
+            lease, ttl_ms = self._runtime.renew(self._signed(renewal))
         return pb.RenewLeaseResponse(epoch=lease.epoch, ttl=wire.duration(ttl_ms))
 
     async def SettleLease(  # noqa: N802 - gRPC's name
@@ -120,7 +129,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.SettleLeaseResponse:
         """End a lease; see the contract."""
         async with refusals(context):
-            settlement = validation.settlement(request)
+            settlement = self._signed(validation.settlement(request))
             result = self._runtime.settle(settlement)
         if result.counted:
             self._metrics.settled(settlement, result)
@@ -178,7 +187,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.PauseGrantsResponse:
         """Stop granting."""
         self._runtime.pause()
-        log.info("granting paused", by=context.peer())
+        log.info("granting paused", by=_who(context))
         return pb.PauseGrantsResponse(bucket=self._bucket())
 
     async def ResumeGrants(  # noqa: N802 - gRPC's name
@@ -186,8 +195,28 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.ResumeGrantsResponse:
         """Take up granting again."""
         self._runtime.resume()
-        log.info("granting resumed", by=context.peer())
+        log.info("granting resumed", by=_who(context))
         return pb.ResumeGrantsResponse(bucket=self._bucket())
+
+    def _signed(self, call: Call) -> Call:
+        """*call* as its identity's; as it is where callers have none.
+
+        Raises:
+            RefusedError: the lease is another identity's.
+        """
+        identity = caller.get()
+        if identity is None:
+            return call
+        holder = self._runtime.holder(call.lease_id)
+        if holder is not None and not identity.owns(holder):
+            self._metrics.refused(Refusal.FOREIGN_LEASE)
+            log.warning("call refused", reason="foreign_lease", by=identity.name, holder=holder)
+            raise RefusedError(
+                Refusal.FOREIGN_LEASE,
+                f"lease {call.lease_id!r} is not {identity.name}'s: use the credentials that"
+                " acquired it",
+            )
+        return replace(call, holder=identity.signed(call.holder))
 
     def _bucket(self) -> pb.Bucket:
         return wire.bucket(
@@ -220,6 +249,11 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         else:
             span.set_attributes({**about, "reason": outcome.reason.value})
             log.debug("lease denied", **about, reason=outcome.reason.value)
+
+
+def _who(context: Context) -> str:
+    identity = caller.get()
+    return f"{identity.name} at {context.peer()}" if identity else context.peer()
 
 
 async def _either(changed: asyncio.Event, least_ms: int, most_ms: int) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker.listen import Listen
+from protos.access import Access
 
 FINGERPRINT_DIGITS: Final = 12
 
@@ -91,6 +92,14 @@ class ServeSettings(BaseSettings):
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     # Limits for holders and operations; see budgets_file.py.
     broker_budgets_file: Path | None = None
+    # PEM files; with a certificate the broker speaks TLS, with a CA it asks for one.
+    broker_tls_cert_file: Path | None = None
+    broker_tls_key_file: Path | None = None
+    broker_tls_client_ca_file: Path | None = None
+    # Who may do what; without it whoever gets through may do everything.
+    broker_identities_file: Path | None = None
+    # Plaintext on addresses that other machines reach: the network must protect it.
+    broker_allow_plaintext: bool = False
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 
@@ -107,6 +116,32 @@ class ServeSettings(BaseSettings):
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError("KEEPA_API_KEY holds blanks or strange characters: copy it again")
         self.keepa_api_key = SecretStr(key)
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.broker_tls_cert_file is None) != (self.broker_tls_key_file is None):
+            raise ValueError(
+                "BROKER_TLS_CERT_FILE and BROKER_TLS_KEY_FILE belong together: set both or none"
+            )
+        if self.broker_tls_client_ca_file is not None:
+            if self.broker_tls_cert_file is None:
+                raise ValueError(
+                    "BROKER_TLS_CLIENT_CA_FILE is for TLS: set BROKER_TLS_CERT_FILE and"
+                    " BROKER_TLS_KEY_FILE too"
+                )
+            if self.broker_identities_file is None:
+                raise ValueError(
+                    "BROKER_TLS_CLIENT_CA_FILE needs BROKER_IDENTITIES_FILE, which tells what"
+                    " each certificate may do"
+                )
+        plaintext = self.broker_tls_cert_file is None and not self.broker_allow_plaintext
+        if plaintext and not Listen.parse(self.broker_listen).is_local:
+            raise ValueError(
+                f"BROKER_LISTEN: {self.broker_listen} can be reached from other machines in"
+                " plaintext: set BROKER_TLS_CERT_FILE and BROKER_TLS_KEY_FILE, or"
+                " BROKER_ALLOW_PLAINTEXT=true where the network is protected"
+            )
         return self
 
     @property
@@ -149,6 +184,24 @@ class ClientSettings(BaseSettings):
 
     # A gRPC target: host:port, or dns:///name:port.
     broker_address: str = "127.0.0.1:50051"
+    # PEM files; with a CA the commands speak TLS, with a certificate they show it.
+    broker_tls_ca_file: Path | None = None
+    broker_tls_client_cert_file: Path | None = None
+    broker_tls_client_key_file: Path | None = None
+    # A name to look for in the broker's certificate instead of the address.
+    broker_tls_server_name: str = ""
+    broker_token_file: Path | None = None
+
+    @property
+    def access(self) -> Access:
+        """How to get at the broker."""
+        return Access(
+            self.broker_tls_ca_file,
+            self.broker_tls_client_cert_file,
+            self.broker_tls_client_key_file,
+            self.broker_tls_server_name,
+            self.broker_token_file,
+        )
 
 
 def key_fingerprint(key: SecretStr) -> str:

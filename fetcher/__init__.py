@@ -1,1 +1,3 @@
 """Stateless fetchers: lease, call, settle, write."""
+
+import protos  # noqa: F401 - before grpc, whose core it quiets

@@ -72,8 +72,11 @@ def _examine_tokens(settings: Settings) -> Iterator[Finding]:
         api_key = None
     bucket = None
     try:
-        with BrokerClient(settings.broker_address) as broker:
+        access = settings.require_access()
+        with BrokerClient(settings.broker_address, access=access) as broker:
             bucket = broker.get_bucket(timeout_s=3.0)
+    except SettingsError as exc:
+        yield Finding("broker", State.FAILED, str(exc), "correct the setting")
     except BrokerClientError as exc:
         remedy = "start it with tokenbroker serve, or set BROKER_ADDRESS"
         yield Finding("broker", State.FAILED, str(exc), remedy)

@@ -22,6 +22,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fetcher.errors import SettingsError
+from protos.access import Access, read_token
+from protos.credential_files import CredentialError
 
 ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12
@@ -104,6 +106,14 @@ class Settings(Environment):
     database_url_file: Path | None = None
 
     broker_address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
+    # PEM files; with a CA the broker is spoken to by TLS, with a certificate as its owner.
+    broker_tls_ca_file: Path | None = None
+    broker_tls_client_cert_file: Path | None = None
+    broker_tls_client_key_file: Path | None = None
+    # A name to look for in the broker's certificate instead of the address.
+    broker_tls_server_name: str = ""
+    # Who has no certificate shows a token.
+    broker_token_file: Path | None = None
 
     # Folder of deal queries.
     queries: Path = Path("deploy/queries")
@@ -163,15 +173,42 @@ class Settings(Environment):
             problem = f"DATABASE_URL_FILE: {exc}"
         raise SettingsError([problem])
 
+    def require_access(self) -> Access:
+        """How to get at the broker.
+
+        Raises:
+            SettingsError: A file can't be used, or a token would travel in plaintext.
+        """
+        access = Access(
+            self.broker_tls_ca_file,
+            self.broker_tls_client_cert_file,
+            self.broker_tls_client_key_file,
+            self.broker_tls_server_name,
+            self.broker_token_file,
+        )
+        try:
+            access.check(self.broker_address)
+        except CredentialError as exc:
+            problem = str(exc)
+        else:
+            return access
+        raise SettingsError([problem])
+
     def secrets(self) -> list[str]:
         """Every text that must never be shown."""
         found: list[str] = []
-        for secret in (self.require_api_key, self._database_password):
+        for secret in (self.require_api_key, self._database_password, self._token):
             try:
                 found.append(secret())
             except SettingsError:
                 continue
         return [text for text in found if text]
+
+    def _token(self) -> str:
+        try:
+            return read_token(self.broker_token_file) if self.broker_token_file else ""
+        except CredentialError:
+            return ""
 
     def _database_password(self) -> str:
         return unquote(urlsplit(self.require_database_url()).password or "")

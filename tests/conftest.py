@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fix_service",
     "tests.fix_fetcher",
     "tests.fix_broker_client",
+    "tests.fix_certificates",
 ]

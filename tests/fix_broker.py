@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from deploy.local.errors import ProgramError
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
+from protos.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -51,16 +53,20 @@ class RunningBroker:
         program: The process.
         address: Where it serves gRPC, host:port.
         http_url: Where it serves metrics and health, without a trailing slash.
+        access: How the test itself gets at it.
     """
 
-    def __init__(self, program: Program, address: str, http_url: str) -> None:
+    def __init__(
+        self, program: Program, address: str, http_url: str, access: Access | None = None
+    ) -> None:
         self.program = program
         self.address = address
         self.http_url = http_url
+        self.access = access or Access()
 
     def bucket(self) -> pb.Bucket:
         """The bucket now. Raises grpc.RpcError if the broker doesn't answer."""
-        with grpc.insecure_channel(self.address) as channel:
+        with self.access.channel(self.address) as channel:
             stub = pb_grpc.TokenBrokerServiceStub(channel)
             return stub.GetBucket(pb.GetBucketRequest(), timeout=RPC_TIMEOUT_S).bucket
 
@@ -104,9 +110,18 @@ def start_program(tmp_path: Path) -> Iterator[StartProgram]:
 
 
 def launch_broker(
-    keepa_base_url: str, keepa_api_key: str, *, folder: Path, name: str, **settings: object
+    keepa_base_url: str,
+    keepa_api_key: str,
+    *,
+    folder: Path,
+    name: str,
+    access: Access | None = None,
+    **settings: object,
 ) -> RunningBroker:
-    """Start a broker on free ports and wait until it grants; keywords are settings."""
+    """Start a broker on free ports and wait until it grants; keywords are settings.
+
+    A broker that does not serve everybody is waited for by *access*.
+    """
     address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     given = {
         "broker_listen": address,
@@ -124,7 +139,7 @@ def launch_broker(
         log_path=folder / f"{name}.log",
         folder=folder,
     )
-    broker = RunningBroker(program, address, f"http://{http}")
+    broker = RunningBroker(program, address, f"http://{http}", access)
     try:
         broker.start()
     except ProgramError:
@@ -141,7 +156,7 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
     """
     brokers: list[RunningBroker] = []
 
-    def start(keepa_base_url: str, keepa_api_key: str, **settings: object) -> RunningBroker:
+    def start(keepa_base_url: str, keepa_api_key: str, **settings: Any) -> RunningBroker:
         broker = launch_broker(
             keepa_base_url,
             keepa_api_key,

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
 
 from broker.reasons import REASON_KEY
+from protos.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 # An operator's question is answered in milliseconds or not at all.
@@ -19,22 +21,37 @@ class CommandError(Exception):
     """A command failed; the message is one line for people."""
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A broker, and how to get at it."""
+
+    address: str
+    access: Access = field(default_factory=Access)
+
+
 @contextmanager
-def connect(address: str) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
-    """A stub for the broker at *address*; any RPC error becomes a CommandError."""
-    with grpc.insecure_channel(address) as channel:
+def connect(target: Target) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
+    """A stub for the broker *target*; any RPC error becomes a CommandError.
+
+    Raises:
+        CredentialError: a file of the settings can't be used.
+    """
+    with target.access.channel(target.address) as channel:
         try:
             yield pb_grpc.TokenBrokerServiceStub(channel)
         except grpc.RpcError as exc:
-            raise CommandError(explain(address, exc)) from None
+            raise CommandError(explain(target, exc)) from None
 
 
-def explain(address: str, exc: grpc.RpcError) -> str:
-    """Why an RPC to *address* failed."""
+def explain(target: Target, exc: grpc.RpcError) -> str:
+    """Why an RPC to *target* failed."""
     assert isinstance(exc, grpc.Call)
+    address = target.address
     if REASON_KEY in dict(exc.trailing_metadata() or ()):
         return exc.details() or ""
     match exc.code():
+        case grpc.StatusCode.UNAVAILABLE if trouble := target.access.trouble(exc.details()):
+            return f"no broker answers at {address}: {trouble}"
         case grpc.StatusCode.UNAVAILABLE:
             return (
                 f"no broker answers at {address}: start one with `tokenbroker serve`,"

@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from broker.commands.connection import SYNC_TIMEOUT_S, TIMEOUT_S, connect
+from broker.commands.connection import SYNC_TIMEOUT_S, TIMEOUT_S, Target, connect
 from broker.commands.plain import plain, to_json
 from broker.commands.tables import bucket_table, lease_table, waiting_table
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -13,37 +13,37 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 PAGE_SIZE = 1_000
 
 
-def status(address: str, *, as_json: bool) -> None:
+def status(target: Target, *, as_json: bool) -> None:
     """Print the bucket."""
-    with connect(address) as broker:
+    with connect(target) as broker:
         bucket = broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
-def sync(address: str, *, as_json: bool) -> None:
+def sync(target: Target, *, as_json: bool) -> None:
     """Have the broker ask Keepa, and print the bucket."""
-    with connect(address) as broker:
+    with connect(target) as broker:
         bucket = broker.SyncBucket(pb.SyncBucketRequest(), timeout=SYNC_TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
-def pause(address: str, *, as_json: bool) -> None:
+def pause(target: Target, *, as_json: bool) -> None:
     """Stop granting, and print the bucket."""
-    with connect(address) as broker:
+    with connect(target) as broker:
         bucket = broker.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
-def resume(address: str, *, as_json: bool) -> None:
+def resume(target: Target, *, as_json: bool) -> None:
     """Take up granting, and print the bucket."""
-    with connect(address) as broker:
+    with connect(target) as broker:
         bucket = broker.ResumeGrants(pb.ResumeGrantsRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
-def leases(address: str, *, as_json: bool) -> None:
+def leases(target: Target, *, as_json: bool) -> None:
     """Print all leases and all who wait."""
-    with connect(address) as broker:
+    with connect(target) as broker:
         held, waits = all_leases(broker)
     if as_json:
         entries = {"leases": [plain(e) for e in held], "waiting": [plain(e) for e in waits]}

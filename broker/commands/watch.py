@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from broker.commands.connection import TIMEOUT_S, connect, explain
+from broker.commands.connection import TIMEOUT_S, Target, connect, explain
 from broker.commands.inspect import PAGE_SIZE
 from broker.commands.plain import to_json
 from broker.commands.tables import bucket_line, bucket_table, lease_table, waiting_table
@@ -86,7 +86,7 @@ class Screen:
         self._live.update(Group(self._last, Text(reason, style="red")), refresh=True)
 
 
-def watch(address: str, *, as_json: bool) -> None:
+def watch(target: Target, *, as_json: bool) -> None:
     """Show the bucket until Ctrl-C; a broker that goes away is waited for.
 
     Raises:
@@ -98,23 +98,23 @@ def watch(address: str, *, as_json: bool) -> None:
         live = None
     view = Screen(live) if live is not None else Lines(as_json=as_json)
     try:
-        with connect(address) as broker, live or nullcontext():
+        with connect(target) as broker, live or nullcontext():
             broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
             while True:
-                _follow(broker, view, address)
+                _follow(broker, view, target)
                 time.sleep(RETRY_S)
     except KeyboardInterrupt:
         # That is how one leaves.
         return
 
 
-def _follow(broker: Stub, view: Screen | Lines, address: str) -> None:
+def _follow(broker: Stub, view: Screen | Lines, target: Target) -> None:
     """Show one stream to its end."""
     try:
         for message in broker.WatchBucket(view.request):
             view.show(broker, message.bucket)
     except grpc.RpcError as exc:
-        view.lost(f"{explain(address, exc)}; trying again")
+        view.lost(f"{explain(target, exc)}; trying again")
 
 
 def _left_out(page: pb.ListLeasesResponse, held: int, waits: int) -> str:

@@ -12,6 +12,9 @@ Entering the block waits, in the broker, until the tokens are there. Leaving it
 without a settle means "not sent", or "cost unknown" once `calling` was said.
 A background thread renews open leases and repeats settles that the broker has
 not taken yet. All methods may be called from any thread.
+
+Against a broker with TLS, add ``access=Access(ca_file=…, cert_file=…, key_file=…)`` or
+``access=Access(ca_file=…, token_file=…)``.
 """
 
 from fetcher.broker_client.client import BrokerClient
@@ -27,13 +30,17 @@ from fetcher.broker_client.errors import (
 from fetcher.broker_client.lease import Lease
 from fetcher.broker_client.wire import BucketView, Priority
 from fetcher.keepa_envelope import Envelope
+from protos.access import Access
+from protos.credential_files import CredentialError
 
 __all__ = [
+    "Access",
     "BrokerAwayError",
     "BrokerClient",
     "BrokerClientError",
     "BrokerRefusedError",
     "BucketView",
+    "CredentialError",
     "Envelope",
     "KeyMismatchError",
     "Lease",

@@ -13,6 +13,7 @@ from typing import Self
 import grpc
 from opentelemetry.trace import SpanKind
 
+from fetcher.broker_client.connection import Connection
 from fetcher.broker_client.errors import (
     BrokerAwayError,
     BrokerRefusedError,
@@ -33,8 +34,8 @@ from fetcher.broker_client.wire import (
     duration,
     seconds,
 )
+from protos.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class BrokerClient:
         holder: Name of this process instance; shares are equal between holders.
         key_fingerprint: Short hash of the Keepa key; a broker with another key refuses.
         ttl_s: Length of a lease between renewals; None for the broker's default.
+        access: TLS, certificates and token; without it plaintext, as nobody.
+
+    Raises:
+        CredentialError: A file of *access* can't be used.
     """
 
     def __init__(
@@ -82,19 +87,20 @@ class BrokerClient:
         holder: str | None = None,
         key_fingerprint: str = "",
         ttl_s: float | None = None,
+        access: Access | None = None,
     ) -> None:
         self.address = address
         self.holder = holder or instance_name()
         self._key_fingerprint = key_fingerprint
         self._ttl_s = ttl_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stub = pb_grpc.TokenBrokerServiceStub(self._channel)
-        self._upkeep = Upkeep(self._stub)
+        self._connection = Connection(address, access or Access(), CHANNEL_OPTIONS)
+        self._upkeep = Upkeep(self._connection)
         self._lock = threading.Lock()
         self._waits: set[grpc.CallFuture[pb.AcquireLeaseResponse]] = set()
         self._stopping = threading.Event()
-        self._away = False
-        self._channel.subscribe(self._connectivity_changed)
+        # Why the broker has not answered lately, as it was last said; None: it does.
+        self._away: str | None = None
+        self._connection.subscribe(self._connectivity_changed)
 
     def __enter__(self) -> Self:
         return self
@@ -154,10 +160,10 @@ class BrokerClient:
             BrokerRefusedError: The broker won't tell this client.
         """
         try:
-            answer = self._stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
+            answer = self._connection.stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
         except grpc.RpcError as exc:
             if exc.code() in TRY_AGAIN:
-                raise BrokerAwayError(f"no broker answers at {self.address}") from exc
+                raise BrokerAwayError(self._silence(exc)) from exc
             raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
         return bucket_view(answer.bucket)
 
@@ -174,8 +180,7 @@ class BrokerClient:
         self.stop_waiting()
         if left := self._upkeep.close(timeout_s):
             log.warning("%d settles could not be delivered to the broker", left)
-        self._channel.unsubscribe(self._connectivity_changed)
-        self._channel.close()
+        self._connection.close()
 
     def _acquire(self, request: pb.AcquireLeaseRequest, max_wait_s: float | None) -> Lease:
         deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
@@ -222,7 +227,7 @@ class BrokerClient:
         with self._lock:
             if self._stopping.is_set():
                 raise WaitCancelledError("this client waits for no more tokens")
-            call = self._stub.AcquireLease.future(
+            call = self._connection.stub.AcquireLease.future(
                 request, timeout=timeout_s, metadata=trace_context()
             )
             self._waits.add(call)
@@ -247,14 +252,21 @@ class BrokerClient:
         if exc.code() not in TRY_AGAIN:
             raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
         if deadline_s is not None and time.monotonic() >= deadline_s:
-            raise BrokerAwayError(f"no broker answers at {self.address}") from exc
-        if not self._away:
-            self._away = True
-            log.warning("no broker answers at %s: waiting for it", self.address)
+            raise BrokerAwayError(self._silence(exc)) from exc
+        silence = self._silence(exc)
+        if silence != self._away:
+            self._away = silence
+            log.warning("%s; waiting for it", silence)
+        self._connection.refresh()
+
+    def _silence(self, exc: grpc.RpcError) -> str:
+        trouble = self._connection.trouble(exc)
+        silence = f"no broker answers at {self.address}"
+        return f"{silence}: {trouble}" if trouble else silence
 
     def _broker_answers(self) -> None:
-        if self._away:
-            self._away = False
+        if self._away is not None:
+            self._away = None
             log.info("the broker at %s answers again", self.address)
 
     def _open(self, request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Lease:

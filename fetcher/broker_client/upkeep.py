@@ -7,10 +7,10 @@ from collections import deque
 
 import grpc
 
+from fetcher.broker_client.connection import Connection
 from fetcher.broker_client.lease import Lease
 from fetcher.broker_client.wire import TRY_AGAIN, Settlement, renewal, seconds
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,15 @@ RETRY_PAUSE_S = 0.25
 IDLE_PAUSE_S = 3600.0
 
 
+# What was paid for is not forgotten for want of a token that is just being replaced.
+SETTLE_AGAIN = TRY_AGAIN | {grpc.StatusCode.UNAUTHENTICATED}
+
+
 class Upkeep:
     """Heartbeats and pending settles of one client."""
 
-    def __init__(self, stub: pb_grpc.TokenBrokerServiceStub) -> None:
-        self._stub = stub
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._leases: dict[str, tuple[Lease, float]] = {}
@@ -103,7 +107,7 @@ class Upkeep:
         calls = [
             (
                 lease,
-                self._stub.RenewLease.future(
+                self._connection.stub.RenewLease.future(
                     renewal(lease.terms, lease.ttl_s),
                     timeout=RETRY_TIMEOUT_S,
                     wait_for_ready=True,
@@ -121,6 +125,7 @@ class Upkeep:
             answer = call.result()
         except grpc.RpcError as exc:
             if exc.code() in TRY_AGAIN:
+                self._connection.refresh()
                 self._due_again(lease, time.monotonic() + RETRY_PAUSE_S)
                 return
             if not lease.settled:
@@ -153,14 +158,15 @@ class Upkeep:
         """Whether the broker has given its final answer to *settlement*."""
         request = settlement.request(time.monotonic())
         try:
-            self._stub.SettleLease(
+            self._connection.stub.SettleLease(
                 request,
                 timeout=timeout_s,
                 metadata=settlement.trace,
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as exc:
-            if exc.code() in TRY_AGAIN:
+            if exc.code() in SETTLE_AGAIN:
+                self._connection.refresh()
                 return False
             log.warning("settle of lease %s not taken: %s", request.lease_id, exc.details())
         except ValueError:

@@ -24,11 +24,14 @@ PACKAGE = "keepa-token-broker"
 def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     """Collect deals until a signal comes or *seconds* have passed."""
     api_key, database_url = settings.require_api_key(), settings.require_database_url()
+    access = settings.require_access()
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
     with (
         exporting(TracingSettings.load().protocol),
         Database(database_url) as database,
-        BrokerClient(settings.broker_address, key_fingerprint=key_fingerprint(api_key)) as broker,
+        BrokerClient(
+            settings.broker_address, key_fingerprint=key_fingerprint(api_key), access=access
+        ) as broker,
     ):
         workplace = Workplace(
             holder=broker.holder,

@@ -57,7 +57,11 @@ def verify_live(
         fetch: Fetch = keepa.deals
         if not direct:
             broker = stack.enter_context(
-                BrokerClient(settings.broker_address, key_fingerprint=key_fingerprint(api_key))
+                BrokerClient(
+                    settings.broker_address,
+                    key_fingerprint=key_fingerprint(api_key),
+                    access=settings.require_access(),
+                )
             )
             fetch = partial(_leased, broker, keepa)
         findings = [_verify(asked, sort, pages, fetch) for sort in SORT_TYPES]

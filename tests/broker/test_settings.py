@@ -67,6 +67,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("BROKER_HTTP_LISTEN", "127.0.0.1:99999", "BROKER_HTTP_LISTEN: must be host:port"),
         ("BROKER_FLOOR_TOKENS", "-1", "BROKER_FLOOR_TOKENS: "),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: "),
+        ("BROKER_TLS_CERT_FILE", "tls.crt", "and BROKER_TLS_KEY_FILE belong together"),
+        ("BROKER_TLS_CLIENT_CA_FILE", "ca.crt", "is for TLS: set BROKER_TLS_CERT_FILE"),
+        ("BROKER_LISTEN", "0.0.0.0:50051", "BROKER_ALLOW_PLAINTEXT=true"),
+        ("BROKER_LISTEN", "broker.example:50051", "set BROKER_TLS_CERT_FILE"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(
@@ -111,3 +115,46 @@ def test_commands_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_ADDRESS", "broker.example:50051")
 
     assert load(ClientSettings).broker_address == "broker.example:50051"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "[::1]", "localhost"])
+def test_plaintext_is_allowed_where_nobody_else_listens(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """What stays on the machine needs no certificate."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_LISTEN", f"{host}:50051")
+
+    assert load(ServeSettings).broker_listen == f"{host}:50051"
+
+
+@pytest.mark.parametrize(
+    "protection",
+    [
+        {"BROKER_ALLOW_PLAINTEXT": "true"},
+        {"BROKER_TLS_CERT_FILE": "tls.crt", "BROKER_TLS_KEY_FILE": "tls.key"},
+    ],
+    ids=["on-purpose", "by-tls"],
+)
+def test_other_machines_are_let_in_by_tls_or_on_purpose(
+    monkeypatch: pytest.MonkeyPatch, protection: dict[str, str]
+) -> None:
+    """Never by forgetting something."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_LISTEN", ":50051")
+    for name, value in protection.items():
+        monkeypatch.setenv(name, value)
+
+    assert load(ServeSettings).broker_listen == ":50051"
+
+
+def test_client_certificates_need_somebody_to_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CA tells who somebody is, not what they may do."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    for part in ("CERT", "KEY", "CLIENT_CA"):
+        monkeypatch.setenv(f"BROKER_TLS_{part}_FILE", "file.pem")
+
+    with pytest.raises(SettingsError) as caught:
+        load(ServeSettings)
+
+    assert "BROKER_TLS_CLIENT_CA_FILE needs BROKER_IDENTITIES_FILE" in str(caught.value)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "deploy/docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SIMULATOR: dict[str, Any] = yaml.safe_load((DOCKER / "simulator.yml").read_text("utf-8"))
+TLS: dict[str, Any] = yaml.safe_load((DOCKER / "tls.yml").read_text("utf-8"))
 SERVICES: dict[str, Any] = {
     **COMPOSE["services"],
     "simulator": SIMULATOR["services"]["simulator"],
@@ -72,7 +73,8 @@ def test_ports_are_published_on_loopback_only(name: str) -> None:
 def test_settings_are_known_to_the_program(name: str) -> None:
     """Every variable that is set is a setting of the program; none is misspelt."""
     extra = SIMULATOR["services"].get(name, {}).get("environment", {})
-    given = {*SERVICES[name]["environment"], *extra}
+    secured = TLS["services"].get(name, {}).get("environment", {})
+    given = {*SERVICES[name]["environment"], *extra, *secured}
 
     known = OURS[name].model_fields | TRACED.get(name, {})
 
@@ -107,6 +109,18 @@ def test_fetchers_start_when_what_they_need_is_there() -> None:
 
     assert wanted == {"broker": "service_healthy", "migrate": "service_completed_successfully"}
     assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("name", sorted(TLS["services"]))
+def test_certificates_are_where_the_programs_look(name: str) -> None:
+    """Each file that a setting names is a secret of the service, and is made by the script."""
+    service = TLS["services"][name]
+    files = {value for value in service["environment"].values() if value.startswith("/")}
+    script = (ROOT / "deploy/tls/make-certificates.sh").read_text("utf-8")
+
+    assert files == {f"/run/secrets/{secret}" for secret in service["secrets"]}
+    assert set(service["secrets"]) <= TLS["secrets"].keys()
+    assert all(Path(file).stem in script for file in files)
 
 
 def test_simulator_has_an_account_for_the_key_given() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from broker.identities import Identity, IdentityBook, Role
 from broker.listen import Listen
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
@@ -183,7 +184,35 @@ def test_secrets_are_files(overlay: str) -> None:
     }
 
     assert wrong == []
-    assert referenced == {"keepa", "database"}
+    certificates = set() if overlay == "local" else {"broker-tls", "fetcher-tls"}
+    assert referenced == {"keepa", "database"} | certificates
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_plaintext_stays_in_the_local_cluster(overlay: str) -> None:
+    """Elsewhere broker and fetchers show each other certificates that are mounted."""
+    for name, container in containers(overlay):
+        if name not in {"broker", "fetcher"}:
+            continue
+        given = environment(container)
+        mounts = [one["mountPath"] for one in container["volumeMounts"]]
+        files = {key: value for key, value in given.items() if key.startswith("BROKER_TLS_")}
+
+        assert ("BROKER_ALLOW_PLAINTEXT" in given) is (overlay == "local" and name == "broker")
+        assert len(files) == (0 if overlay == "local" else 3)
+        assert {str(Path(file).parent) for file in files.values()} <= set(mounts)
+
+
+def test_the_broker_knows_the_fetchers_of_the_cluster(tmp_path: Path) -> None:
+    """By the name that their certificates have; and it reads the file that it is given."""
+    [book] = [one for one in of_kind("production", "ConfigMap") if "identities" in str(one)]
+    broker = next(one for name, one in containers("production") if name == "broker")
+    path = Path(environment(broker)["BROKER_IDENTITIES_FILE"])
+    (tmp_path / path.name).write_text(book["data"][path.name])
+    identity = IdentityBook.read(tmp_path / path.name).by_certificate(["fetcher"])
+
+    assert book["metadata"]["name"] == "identities"
+    assert identity == Identity("fetchers", Role.FETCHER)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -42,6 +42,7 @@ WATCHED = {
     "tick error": "tokenbroker_tick_error_seconds",
     "ETA error": "tokenbroker_eta_error_seconds_bucket",
     "refusals": "tokenbroker_refusals_total",
+    "callers not let in": "tokenbroker_refused_calls_total",
     "deals stored": "dealfetcher_deals",
     "deals written": "dealfetcher_hour_rows",
     "rejections by rule": "dealfetcher_day_rejections",
