@@ -102,6 +102,8 @@ class Stack:
 
     def _start(self) -> None:
         environment = self._environment()
+        # As the fetchers, which may look as well; what they can't use is said at once.
+        access = FetcherSettings.load().require_access()
         simulator_url = self._start_simulator(environment)
         database_url = self._start_postgres(environment)
         parts = self._parts(environment)
@@ -113,7 +115,9 @@ class Stack:
         migration.check(migration.wait(_READY_TIMEOUT_S))
         for number in range(1, self._settings.fetchers + 1):
             self._fetchers.start(parts.fetcher(number))
-        self._surveyor = Surveyor(environment["BROKER_ADDRESS"], database_url, simulator_url)
+        self._surveyor = Surveyor(
+            environment["BROKER_ADDRESS"], database_url, simulator_url, access
+        )
         self._surveyor.report_to(self._events.put, _SURVEY_S)
         self._screen.open()
 

@@ -12,6 +12,7 @@ import grpc
 import psycopg
 import requests
 
+from protos.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -58,10 +59,13 @@ class Surveyor:
         broker_address: The broker's gRPC address.
         database_url: Where the deals are.
         simulator_url: Base URL of the simulator; empty when another Keepa is used.
+        access: How to get at the broker.
     """
 
-    def __init__(self, broker_address: str, database_url: str, simulator_url: str) -> None:
-        self._channel = grpc.insecure_channel(broker_address, options=_CHANNEL_OPTIONS)
+    def __init__(
+        self, broker_address: str, database_url: str, simulator_url: str, access: Access
+    ) -> None:
+        self._channel = access.channel(broker_address, _CHANNEL_OPTIONS)
         self._broker = pb_grpc.TokenBrokerServiceStub(self._channel)
         self._database_url = database_url
         self._database: psycopg.Connection | None = None

@@ -308,7 +308,7 @@ def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:
     broker, company = changing.broker, changing.company
     anna = company.token("anna")
     book = company.identities([table("anna", "operator", token=anna.read_text())])
-    steering = outcome(broker, company.access(token=anna), "SyncBucket")[0]
+    steering = outcome(broker, company.access(token=anna), "PauseGrants")[0]
     forgotten = outcome(broker, company.access(token=company.token("viewer")))[0]
     book.write_text("[broken")
     still = outcome(broker, company.access(token=anna))[0]

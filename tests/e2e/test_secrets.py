@@ -20,9 +20,11 @@ import broker.logs
 import fetcher.logs
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
+from protos.access import Access
 from tests.e2e.collection import fetch, wait_until, write_query
 from tests.e2e.otlp_receiver import receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
+from tests.fix_certificates import table
 from tests.fix_simulator import StartSimulator
 
 # Each with a core that stands in no other text and that no quoting changes, and with
@@ -30,6 +32,7 @@ from tests.fix_simulator import StartSimulator
 KEY_CORE, PASSWORD_CORE = "k3ycore0123456789abcdef", "passwordcore4711"
 KEY, PASSWORD = f'/{KEY_CORE}+"\\=', f'"{PASSWORD_CORE}@/ \\é'
 OTHER_KEY = f"{KEY}other"
+TOKEN_CORE = "tokencore0815"
 # Each with the words by which a log tells of it.
 FAULTS = {
     "error:status=503,path=/deal,count=2": "HTTP 503",
@@ -70,8 +73,8 @@ def printed(module: str, arguments: str, **settings: object) -> tuple[str, str]:
     return f"{module} {arguments}", done.stdout + done.stderr
 
 
-def command_outputs(**settings: object) -> Iterator[tuple[str, str]]:
-    """What every command prints, and what those print that can't work."""
+def command_outputs(wrong: Path, **settings: object) -> Iterator[tuple[str, str]]:
+    """What every command prints, and what those print that can't work, or have a *wrong* token."""
     password = quote(PASSWORD, safe="")
     away = f"postgresql://postgres:{password}@127.0.0.1:{free_port()}/deals"
     with ThreadPoolExecutor(4) as pool:
@@ -82,6 +85,7 @@ def command_outputs(**settings: object) -> Iterator[tuple[str, str]]:
                 printed, "fetcher", "doctor -o json", **{**settings, "keepa_api_key": OTHER_KEY}
             ),
             pool.submit(printed, "broker", "serve", **settings),
+            pool.submit(printed, "broker", "status", **{**settings, "broker_token_file": wrong}),
         ]
         tasks += [
             pool.submit(printed, module, f"{command} --output json", **settings)
@@ -119,7 +123,12 @@ def test_no_output_of_a_full_run_holds_a_secret(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Logs, metrics, commands, spans and the database never tell the key or the password."""
+    """Logs, metrics, commands, spans and the database never tell key, password or token."""
+    token, wrong = tmp_path / "token", tmp_path / "wrong-token"
+    token.write_text(f"{TOKEN_CORE}-fetcher\n")
+    wrong.write_text(f"{TOKEN_CORE}-nobody\n")
+    identities = tmp_path / "identities.toml"
+    identities.write_text(table("fetchers", "fetcher", token=token.read_text()))
     # So few tokens at first that the broker has to ask for more.
     simulator = start_simulator(
         api_key=KEY, initial_tokens=6, rate=200, tick_seconds=1, deals=300, cache_seconds=1
@@ -127,13 +136,21 @@ def test_no_output_of_a_full_run_holds_a_secret(
     metrics = f"127.0.0.1:{free_port()}"
     with receiving() as receiver:
         tracing = {"otel_exporter_otlp_endpoint": receiver.url, "otel_bsp_schedule_delay": 100}
-        served = start_broker(simulator.base_url, KEY, log_level="debug", **tracing)
+        served = start_broker(
+            simulator.base_url,
+            KEY,
+            access=Access(token_file=token),
+            broker_identities_file=identities,
+            log_level="debug",
+            **tracing,
+        )
         settings = {
             "keepa_base_url": simulator.base_url,
             "keepa_api_key": KEY,
             "database_url": database_url.replace("@", f":{quote(PASSWORD, safe='')}@"),
             "broker_address": served.address,
             "broker_listen": served.address,
+            "broker_token_file": token,
             "queries": write_query(
                 tmp_path / "queries", "wide", {}, interval="1s", enrichment={"stats_days": 90}
             ),
@@ -150,7 +167,7 @@ def test_no_output_of_a_full_run_holds_a_secret(
         observed = (*programs, served.program)
         wait_until(lambda: words_missing(observed) == set(), 30, "every fault in the logs")
         wait_until(lambda: fetch(database_url, "SELECT 1 FROM products") != [], 30, "details")
-        outputs = dict(command_outputs(**settings))
+        outputs = dict(command_outputs(wrong, **settings))
         urls = [f"{served.http_url}/{page}" for page in ("metrics", "healthz", "readyz")]
         outputs.update(pages(*urls, f"http://{metrics}/metrics"))
         outputs["database"] = dump(database_url)
@@ -160,6 +177,7 @@ def test_no_output_of_a_full_run_holds_a_secret(
 
     assert [source for source, text in outputs.items() if KEY_CORE in text] == []
     assert [source for source, text in outputs.items() if PASSWORD_CORE in text] == []
+    assert [source for source, text in outputs.items() if TOKEN_CORE in text] == []
     assert [source for source, text in outputs.items() if not text] == []
 
 

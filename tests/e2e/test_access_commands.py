@@ -1,0 +1,173 @@
+"""What the commands say, and how they exit, when the broker does not let them in."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.ports import free_port
+from tests.fix_broker import RunningBroker, environment, launch_broker
+from tests.fix_certificates import Company, table
+from tests.fix_simulator import RunningSimulator, launch_simulator
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    """A Keepa that won't tick during a test."""
+    simulator = launch_simulator(rate=20, tick_seconds=3600, products=100, deals=10)
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Company:
+    """Issues what the broker below knows."""
+    return Company(tmp_path_factory.mktemp("office"))
+
+
+@pytest.fixture(scope="module")
+def broker(
+    simulator: RunningSimulator, office: Company, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningBroker]:
+    """A broker with TLS that knows a viewer by token."""
+    server, token = office.issue("broker", "127.0.0.1"), office.token("viewer")
+    broker = launch_broker(
+        simulator.base_url,
+        simulator.api_key,
+        folder=tmp_path_factory.mktemp("broker"),
+        name="broker",
+        access=office.access(token=token),
+        broker_tls_cert_file=server.cert,
+        broker_tls_key_file=server.key,
+        broker_identities_file=office.identities(
+            [table("viewers", "viewer", token=token.read_text())]
+        ),
+    )
+    yield broker
+    broker.program.stop()
+
+
+def run(command: str, folder: Path, **settings: object) -> tuple[int, str]:
+    """Exit code and error output of a command, "broker status" say."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        env=environment(queries=ROOT / "deploy/queries", **settings),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("broker pause", "viewers has the role viewer, but PauseGrants needs operator"),
+        ("fetcher verify-sort", "viewers has the role viewer, but AcquireLease needs fetcher"),
+    ],
+    ids=["operator", "fetcher"],
+)
+def test_a_wrong_role_ends_a_command(
+    broker: RunningBroker, simulator: RunningSimulator, office: Company, tmp_path: Path,
+    command: str, told: str,
+) -> None:  # fmt: skip
+    """With exit code 1 and one line that names the remedy, at once."""
+    code, said = run(
+        command,
+        tmp_path,
+        broker_address=broker.address,
+        broker_tls_ca_file=office.ca,
+        broker_token_file=office.token("viewer"),
+        keepa_api_key=simulator.api_key,
+        keepa_base_url=simulator.base_url,
+    )
+
+    assert code == 1
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_token_is_not_shown(
+    broker: RunningBroker, office: Company, tmp_path: Path
+) -> None:
+    """The line says where it came from instead."""
+    stranger = office.token("stranger")
+    code, said = run(
+        "broker status",
+        tmp_path,
+        broker_address=broker.address,
+        broker_tls_ca_file=office.ca,
+        broker_token_file=stranger,
+    )
+
+    assert code == 1
+    assert "does not know this token: check BROKER_TOKEN_FILE" in said
+    assert stranger.read_text().strip() not in said
+    assert said.count("\n") == 1
+
+
+def test_a_failed_handshake_is_explained_in_one_line(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Without the lines that gRPC's core would write beside it."""
+    strangers = Company(tmp_path / "strangers")
+    plain = run("broker status", tmp_path, broker_address=broker.address)
+    distrust = run(
+        "broker status", tmp_path, broker_address=broker.address, broker_tls_ca_file=strangers.ca
+    )
+
+    assert [code for code, _ in (plain, distrust)] == [1, 1]
+    assert "if it uses TLS, set BROKER_TLS_CA_FILE" in plain[1]
+    assert "not from the CA in BROKER_TLS_CA_FILE" in distrust[1]
+    assert [said.count("\n") for _, said in (plain, distrust)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("broker serve", "BROKER_TLS_CERT_FILE"),
+        ("broker serve", "BROKER_IDENTITIES_FILE"),
+        ("broker status", "BROKER_TLS_CA_FILE"),
+        ("broker status", "BROKER_TOKEN_FILE"),
+        ("fetcher run", "BROKER_TLS_CA_FILE"),
+        ("fetcher run", "BROKER_TOKEN_FILE"),
+    ],
+)
+def test_a_missing_file_is_a_wrong_setting(command: str, setting: str, tmp_path: Path) -> None:
+    """One line that names it, and exit code 2."""
+    missing = tmp_path / "missing"
+    code, said = run(
+        command,
+        tmp_path,
+        keepa_api_key="k" * 64,
+        broker_listen=f"127.0.0.1:{free_port()}",
+        broker_http_listen=f"127.0.0.1:{free_port()}",
+        database_url="postgresql://127.0.0.1:1/deals",
+        **{setting.lower(): missing},
+        **({"broker_tls_key_file": missing} if "CERT" in setting else {}),
+    )
+
+    assert code == 2
+    assert f"{setting}: {missing} can't be read (No such file or directory)" in said
+    assert said.count("\n") == 1
+
+
+def test_a_token_in_plaintext_to_another_machine_is_a_wrong_setting(
+    office: Company, tmp_path: Path
+) -> None:
+    """It is refused before anything is sent."""
+    token = office.token("careless")
+    told = [
+        run(command, tmp_path, broker_address="broker.example:50051", broker_token_file=token,
+            keepa_api_key="k" * 64, database_url="postgresql://127.0.0.1:1/deals")
+        for command in ("broker status", "fetcher run")
+    ]  # fmt: skip
+
+    assert [code for code, _ in told] == [2, 2]
+    assert all("must not travel to broker.example:50051 in plaintext" in said for _, said in told)
