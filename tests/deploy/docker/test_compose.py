@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 import broker.settings
 import fetcher.settings
 from broker.listen import Listen
-from broker.settings import ServeSettings
+from broker.settings import ClientSettings, ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.settings import Settings
 
@@ -115,9 +115,12 @@ def test_fetchers_start_when_what_they_need_is_there() -> None:
 def test_certificates_are_where_the_programs_look(name: str) -> None:
     """Each file that a setting names is a secret of the service, and is made by the script."""
     service = TLS["services"][name]
-    files = {value for value in service["environment"].values() if value.startswith("/")}
+    given = service["environment"]
+    files = {value for value in given.values() if value.startswith("/")}
+    known = {**ServeSettings.model_fields, **ClientSettings.model_fields}
     script = (ROOT / "deploy/tls/make-certificates.sh").read_text("utf-8")
 
+    assert {variable.lower() for variable in given} <= known.keys()
     assert files == {f"/run/secrets/{secret}" for secret in service["secrets"]}
     assert set(service["secrets"]) <= TLS["secrets"].keys()
     assert all(Path(file).stem in script for file in files)
