@@ -138,11 +138,12 @@ class Ended:
     """What is remembered of a lease that holds nothing any more.
 
     `written_off` is None for a settled lease, else what a lost call is taken
-    to have cost; a late settle may still correct that, once.
+    to have cost; a late settle may still correct that, once, if its holder sends it.
     """
 
     late: bool
     written_off: int | None = None
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

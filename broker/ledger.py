@@ -96,6 +96,14 @@ class Ledger:
         """Whether *lease_id* was settled, abandoned or written off."""
         return lease_id in self._ended
 
+    def holder(self, lease_id: str) -> str | None:
+        """Whose the lease *lease_id* is that can still be settled at a cost; None: nobody's."""
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            return lease.holder
+        ended = self._ended.get(lease_id)
+        return None if ended is None or ended.written_off is None else ended.holder
+
     def headroom(self, now_ms: int, *, projected: bool) -> int:
         """Balance less reserved: observed, or with the lumps that should have landed."""
         balance = self.bucket.balance(now_ms) if projected else self.bucket.observed
@@ -314,7 +322,7 @@ class Ledger:
             self._drop(lease)
             cost = self.drift.written_off(lease.tokens, self.reserved)
             self.totals.written_off_tokens += cost
-            self._end(lease.lease_id, Ended(late=True, written_off=cost))
+            self._end(lease.lease_id, Ended(True, cost, lease.holder))
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settle a lease that this epoch holds nothing for."""

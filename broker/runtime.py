@@ -191,12 +191,11 @@ class BrokerRuntime:
         return list(self.allocator.ledger)
 
     def holder(self, lease_id: str) -> str | None:
-        """Who holds, or waits for, *lease_id*; None where nobody does any more."""
-        lease = self.allocator.ledger.lease(lease_id)
-        if lease is not None:
-            return lease.holder
+        """Who holds or waits for *lease_id*, or may still tell its cost; None: nobody."""
         waiting = self.allocator.waitlist.get(lease_id)
-        return waiting.request.holder if waiting is not None else None
+        if waiting is not None:
+            return waiting.request.holder
+        return self.allocator.ledger.holder(lease_id)
 
     def waiting(self) -> list[WaitingView]:
         """Who waits, next to be served first."""

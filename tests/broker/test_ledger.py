@@ -138,6 +138,21 @@ def test_a_settle_after_the_write_off_still_counts_once() -> None:
     assert ledger.bucket.observed == 45
 
 
+def test_a_lease_has_a_holder_while_its_cost_can_still_be_told() -> None:
+    """Also after a write-off, which its own late settle corrects; a settled one is nobody's."""
+    ledger = ledger_with(20)
+    grant(ledger, "lost")
+    grant(ledger, "settled")
+    ledger.settle(settlement("settled", Outcome.NOT_SENT), now_ms=10)
+    ledger.expire(20_000)
+    lapsed = ledger.holder("lost")
+    ledger.observe(probe(20, at=CALL_MS_MAX + 20_000))
+
+    assert ledger.lease("lost") is None
+    assert (lapsed, ledger.holder("lost")) == ("h", "h")
+    assert (ledger.holder("settled"), ledger.holder("unheard-of")) == (None, None)
+
+
 def test_an_unknown_outcome_stays_reserved_until_it_is_known() -> None:
     """No usable answer does not mean that nothing was spent."""
     ledger = ledger_with(50)

@@ -19,6 +19,7 @@ from deploy.keepa_simulator.options import DEMO_KEY
 
 ROOT = Path(__file__).parents[3]
 FILES = ("docker-compose.yml", "deploy/docker/simulator.yml")
+TLS_FILE = "deploy/docker/tls.yml"
 BASE_IMAGE = "python:3.12-slim"
 ABOVE_BASE_MAX_BYTES = 120_000_000
 BUILD_TIMEOUT_S = 1_200
@@ -28,12 +29,12 @@ POLL_S = 0.5
 STOP_MAX_S = 8
 
 
-def docker(*arguments: str, timeout_s: float = 120) -> str:
+def docker(*arguments: str, timeout_s: float = 120, **settings: str) -> str:
     """What the docker command prints."""
     run = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
-        env=os.environ | dict.fromkeys(("BROKER_RPC_PORT", "BROKER_HTTP_PORT"), "0"),
+        env=os.environ | dict.fromkeys(("BROKER_RPC_PORT", "BROKER_HTTP_PORT"), "0") | settings,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -55,14 +56,21 @@ def no_engine() -> str:
 
 
 class Stack:
-    """The compose project under a name and on ports of its own."""
+    """The compose project under a name and on ports of its own.
+
+    Args:
+        certificates: With a folder of them, mutual TLS is laid over.
+    """
+
+    def __init__(self, certificates: Path | None = None) -> None:
+        self._files = FILES if certificates is None else (*FILES, TLS_FILE)
+        self._settings = {} if certificates is None else {"TLS_DIR": str(certificates)}
 
     def run(self, *arguments: str, timeout_s: float = 120) -> str:
         """Run a docker compose command on it."""
-        files = [part for file in FILES for part in ("--file", file)]
-        return docker(
-            "compose", "--project-name", "keepa-test", *files, *arguments, timeout_s=timeout_s
-        )
+        files = [part for file in self._files for part in ("--file", file)]
+        project = ("compose", "--project-name", "keepa-test", *files)
+        return docker(*project, *arguments, timeout_s=timeout_s, **self._settings)
 
     def containers(self, service: str) -> list[str]:
         """Ids of the running containers of *service*."""
@@ -158,6 +166,26 @@ def test_everything_ends_when_asked_to(stack: Stack) -> None:
 
     assert [stack.inspect(one, "{{.State.ExitCode}}") for one in containers] == ["0"] * 10
     assert max(took_s) < STOP_MAX_S, took_s
+
+
+def test_mutual_tls_is_laid_over(stack: Stack, tmp_path: Path) -> None:
+    """Broker and fetcher show certificates to each other, also renewed ones; an operator too."""
+    make = [ROOT / "deploy/tls/make-certificates.sh", tmp_path / "tls"]
+    subprocess.run(make, check=True)
+    secured = Stack(tmp_path / "tls")
+    secured.run("up", "--detach", "--no-build", "--scale", "fetcher=1")
+    begun_at = stack.number("SELECT extract(epoch FROM now())::bigint")
+    subprocess.run(make, check=True)
+    told = json.loads(secured.run("run", "--rm", "operator", "sync", "--output", "json"))
+
+    read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({begun_at})"
+    wait_for(lambda: stack.number(read) > 0, "page read with mutual TLS")
+    logs = secured.run("logs", "broker", "fetcher")
+
+    assert health(secured, "broker") == health(secured, "fetcher") == ["healthy"]
+    assert told["capacity"] > 0
+    assert "mutual TLS" in logs
+    assert "PRIVATE KEY" not in logs
 
 
 def stop_time_s(stack: Stack, service: str) -> float:
