@@ -62,8 +62,8 @@ compose-test: $(VENV)/.ready  ## docker-compose.yml for real: build, collect, sc
 
 EVENTS ?= 2000000
 SEED   ?= 1
-simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=, SEED=)
-	@$(BIN)/python -m tests.simulation --events $(EVENTS) --seed $(SEED)
+simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=, SEED=, ONLY= a scenario)
+	@$(BIN)/python -m tests.simulation --events $(EVENTS) --seed $(SEED) $(if $(ONLY),--only "$(ONLY)")
 
 DAY_SECONDS ?= 240
 day: $(VENV)/.ready  ## A day of collecting, once with faults and once without (DAY_SECONDS= each)

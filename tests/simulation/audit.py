@@ -23,16 +23,15 @@ while Keepa could not be asked. It is counted in tokens.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from broker.answers import BucketState, Denied, Granted
+from broker.answers import Denied, Granted
 from broker.leases import Lease, LeaseRequest, Outcome, Settlement
-from broker.probing import PATIENCE_MS
-from broker.waitlist import Waiting
 from tests.simulation.call import Call
+from tests.simulation.errors import CheckFailedError
 from tests.simulation.fairness import WaitBound
 from tests.simulation.keepa_model import KeepaModel
+from tests.simulation.liveness import Liveness
 from tests.simulation.measures import Measures
 from tests.simulation.scenario import Scenario
 from tests.simulation.timeline import Timeline
@@ -40,22 +39,8 @@ from tests.simulation.timeline import Timeline
 if TYPE_CHECKING:
     from tests.simulation.broker_process import BrokerProcess
 
-# A probe's patience, two ways to Keepa, and the guard around a tick.
-SYNC_MS: Final = PATIENCE_MS + 500
-DEADLINE_SLACK_MS: Final = 100
-# So often in a second there is nothing to wake for: ticks are a second apart at
-# least, and every lease or deadline has but one end.
-WAKES_MAX: Final = 300
 # More than any account holds.
 FORGOTTEN_TOKENS: Final = 10**6
-
-
-class CheckFailedError(Exception):
-    """Something happened that must not."""
-
-    def __init__(self, check: str, message: str, now_ms: int) -> None:
-        super().__init__(f"{check} at {now_ms / 1000:.3f} s: {message}")
-        self.check = check
 
 
 class Audit:
@@ -79,10 +64,7 @@ class Audit:
         self._settled: set[str] = set()
         self._spent = 0
         self._unsummed = 0
-        self._starved_since_ms: int | None = None
-        self._live_from_ms = 0
-        self._wakes = 0
-        self._wakes_counted_s = -1
+        self.liveness = Liveness(scenario, timeline, model)
 
     # --- what happens at Keepa ---------------------------------------------------
 
@@ -150,20 +132,7 @@ class Audit:
         self.bound.forget()
         # What Keepa said before tells nothing of calls that only the last broker knew.
         self.surprises += FORGOTTEN_TOKENS
-        self._starved_since_ms, self._live_from_ms = None, 0
-
-    def blind_until(self, true_ms: int) -> None:
-        """The broker can't know of the next tick before *true_ms*."""
-        self._live_from_ms = true_ms
-
-    def woken(self) -> None:
-        """The broker's timer has rung."""
-        self._wakes += 1
-        if self._wakes > WAKES_MAX:
-            second = self._timeline.now_ms // 1000
-            if second == self._wakes_counted_s:
-                self._fail("spin", f"the broker woke {self._wakes} times within a second")
-            self._wakes, self._wakes_counted_s = 0, second
+        self.liveness.restarted()
 
     def probe_started(self, broker: BrokerProcess) -> None:
         """The broker asks Keepa."""
@@ -173,7 +142,7 @@ class Audit:
     def probe_failed(self) -> None:
         """Keepa gave no answer: nobody can demand a grant."""
         self.note("broker's probe fails")
-        self._starved_since_ms = None
+        self.liveness.not_starved()
 
     def arrives(self, broker: BrokerProcess, call: Call, request: LeaseRequest) -> None:
         """An acquire is at the broker."""
@@ -181,7 +150,7 @@ class Audit:
         self._waiting[call.lease_id] = call
         self.bound.begins(call)
         if request.deadline_ms is not None:
-            self._expect_answer(broker, request, request.deadline_ms)
+            self.liveness.expect_answer(broker, request, request.deadline_ms)
 
     def turned_away(self, call: Call) -> None:
         """The acquire was an error."""
@@ -271,9 +240,9 @@ class Audit:
             self._unsummed = 0
             self.check_holds(broker)
         if len(broker.allocator.waitlist):
-            self._check_liveness(broker)
+            self.liveness.check(broker)
         else:
-            self._starved_since_ms = None
+            self.liveness.not_starved()
 
     def check_holds(self, broker: BrokerProcess) -> None:
         """Reserved is the sum of the holds, and none is missing that is needed."""
@@ -345,65 +314,6 @@ class Audit:
             self._fail("hold", f"the hold of {call.lease_id} is gone, its call is not")
         self._release(call)
         self.surprises += call.tokens
-
-    def _check_liveness(self, broker: BrokerProcess) -> None:
-        allocator, now_ms = broker.allocator, self._timeline.now_ms
-        if broker.standing_still or not self._covers_head(broker):
-            self._starved_since_ms = None
-        elif self._starved_since_ms is None:
-            self._starved_since_ms = now_ms
-        elif now_ms - max(self._starved_since_ms, self._live_from_ms) > SYNC_MS:
-            head = allocator.waitlist.head()
-            self._fail(
-                "liveness",
-                f"{head} is not granted, though Keepa has {self._model.balance} tokens"
-                f" and {allocator.ledger.reserved} are reserved",
-            )
-
-    def _covers_head(self, broker: BrokerProcess) -> bool:
-        """Whether Keepa's balance, or the projection if it can't be asked, covers the head."""
-        allocator, now_ms = broker.allocator, broker.now_ms()
-        left = self._model.balance - allocator.ledger.reserved - self._scenario.floor_tokens
-        if broker.keepa_unreachable():
-            left = min(left, allocator.available(now_ms, projected=True))
-        if left <= 0 or allocator.state(now_ms) is not BucketState.SERVING:
-            return False
-        head = allocator.waitlist.head()
-        if self._scenario.budgets:
-            head = self._head_within_budget(broker, now_ms)
-        if head is None:
-            return False
-        if allocator.ledger.open_leases:
-            left = head.quote.usable(left, allocator.ledger.overrun_tokens)
-        return head.quote.least_tokens <= left
-
-    @staticmethod
-    def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
-        for waiting in broker.allocator.waitlist.fronts():
-            free_ms = broker.allocator.offers.budget_free_ms(waiting, now_ms)
-            if free_ms is not None and free_ms <= now_ms:
-                return waiting
-        return None
-
-    def _expect_answer(
-        self, broker: BrokerProcess, request: LeaseRequest, deadline_ms: int
-    ) -> None:
-        """Look again when the broker's clock shows *deadline_ms*, and the first sync is over."""
-        due_ms = broker.clock.when(deadline_ms + PATIENCE_MS + DEADLINE_SLACK_MS)
-        look = partial(self._deadline_passed, broker, request, deadline_ms)
-        self._timeline.at(max(due_ms, broker.stopped_until_ms + DEADLINE_SLACK_MS), look)
-
-    def _deadline_passed(
-        self, broker: BrokerProcess, request: LeaseRequest, deadline_ms: int
-    ) -> None:
-        waiting = broker.allocator.waitlist.get(request.lease_id)
-        if not broker.alive or waiting is None or waiting.request is not request:
-            return
-        early = broker.now_ms() < deadline_ms + PATIENCE_MS + DEADLINE_SLACK_MS
-        if early or self._timeline.now_ms < broker.stopped_until_ms + DEADLINE_SLACK_MS:
-            self._expect_answer(broker, request, deadline_ms)
-        else:
-            self._fail("deadline", f"{request.lease_id} still waits after its deadline")
 
     # --- holds -------------------------------------------------------------------------
 

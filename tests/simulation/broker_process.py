@@ -236,7 +236,7 @@ class BrokerProcess:
         self._when_awake(partial(self._step, self.allocator.advance))
         # A reply that lay in the mail places the next tick too late, by as much.
         tick_ms = self.allocator.ledger.bucket.next_tick_ms(self.now_ms())
-        self._audit.blind_until(self.clock.when(tick_ms))
+        self._audit.liveness.blind_until(self.clock.when(tick_ms))
 
     def _step(self, step: Callable[[int], object]) -> None:
         now_ms = self.now_ms()
@@ -302,5 +302,5 @@ class BrokerProcess:
             self._timer_ms = self._wake_ms
             self._timeline.at(self._wake_ms, partial(self._ring, self._wake_ms))
         elif self._wake_ms is not None:
-            self._audit.woken()
+            self._audit.liveness.woken()
             self._step(self.allocator.advance)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tests.simulation.audit import CheckFailedError
 from tests.simulation.dice import Fate, Stroke
+from tests.simulation.errors import CheckFailedError
 from tests.simulation.scenario import random_scenario
 from tests.simulation.simulation import Simulation
 

@@ -5,6 +5,7 @@ that is not spent was wasted.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
@@ -17,18 +18,28 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.simulation import Simulation
 
 SAMPLE_EVERY: Final = 20
+# What is promised: tokens spent of those generated, calls a refusal, unexplained
+# tokens an observation at the 99th percentile, and the median error of ETAs.
+UTILISATION_MIN: Final = {"unknown costs": 0.98}
+UTILISATION_MIN_KNOWN: Final = 0.995
+CALLS_A_REFUSAL: Final = {"unknown costs": 10_000}
+UNEXPLAINED_MAX: Final = 1
+ETA_ERROR_MS_MAX: Final = 2_000
+CLASS_ERROR_MAX: Final = 0.02
 EQUAL: Final = (
     replace(PAGES, operation="equal-5"),
     replace(PRODUCTS, operation="equal-batch", units_max=40),
 )
 
+EQUAL_HOLDERS: Final = "equal holders"
+THREE_CLASSES: Final = "three classes"
 SCENARIOS: Final = {
     "known costs": Scenario(rate=20, workers=20, demands=(DEALS, PAGES, PRODUCTS, BULK)),
     "unknown costs": Scenario(rate=60, workers=20, demands=(DEALS, OFFERS, RATED)),
-    "equal holders": Scenario(
+    EQUAL_HOLDERS: Scenario(
         rate=20, workers=12, workers_per_holder=3, demands=EQUAL, loyal=True, processing_ms=50
     ),
-    "three classes": Scenario(
+    THREE_CLASSES: Scenario(
         rate=20,
         workers=18,
         demands=tuple(replace(PAGES, priority=priority) for priority in Priority),
@@ -90,6 +101,38 @@ class Figures:
     def spread(self) -> int:
         """Tokens between the holder served most and the one served least."""
         return max(self.by_holder.values()) - min(self.by_holder.values())
+
+    def add(self, other: "Figures") -> None:
+        """Take in another run of the same scenario."""
+        assert other.scenario == self.scenario
+        self.calls += other.calls
+        self.refusals += other.refusals
+        self.spent += other.spent
+        self.generated += other.generated
+        self.unexplained += other.unexplained
+        self.eta_errors_ms += other.eta_errors_ms
+        self.eta_last_errors_ms += other.eta_last_errors_ms
+        self.by_holder += other.by_holder
+        self.by_class += other.by_class
+        self.largest = max(self.largest, other.largest)
+
+    def broken(self) -> Iterator[str]:
+        """What was promised and is not so."""
+        if self.utilisation < UTILISATION_MIN.get(self.scenario, UTILISATION_MIN_KNOWN):
+            yield f"only {self.utilisation:.2%} of the tokens were spent"
+        calls_a_refusal = CALLS_A_REFUSAL.get(self.scenario)
+        # One refusal is no rate yet.
+        allowed = max(1, self.calls // calls_a_refusal) if calls_a_refusal else 0
+        if self.refusals > allowed:
+            yield f"{self.refusals} of {self.calls} calls were refused"
+        if self.unexplained_p99 > UNEXPLAINED_MAX:
+            yield f"drift is unexplained by {self.unexplained_p99} tokens"
+        if self.eta_median_ms > ETA_ERROR_MS_MAX:
+            yield f"ETAs are {self.eta_median_ms / 1000:.1f} s off"
+        if self.scenario == EQUAL_HOLDERS and self.spread > self.largest:
+            yield f"equal holders are {self.spread} tokens apart"
+        if self.scenario == THREE_CLASSES and self.class_error() > CLASS_ERROR_MAX:
+            yield f"classes are {self.class_error():.2%} off their weights"
 
     def class_error(self) -> float:
         """Largest deviation of a class from its share by weight 8 : 4 : 1."""

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Final
 
 from broker.allocator import Allocator
-from tests.simulation.audit import Audit, CheckFailedError
+from tests.simulation.audit import Audit
 from tests.simulation.broker_process import BrokerClock, BrokerProcess
 from tests.simulation.dice import Fate
+from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
 from tests.simulation.keepa_service import KeepaService
 from tests.simulation.measures import Measures
