@@ -1,8 +1,6 @@
 """Starts simulators: real processes on free ports, gone with the test that asked for them."""
 
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,19 +11,14 @@ from urllib.request import Request, urlopen
 import pytest
 
 from deploy.keepa_simulator.options import DEMO_KEY, fingerprint
+from deploy.local.tether import tethered
 
 _ROOT = Path(__file__).parent.parent
 _READY = "keepa-simulator listening on "
 _STOP_TIMEOUT_S = 10
 _CONTROL_TIMEOUT_S = 30
-_PR_SET_PDEATHSIG = 1
 
 StartSimulator = Callable[..., "RunningSimulator"]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class RunningSimulator:
@@ -106,11 +99,10 @@ def launch_simulator(**options: Any) -> RunningSimulator:
         for item in value if isinstance(value, list | tuple) else [value]:
             arguments += [f"--{name.replace('_', '-')}", str(item)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.keepa_simulator", "serve", *arguments],
+        tethered([sys.executable, "-m", "deploy.keepa_simulator", "serve", *arguments]),
         cwd=_ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one C call, no lock is taken
     )
     assert process.stdout is not None
     line = process.stdout.readline().strip()
