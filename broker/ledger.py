@@ -28,6 +28,7 @@ from broker.leases import (
     Settlement,
 )
 from broker.settled_calls import SettledCalls
+from broker.totals import Totals
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
@@ -35,23 +36,6 @@ CALL_MS_MAX: Final = 120_000
 ENDED_MAX: Final = 100_000
 # Before any moment of the broker's clock.
 LONG_AGO_MS: Final = -(1 << 62)
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums since the start; tokens or counts."""
-
-    grants: int = 0
-    settles: int = 0
-    late_settles: int = 0
-    expiries: int = 0
-    refusals: int = 0
-    unknown_outcomes: int = 0
-    spent_tokens: int = 0
-    # Taken as spent by calls whose cost nobody reported.
-    written_off_tokens: int = 0
-    observations: int = 0
-    stale_observations: int = 0
 
 
 @dataclass(slots=True)

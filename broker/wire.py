@@ -10,7 +10,7 @@ from broker.answers import BucketState, DenialReason, Denied, Granted
 from broker.bucket import Observation, Source
 from broker.budgets import Standing
 from broker.leases import Lease, LeaseState
-from broker.ledger import Totals
+from broker.totals import Totals
 from broker.validation import PRIORITIES
 from broker.views import BucketView, WaitingView
 from protos.tokenbroker.v1 import token_broker_pb2 as pb

@@ -18,8 +18,9 @@ FUNCTION_LINES_MAX = 70
 # fmt: off
 PURE_NAMES = {
     "broker": (
-        "allocator", "answers", "bucket", "budgets", "costs", "drift", "forecast", "leases",
-        "ledger", "pricing", "probing", "views", "waitlist",
+        "allocator", "answers", "bucket", "budgets", "costs", "deadlines", "drift", "forecast",
+        "leases", "ledger", "offers", "pricing", "probing", "promises", "settled_calls",
+        "totals", "views", "waitlist",
     ),
     "fetcher": (
         "deals", "enrichment", "keepa_envelope", "keepa_selection", "keepa_units", "order",
