@@ -22,11 +22,6 @@ class Measures:
     spent_by_holder: Counter[str] = field(default_factory=Counter)
     spent_by_class: Counter[Priority] = field(default_factory=Counter)
     largest: int = 0
-    waited_ms_max: int = 0
-    # |unexplained drift| in tokens, by observation.
-    unexplained: Counter[int] = field(default_factory=Counter)
-    # |promised - real| in ms, of promises made when the request arrived.
-    eta_errors_ms: list[int] = field(default_factory=list)
 
     def charged(self, call: Call) -> None:
         """Keepa has charged a call."""
@@ -38,7 +33,6 @@ class Measures:
     def granted(self, call: Call, outcome: Granted) -> None:
         """The broker has granted a request."""
         self.grants += 1
-        self.waited_ms_max = max(self.waited_ms_max, outcome.waited_ms)
         self.largest = max(self.largest, outcome.lease.tokens)
 
     def denied(self, outcome: Denied) -> None:
