@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from broker.budgets import Budget
+from broker.followed import Stamp, stamp
 from broker.runtime import BrokerRuntime
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -25,8 +26,6 @@ POLL_S: Final = 0.5
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S+$")]
 Pattern = Annotated[str, Field(min_length=1, max_length=128)]
-# Which file a path leads to, and its state; None: there is none.
-Stamp = tuple[int, int, int, int] | None
 
 
 class BudgetsFileError(Exception):
@@ -126,7 +125,7 @@ class BudgetsFile:
         It follows links, as a mounted ConfigMap swaps them. A file that somebody is
         writing right now is left alone until two looks find it the same.
         """
-        before, self._seen = self._seen, _stamp(self.path)
+        before, self._seen = self._seen, stamp(self.path)
         return before == self._seen != self._read
 
     def read(self) -> None:
@@ -136,7 +135,7 @@ class BudgetsFile:
             BudgetsFileError: it can't be used; the budgets stay as they were.
         """
         # Stamped first: what is written in between counts as a change.
-        self._read = self._seen = _stamp(self.path)
+        self._read = self._seen = stamp(self.path)
         self.budgets = read_budgets(self.path)
 
     async def follow(self, runtime: BrokerRuntime) -> None:
@@ -159,11 +158,3 @@ class BudgetsFile:
 
     def _tell(self) -> None:
         log.info("budgets in force", budgets=[budget.name for budget in self.budgets])
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

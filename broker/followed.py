@@ -11,7 +11,8 @@ from protos.credential_files import CredentialError
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Stamp = tuple[tuple[int, int, int] | None, ...]
+# Which file a path leads to, and its state; None: there is none.
+Stamp = tuple[int, int, int, int] | None
 
 
 class Followed(Generic[T]):
@@ -26,14 +27,14 @@ class Followed(Generic[T]):
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
         self._paths = paths
         self._read = read
-        self._stamp = _stamp(paths)
+        self._stamps = list(map(stamp, paths))
         self._value = read()
 
     def now(self) -> T:
         """The newest value that made sense."""
-        stamp = _stamp(self._paths)
-        if stamp != self._stamp:
-            self._stamp = stamp
+        stamps = list(map(stamp, self._paths))
+        if stamps != self._stamps:
+            self._stamps = stamps
             self._take()
         return self._value
 
@@ -47,14 +48,10 @@ class Followed(Generic[T]):
             log.info("changed files taken", files=files)
 
 
-def _stamp(paths: Sequence[Path]) -> Stamp:
-    """Tells one state of the files from another."""
-    return tuple(map(_stamp_of, paths))
-
-
-def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp:
+    """Tells one state of a file from another; links are followed."""
     try:
-        status = path.stat()
+        found = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

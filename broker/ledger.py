@@ -123,8 +123,6 @@ class Ledger:
             overrun=overrun,
         )
         self._hold(lease)
-        if overrun > 0:
-            self._risky[lease.lease_id] = lease
         self.totals.grants += 1
         return lease
 
@@ -155,8 +153,8 @@ class Ledger:
             raise LeaseConflictError(renewal.lease_id)
         if lease.state is LeaseState.LAPSED:
             lease.state = LeaseState.OPEN
-            self.open_leases += 1
             del self._lapsed[lease.lease_id]
+            self._count_open(lease)
         lease.expires_ms = now_ms + renewal.ttl_ms
         heappush(self._expiries, (lease.expires_ms, lease.lease_id))
         return lease
@@ -356,8 +354,13 @@ class Ledger:
     def _hold(self, lease: Lease) -> None:
         self._leases[lease.lease_id] = lease
         self.reserved += lease.tokens
-        self.open_leases += 1
+        self._count_open(lease)
         heappush(self._expiries, (lease.expires_ms, lease.lease_id))
+
+    def _count_open(self, lease: Lease) -> None:
+        self.open_leases += 1
+        if lease.overrun > 0:
+            self._risky[lease.lease_id] = lease
 
     def _lapse(self, lease: Lease) -> None:
         lease.state = LeaseState.LAPSED

@@ -1,10 +1,11 @@
 """Addresses to listen on, and a clear word when one is taken."""
 
 import errno
-import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import Self
+
+from protos.access import is_loopback
 
 PORT_MAX = 65_535
 
@@ -43,10 +44,7 @@ class Listen:
     @property
     def is_local(self) -> bool:
         """Whether only programs of this machine can connect."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def check_free(self, setting: str) -> None:
         """Bind once and let go: gRPC wouldn't say why it can't.

@@ -182,10 +182,13 @@ def is_local(address: str) -> bool:
     for scheme in ("dns:", "ipv4:", "ipv6:"):
         address = address.removeprefix(scheme)
     host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
+    return is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host*, a name or an IP address, is this machine alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

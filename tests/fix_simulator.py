@@ -128,3 +128,11 @@ def start_simulator() -> Iterator[StartSimulator]:
     yield start
     for simulator in running:
         simulator.stop()
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    """A Keepa that won't tick during a test."""
+    simulator = launch_simulator(rate=20, tick_seconds=3600, products=100, deals=10)
+    yield simulator
+    simulator.stop()

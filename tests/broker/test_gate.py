@@ -20,7 +20,7 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, launch_broker
 from tests.fix_certificates import ROLES, Company, Pair, table
-from tests.fix_simulator import RunningSimulator, launch_simulator
+from tests.fix_simulator import RunningSimulator
 
 Code = grpc.StatusCode
 TIMEOUT_S = 10.0
@@ -90,14 +90,6 @@ def scraped(broker: RunningBroker, series: str) -> float:
     with urlopen(f"{broker.http_url}/metrics", timeout=TIMEOUT_S) as reply:
         lines = reply.read().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(series))
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[RunningSimulator]:
-    """A Keepa that won't tick during a test."""
-    simulator = launch_simulator(rate=20, tick_seconds=3600, products=100, deals=10)
-    yield simulator
-    simulator.stop()
 
 
 @pytest.fixture(scope="module")

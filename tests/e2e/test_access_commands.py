@@ -10,17 +10,9 @@ import pytest
 from deploy.local.ports import free_port
 from tests.fix_broker import RunningBroker, environment, launch_broker
 from tests.fix_certificates import Company, table
-from tests.fix_simulator import RunningSimulator, launch_simulator
+from tests.fix_simulator import RunningSimulator
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[RunningSimulator]:
-    """A Keepa that won't tick during a test."""
-    simulator = launch_simulator(rate=20, tick_seconds=3600, products=100, deals=10)
-    yield simulator
-    simulator.stop()
 
 
 @pytest.fixture(scope="module")

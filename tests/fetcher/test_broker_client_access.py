@@ -1,6 +1,5 @@
 """The client with certificates and tokens, against a real broker that asks for them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,9 @@ from tests.fix_broker import RunningBroker, StartBroker
 from tests.fix_broker_client import hold, in_background
 from tests.fix_certificates import Company, table
 from tests.fix_fetcher import wait_until
-from tests.fix_simulator import RunningSimulator, launch_simulator
+from tests.fix_simulator import RunningSimulator
 
 WAIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[RunningSimulator]:
-    """A Keepa that won't tick during a test."""
-    simulator = launch_simulator(rate=20, tick_seconds=3600, products=100, deals=10)
-    yield simulator
-    simulator.stop()
 
 
 @pytest.fixture

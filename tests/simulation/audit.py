@@ -157,8 +157,9 @@ class Audit:
         self.note("broker turns %s away", call.lease_id)
         assert self._broker is not None
         # A copy of an acquire may come late, to a broker that knows its lease by a heartbeat.
-        known = self._broker.allocator.ledger.lease(call.lease_id) is not None
-        granted = known or call.lease_id in self._granted
+        lease = self._broker.allocator.ledger.lease(call.lease_id)
+        adopted = lease is not None and lease.request is None
+        granted = adopted or call.lease_id in self._granted
         if not granted and not call.over and not call.harmless:
             self._fail("outcome", f"{call.lease_id} was turned away, but is new")
         self._ends(call.lease_id)
