@@ -72,7 +72,7 @@ day: $(VENV)/.ready  ## A day of collecting, once with faults and once without (
 
 EXAMPLES ?= 100000
 fuzz: $(VENV)/.ready  ## The parsers against mutated replies and query files (EXAMPLES= of each kind)
-	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/fetcher/test_fuzz_parsers.py
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/fetcher/replies/test_fuzz_parsers.py
 
 bench-freshness: $(VENV)/.ready  ## How old deals are when written: adaptive and fixed intervals, and the bound
 	@$(BIN)/python -m tests.bench.bench_freshness

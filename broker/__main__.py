@@ -16,7 +16,7 @@ from broker.settings import (
     TracingSettings,
     load,
 )
-from protos.credential_files import CredentialError
+from protos.channel.credential_files import CredentialError
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -59,9 +59,10 @@ def serve() -> None:
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
     # The other commands shouldn't wait for the server's imports.
-    from broker import logs, server, tracing  # noqa: PLC0415
-    from broker.budgets_file import BudgetsFileError  # noqa: PLC0415
-    from broker.listen import ListenError  # noqa: PLC0415
+    from broker import logs, server  # noqa: PLC0415
+    from broker.access.budgets_file import BudgetsFileError  # noqa: PLC0415
+    from broker.rpc import tracing  # noqa: PLC0415
+    from protos.process.addresses import ListenError  # noqa: PLC0415
 
     settings, protocol = load(ServeSettings), load(TracingSettings).protocol
     key = settings.keepa_api_key.get_secret_value()

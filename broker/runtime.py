@@ -15,17 +15,17 @@ from typing import Final, TypeVar
 
 import structlog
 
-from broker.allocator import Allocator
-from broker.answers import Denied, Granted
-from broker.bucket import Envelope
-from broker.budgets import Budget
+from broker.core.allocator import Allocator
+from broker.core.answers import Denied, Granted
+from broker.core.bucket import Envelope
+from broker.core.budgets import Budget
+from broker.core.errors import BrokerError
+from broker.core.leases import Lease, LeaseRequest, Renewal, Settlement
+from broker.core.snapshot import BucketView, WaitingView, bucket_view, waiting_view
 from broker.daemon_thread import in_daemon_thread
-from broker.errors import BrokerError
-from broker.keepa_sync import KeepaSync, KeepaSyncError, ProbeFailure
-from broker.leases import Lease, LeaseRequest, Renewal, Settlement
-from broker.notices import Notices
-from broker.promises import Listener, Promises
-from broker.views import BucketView, WaitingView, bucket_view, waiting_view
+from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
+from broker.telemetry.eta_accuracy import Listener, Promises
+from broker.telemetry.notices import Notices
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

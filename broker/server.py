@@ -15,22 +15,22 @@ import grpc
 import structlog
 import uvloop
 
-from broker import http
-from broker.allocator import Allocator, AllocatorConfig
-from broker.budgets import Budget
-from broker.budgets_file import BudgetsFile
-from broker.followed import Followed
-from broker.gate import Gate
-from broker.identities import IdentityBook
-from broker.introspection import Introspection
-from broker.keepa_sync import KeepaSync
-from broker.listen import Listen, ListenError
-from broker.metrics import BrokerMetrics
+from broker.access.budgets_file import BudgetsFile
+from broker.access.identities import IdentityBook
+from broker.access.tls import TlsFiles
+from broker.access.watched_files import Followed
+from broker.core.allocator import Allocator, AllocatorConfig
+from broker.core.budgets import Budget
+from broker.keepa_status import KeepaSync
+from broker.rpc.gate import Gate
+from broker.rpc.introspection import Introspection
+from broker.rpc.service import TokenBrokerService
+from broker.rpc.tracing import TracedCalls
 from broker.runtime import BrokerRuntime
-from broker.service import TokenBrokerService
 from broker.settings import ServeSettings
-from broker.tls import TlsFiles
-from broker.tracing import TracedCalls
+from broker.telemetry import http
+from broker.telemetry.metrics import BrokerMetrics
+from protos.process.addresses import Listen, ListenError
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

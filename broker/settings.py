@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from broker.listen import Listen
-from protos.access import Access
+from protos.channel.access import Access
+from protos.process.addresses import Listen
 
 FINGERPRINT_DIGITS: Final = 12
 

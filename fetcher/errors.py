@@ -10,7 +10,7 @@
   - ClaimLostError           somebody else has the work now: drop it
 """
 
-from fetcher.keepa_envelope import Envelope
+from fetcher.replies.envelope import Envelope
 
 
 class FetcherError(Exception):

@@ -21,7 +21,7 @@ from fetcher.errors import (
     KeepaThrottledError,
     KeepaUnavailableError,
 )
-from fetcher.keepa_envelope import Envelope
+from fetcher.replies.envelope import Envelope
 
 # Its debug lines hold the URL, and the URL holds the key.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)

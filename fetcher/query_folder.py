@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from fetcher.queries import DealQuery, QueryBook, read_queries
+from fetcher.queries.query import DealQuery, QueryBook, read_queries
 
 log = structlog.get_logger(__name__)
 

@@ -22,8 +22,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fetcher.errors import SettingsError
-from protos.access import Access, read_token
-from protos.credential_files import CredentialError
+from protos.channel.access import Access, read_token
+from protos.channel.credential_files import CredentialError
 
 ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12

@@ -12,7 +12,7 @@ import pytest
 from deploy.local.errors import ProgramError
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
-from protos.access import Access
+from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 

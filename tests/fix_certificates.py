@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protos.access import Access
+from protos.channel.access import Access
 
 DAY = dt.timedelta(days=1)
 ROLES = ("fetcher", "operator", "viewer")

@@ -10,12 +10,12 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from broker.allocator import Allocator, AllocatorConfig
-from broker.keepa_sync import KeepaSync
-from broker.metrics import BrokerMetrics
+from broker.core.allocator import Allocator, AllocatorConfig
+from broker.keepa_status import KeepaSync
+from broker.rpc.service import TokenBrokerService
 from broker.runtime import BrokerRuntime
 from broker.server import OPTIONS
-from broker.service import TokenBrokerService
+from broker.telemetry.metrics import BrokerMetrics
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_simulator import RunningSimulator, launch_simulator
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import grpc
 
-from broker.reasons import REASON_KEY
-from protos.access import Access
+from broker.rpc.refusals import REASON_KEY
+from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 # An operator's question is answered in milliseconds or not at all.

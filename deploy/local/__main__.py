@@ -2,7 +2,6 @@
 
 import sys
 
-from broker.listen import ListenError
 from broker.settings import SettingsError
 from deploy.local.data_dir import DataDir
 from deploy.local.errors import StackError
@@ -11,6 +10,7 @@ from deploy.local.settings import load_settings
 from deploy.local.stack import Stack
 from deploy.local.tether import tether_to_make
 from fetcher.errors import SettingsError as FetcherSettingsError
+from protos.process.addresses import ListenError
 
 
 def main() -> int:

@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings
 
-from broker.listen import Listen
 from broker.settings import CONFIG, Address, LogLevel, load
 from deploy.local.ports import free_port
+from protos.process.addresses import Listen
 
 # Keepa's own, as measured and documented (keepa-api.md, sections 1 and 4).
 TICK_S: Final = 60.2

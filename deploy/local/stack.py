@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from broker.keepa_sync import ProbeFailure
+from broker.keepa_status import ProbeFailure
 from deploy.keepa_simulator.options import DEMO_KEY
 from deploy.local.crew import Crew
 from deploy.local.data_dir import DataDir

@@ -12,7 +12,7 @@ import grpc
 import psycopg
 import requests
 
-from protos.access import Access
+from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 

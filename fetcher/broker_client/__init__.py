@@ -29,9 +29,9 @@ from fetcher.broker_client.errors import (
 )
 from fetcher.broker_client.lease import Lease
 from fetcher.broker_client.wire import BucketView, Priority
-from fetcher.keepa_envelope import Envelope
-from protos.access import Access
-from protos.credential_files import CredentialError
+from fetcher.replies.envelope import Envelope
+from protos.channel.access import Access
+from protos.channel.credential_files import CredentialError
 
 __all__ = [
     "Access",

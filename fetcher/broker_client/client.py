@@ -34,7 +34,7 @@ from fetcher.broker_client.wire import (
     duration,
     seconds,
 )
-from protos.access import Access
+from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import grpc
 
-from protos.access import Access, Options
-from protos.credential_files import CredentialError
+from protos.channel.access import Access, Options
+from protos.channel.credential_files import CredentialError
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)

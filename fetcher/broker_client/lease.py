@@ -10,7 +10,7 @@ from opentelemetry.trace import SpanKind
 from fetcher.broker_client.errors import LeaseLostError
 from fetcher.broker_client.tracing import tracer
 from fetcher.broker_client.wire import Settlement, Terms
-from fetcher.keepa_envelope import Envelope
+from fetcher.replies.envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 # A call that starts later might outlive its lease before the next heartbeat.

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fetcher.broker_client.tracing import trace_context
-from fetcher.keepa_envelope import Envelope
+from fetcher.replies.envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 # The broker may be restarting or out of reach: the same request is sent again.

@@ -1,7 +1,7 @@
 """Is everything well, and if not, what to do."""
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
-from fetcher.diagnostics import State, examine
+from fetcher.reports.diagnostics import State, examine
 from fetcher.settings import Settings
 
 MARKS = {State.OK: "ok     ", State.WARNING: "WARNING", State.FAILED: "FAILED "}

@@ -5,9 +5,9 @@ from typing import Any
 
 from fetcher.commands.look import money
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say, when
-from fetcher.keepa_units import DOMAINS, PRICE_TYPES
 from fetcher.postgres import Database
 from fetcher.postgres.story import tell_story
+from fetcher.replies.units import DOMAINS, PRICE_TYPES
 
 CHANGES_SHOWN = 20
 

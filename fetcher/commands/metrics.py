@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from fetcher import logs
 from fetcher.errors import SettingsError
-from fetcher.metrics import CollectionCollector, Measuring
 from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
+from fetcher.reports.metrics import CollectionCollector, Measuring
 from fetcher.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
 from fetcher.errors import SettingsError
-from fetcher.queries import DealQuery, QueryError
+from fetcher.queries.query import DealQuery, QueryError
 from fetcher.query_folder import QueryFolder
 
 

@@ -13,8 +13,8 @@ from fetcher.postgres import Database, migrate
 from fetcher.query_folder import QueryFolder
 from fetcher.settings import Settings, TracingSettings, key_fingerprint
 from fetcher.tracing import exporting
-from fetcher.worker import Worker
-from fetcher.workplace import Limits, Workplace
+from fetcher.work.shared import Limits, Workplace
+from fetcher.work.worker import Worker
 
 log = structlog.get_logger(__name__)
 

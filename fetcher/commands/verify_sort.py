@@ -11,16 +11,16 @@ from typing import Any, Final
 
 from fetcher.broker_client import BrokerClient, Priority
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say
-from fetcher.deals import Deal, parse_deal_page
 from fetcher.errors import FetcherError, SettingsError
 from fetcher.keepa import Keepa, Reply
-from fetcher.keepa_units import TOKENS_PER_DEAL_PAGE
-from fetcher.leased_call import leased_call
-from fetcher.order import SortFinding, judge_sort
-from fetcher.payload import MalformedReplyError
-from fetcher.queries import DealQuery
+from fetcher.queries.query import DealQuery
 from fetcher.query_folder import QueryFolder
+from fetcher.replies.deals import Deal, parse_deal_page
+from fetcher.replies.record import MalformedReplyError
+from fetcher.replies.units import TOKENS_PER_DEAL_PAGE
+from fetcher.scans.order import SortFinding, judge_sort
 from fetcher.settings import Settings, key_fingerprint
+from fetcher.work.paid_call import leased_call
 
 SORT_TYPES: Final = (0, 1, 2, 3, 4)
 

@@ -7,8 +7,8 @@ from typing import Any, Final, LiteralString
 
 from psycopg.types.json import Jsonb
 
-from fetcher.deals import Deal
 from fetcher.postgres.database import Connection, instant
+from fetcher.replies.deals import Deal
 
 _compact = partial(json.dumps, separators=(",", ":"))
 

@@ -7,7 +7,7 @@ from typing import Final, LiteralString
 from psycopg.rows import class_row, scalar_row
 
 from fetcher.postgres.database import Connection
-from fetcher.queries import DealQuery
+from fetcher.queries.query import DealQuery
 
 # Keepa's clock tells all times of a scan, so ages are taken by it too.
 PROGRESS: Final[LiteralString] = """

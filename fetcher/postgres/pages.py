@@ -7,10 +7,10 @@ from typing import Final, LiteralString
 from psycopg.types.json import Jsonb
 
 from fetcher.errors import ClaimLostError
-from fetcher.page_facts import PageFacts
 from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.records import FACTS, to_jsonb
-from fetcher.queries import DealQuery
+from fetcher.queries.query import DealQuery
+from fetcher.scans.page_facts import PageFacts
 
 OPEN: Final[LiteralString] = """
 INSERT INTO scan_pages (scan_id, page) VALUES (%s, %s) ON CONFLICT DO NOTHING

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from fetcher.postgres.database import Connection, instant, unix_ms
 from fetcher.postgres.deals import as_jsonb
-from fetcher.products import Product
+from fetcher.replies.products import Product
 
 KNOWN: Final[LiteralString] = """
 SELECT asin, known_by, last_update, reply_time, raw

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
-from fetcher.page_facts import PageFacts
-from fetcher.polling import Yield
 from fetcher.postgres.database import Connection, instant, unix_ms
 from fetcher.postgres.records import GAPS, YIELD, to_jsonb
-from fetcher.queries import DealQuery
-from fetcher.scanning import Progress, ScanKind
+from fetcher.queries.query import DealQuery
+from fetcher.scans.intervals import Yield
+from fetcher.scans.page_facts import PageFacts
+from fetcher.scans.plan import Progress, ScanKind
 
 ENSURE: Final[LiteralString] = """
 INSERT INTO watermarks (query, selection_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING

@@ -5,11 +5,11 @@ from typing import Any, Final
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
-from fetcher.page_facts import PageFacts
-from fetcher.polling import Yield
-from fetcher.profit import ProfitEstimate
-from fetcher.rules import RuleFailure
-from fetcher.scanning import Gap, ScanPlan
+from fetcher.queries.profit import ProfitEstimate
+from fetcher.queries.rules import RuleFailure
+from fetcher.scans.intervals import Yield
+from fetcher.scans.page_facts import PageFacts
+from fetcher.scans.plan import Gap, ScanPlan
 
 PLAN: Final = TypeAdapter(ScanPlan)
 FACTS: Final = TypeAdapter(PageFacts)

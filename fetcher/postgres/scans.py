@@ -6,8 +6,8 @@ from typing import Final, LiteralString
 from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.deals import as_jsonb
 from fetcher.postgres.records import PLAN, to_jsonb
-from fetcher.queries import DealQuery
-from fetcher.scanning import EndReason, ScanPlan
+from fetcher.queries.query import DealQuery
+from fetcher.scans.plan import EndReason, ScanPlan
 
 START: Final[LiteralString] = """
 INSERT INTO scans (query, selection_hash, selection, sort_type, kind, background, plan)

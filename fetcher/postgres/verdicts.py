@@ -6,7 +6,7 @@ from typing import Any, Final, LiteralString
 
 from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.records import FAILURES, PROFIT, to_jsonb
-from fetcher.rules import Breakdown, RuleCount, Verdict
+from fetcher.queries.rules import Breakdown, RuleCount, Verdict
 
 # A verdict on an older reply must not overwrite one on a newer, unless the rules changed.
 UPSERT: Final[LiteralString] = """

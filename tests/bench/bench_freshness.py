@@ -22,9 +22,9 @@ from statistics import fmean
 from typing import Final
 
 from deploy.local.postgres import PostgresServer
-from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, TOKENS_PER_DEAL_PAGE
 from fetcher.postgres import migrate
-from fetcher.queries import DealQuery, parse_query
+from fetcher.queries.query import DealQuery, parse_query
+from fetcher.replies.units import CACHE_MS, MS_PER_MINUTE, TOKENS_PER_DEAL_PAGE
 from tests.bench.virtual_reader import HOUR_MS, TICK_MS, VirtualReader
 
 Selections = Sequence[Mapping[str, object]]

@@ -20,10 +20,10 @@ from typing import Final
 import psycopg
 
 from deploy.local.postgres import PostgresServer
-from fetcher.deals import Deal
 from fetcher.postgres import migrate
 from fetcher.postgres.database import Connection
 from fetcher.postgres.deals import UPSERT_DEAL, deal_row, upsert_deals
+from fetcher.replies.deals import Deal
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
 
 PAGES: Final = 40

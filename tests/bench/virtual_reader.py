@@ -9,16 +9,16 @@ from deploy.keepa_simulator.catalogue import Catalogue
 from deploy.keepa_simulator.deal_endpoint import DealEndpoint
 from deploy.keepa_simulator.exchange import Query
 from deploy.keepa_simulator.listing import Listing
-from fetcher.deals import DealPage, parse_deal_page
-from fetcher.keepa_units import CACHE_MS, MS_PER_MINUTE, TOKENS_PER_DEAL_PAGE, ms_to_minutes
-from fetcher.page_commit import PageReply, commit_page
-from fetcher.polling import PolledQuery, plan_intervals, polled, share_for_scans
 from fetcher.postgres import Database
 from fetcher.postgres.pages import claim_page, open_pages
 from fetcher.postgres.progress import Standing, lock_progress, standings
 from fetcher.postgres.scans import start_scan
-from fetcher.queries import DealQuery
-from fetcher.scanning import ScanPlan, Schedule, due_scans
+from fetcher.queries.query import DealQuery
+from fetcher.replies.deals import DealPage, parse_deal_page
+from fetcher.replies.units import CACHE_MS, MS_PER_MINUTE, TOKENS_PER_DEAL_PAGE, ms_to_minutes
+from fetcher.scans.intervals import PolledQuery, plan_intervals, polled, share_for_scans
+from fetcher.scans.plan import ScanPlan, Schedule, due_scans
+from fetcher.work.page_commit import PageReply, commit_page
 
 HOUR_MS: Final = 3_600_000
 TICK_MS: Final = KEEPA_TICK_MS

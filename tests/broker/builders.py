@@ -1,8 +1,8 @@
 """Short ways to say what Keepa answered and what a client asked."""
 
-from broker.allocator import Allocator, AllocatorConfig
-from broker.bucket import Envelope, Observation, Source
-from broker.leases import LeaseRequest, Outcome, Priority, Settlement
+from broker.core.allocator import Allocator, AllocatorConfig
+from broker.core.bucket import Envelope, Observation, Source
+from broker.core.leases import LeaseRequest, Outcome, Priority, Settlement
 
 EPOCH = 7
 # Keepa's clock stands far from the broker's: nothing may compare them.

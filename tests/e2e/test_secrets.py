@@ -20,7 +20,7 @@ import broker.logs
 import fetcher.logs
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
-from protos.access import Access
+from protos.channel.access import Access
 from tests.e2e.collection import fetch, wait_until, write_query
 from tests.e2e.otlp_receiver import receiving
 from tests.fix_broker import StartBroker, StartProgram, environment

@@ -223,7 +223,7 @@ def test_a_collector_that_is_away_is_not_told_of_at_every_attempt(logs: ModuleTy
         return bool(seldom.filter(record))
 
     exporter = [heard("opentelemetry.exporter.otlp", at_s) for at_s in (0, 1, 299, 300, 301, 600)]
-    ours = [heard("fetcher.worker", at_s) for at_s in (0, 1)]
+    ours = [heard("fetcher.work.worker", at_s) for at_s in (0, 1)]
 
     assert exporter == [True, False, False, True, False, True]
     assert ours == [True, True]

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from fetcher.deals import Deal, DealPage, parse_deal
-from fetcher.keepa_units import ms_to_minutes
-from fetcher.products import Product, parse_product
+from fetcher.replies.deals import Deal, DealPage, parse_deal
+from fetcher.replies.products import Product, parse_product
+from fetcher.replies.units import ms_to_minutes
 
 PRICE_TYPES = 34
 DATE_RANGES = 4

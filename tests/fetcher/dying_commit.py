@@ -14,9 +14,9 @@ from typing import Any, Final, cast
 
 import psycopg
 
-from fetcher.page_commit import PageReply, commit_page
 from fetcher.postgres.database import Connection
 from fetcher.postgres.pages import PageClaim
+from fetcher.work.page_commit import PageReply, commit_page
 from tests.fetcher.keepa_pages import query, reply, row
 
 QUERY: Final = query(rules={"rank": {"max": 5100}})

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fetcher.deals import DealPage, parse_deal_page
-from fetcher.keepa_units import ms_to_minutes
-from fetcher.page_commit import PageReply
-from fetcher.queries import DealQuery, parse_query
+from fetcher.queries.query import DealQuery, parse_query
+from fetcher.replies.deals import DealPage, parse_deal_page
+from fetcher.replies.units import ms_to_minutes
+from fetcher.work.page_commit import PageReply
 
 DOMAIN, PRICE_TYPE, DATE_RANGE = 1, 2, 3
 PRICE_TYPES = 34

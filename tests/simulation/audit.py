@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from broker.answers import Denied, Granted
-from broker.leases import Lease, LeaseRequest, Outcome, Settlement
+from broker.core.answers import Denied, Granted
+from broker.core.leases import Lease, LeaseRequest, Outcome, Settlement
 from tests.simulation.call import Call
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.fairness import WaitBound

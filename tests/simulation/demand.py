@@ -6,7 +6,7 @@ Prices: keepa-api.md, section 3.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker.leases import Priority
+from broker.core.leases import Priority
 from tests.simulation.dice import Dice
 
 CostRule = Callable[[int, Dice], int]

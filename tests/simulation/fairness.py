@@ -21,7 +21,7 @@ per tick.
 from dataclasses import dataclass
 from typing import Final
 
-from broker.leases import Priority
+from broker.core.leases import Priority
 from tests.simulation.call import Call
 
 WEIGHTS: Final = {Priority.HIGH: 8, Priority.NORMAL: 4, Priority.LOW: 1}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
 
-from broker.leases import Priority
-from broker.promises import Promises
+from broker.core.leases import Priority
+from broker.telemetry.eta_accuracy import Promises
 from tests.simulation.demand import BULK, DEALS, OFFERS, PAGES, PRODUCTS, RATED
 from tests.simulation.dice import Fate
 from tests.simulation.scenario import Scenario

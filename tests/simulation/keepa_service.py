@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from broker.bucket import Envelope
+from broker.core.bucket import Envelope
 from tests.simulation.audit import Audit
 from tests.simulation.call import Call
 from tests.simulation.dice import Dice, Fate

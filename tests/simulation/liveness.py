@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from broker.answers import BucketState
-from broker.leases import LeaseRequest
-from broker.probing import PATIENCE_MS
-from broker.waitlist import Waiting
+from broker.core.answers import BucketState
+from broker.core.leases import LeaseRequest
+from broker.core.probing import PATIENCE_MS
+from broker.core.waitlist import Waiting
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
 from tests.simulation.scenario import Scenario

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker.answers import DenialReason, Denied, Granted
-from broker.leases import Priority
+from broker.core.answers import DenialReason, Denied, Granted
+from broker.core.leases import Priority
 from tests.simulation.call import Call
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from broker.allocator import AllocatorConfig
-from broker.budgets import Budget
+from broker.core.allocator import AllocatorConfig
+from broker.core.budgets import Budget
 from tests.simulation.demand import DEALS, KNOWN, UNKNOWN, Demand
 from tests.simulation.keepa_model import Moment
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from broker.allocator import Allocator
+from broker.core.allocator import Allocator
 from tests.simulation.audit import Audit
 from tests.simulation.broker_process import BrokerClock, BrokerProcess
 from tests.simulation.dice import Fate

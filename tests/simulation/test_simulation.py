@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.ledger import Ledger
+from broker.core.ledger import Ledger
 from tests.simulation.campaign import run_random, shrink
 from tests.simulation.figures import Figures, measure
 from tests.simulation.museum.counting import refund

@@ -10,10 +10,10 @@ from pydantic_settings import BaseSettings
 
 import broker.settings
 import fetcher.settings
-from broker.listen import Listen
 from broker.settings import ClientSettings, ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.settings import Settings
+from protos.process.addresses import Listen
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "deploy/docker"

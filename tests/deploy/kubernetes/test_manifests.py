@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-from broker.identities import Identity, IdentityBook, Role
-from broker.listen import Listen
+from broker.access.identities import Identity, IdentityBook, Role
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.settings import Settings
+from protos.process.addresses import Listen
 
 ROOT = Path(__file__).parents[3]
 OVERLAYS = ("local", "production", "two-accounts")

@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-from broker.allocator import Allocator
-from broker.bucket import Bucket, Envelope, Observation
-from broker.leases import Ended, Lease, LeaseState, Outcome, Settled, Settlement
-from broker.ledger import Ledger
+from broker.core.allocator import Allocator
+from broker.core.bucket import Bucket, Envelope, Observation
+from broker.core.leases import Ended, Lease, LeaseState, Outcome, Settled, Settlement
+from broker.core.ledger import Ledger
 from tests.simulation.museum.exhibit import Exhibit, replacing
 
 adopt_observation = Ledger._adopt_observation

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
+import broker.rpc.replies
+import broker.rpc.requests
 import broker.runtime
-import broker.validation
-import broker.wire
-from broker.answers import Denied, Granted
-from broker.bucket import Envelope
-from broker.keepa_sync import KeepaSync
-from broker.leases import LeaseRequest, Outcome, Settlement
+from broker.core.answers import Denied, Granted
+from broker.core.bucket import Envelope
+from broker.core.leases import LeaseRequest, Outcome, Settlement
+from broker.keepa_status import KeepaSync
 from broker.runtime import BrokerRuntime, SettleResult
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.simulation.museum.counting import always
@@ -21,8 +21,8 @@ from tests.simulation.museum.exhibit import Exhibit, replacing
 acquire = BrokerRuntime.acquire
 settle = BrokerRuntime.settle
 ask = KeepaSync.ask
-make_grant = broker.wire._grant
-OUTCOMES: Final = broker.validation.OUTCOMES
+make_grant = broker.rpc.replies._grant
+OUTCOMES: Final = broker.rpc.requests.OUTCOMES
 
 
 def keep_first_count(self: BrokerRuntime, envelope: Envelope, requested_ms: int) -> None:
@@ -125,7 +125,7 @@ AT_ONCE: Final = (
     Exhibit(
         "TTL restarted by a restart (edge)",
         "A restarted client that repeated its request was told the whole time once more.",
-        partial(patch.object, broker.wire, "_grant", whole_ttl),
+        partial(patch.object, broker.rpc.replies, "_grant", whole_ttl),
     ),
     Exhibit(
         "late settle counted twice (edge)",

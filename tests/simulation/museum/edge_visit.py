@@ -36,7 +36,7 @@ class Keepas:
 def suite() -> Iterator[Test]:
     """The tests of the service that need no more than a broker and a Keepa."""
     for part in SUITE:
-        module = importlib.import_module(f"tests.broker.test_service_{part}")
+        module = importlib.import_module(f"tests.broker.rpc.test_service_{part}")
         for name, test in inspect.getmembers(module, inspect.iscoroutinefunction):
             if name.startswith("test_"):
                 yield test

@@ -3,16 +3,16 @@
 from typing import Any, Final
 from unittest.mock import patch
 
-from broker.allocator import Allocator
-from broker.answers import Granted
-from broker.costs import Band, CostBook
-from broker.leases import Lease, LeaseRequest
-from broker.ledger import Ledger
-from broker.offers import Offers
-from broker.pricing import Batch
-from broker.probing import Probing
-from broker.settled_calls import SettledCalls
-from broker.waitlist import Flow, PriorityClass, Waiting, Waitlist
+from broker.core.allocator import Allocator
+from broker.core.answers import Granted
+from broker.core.costs import Band, CostBook
+from broker.core.leases import Lease, LeaseRequest
+from broker.core.ledger import Ledger
+from broker.core.offers import Offers
+from broker.core.pricing import Batch
+from broker.core.probing import Probing
+from broker.core.settled_calls import SettledCalls
+from broker.core.waitlist import Flow, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
 from tests.simulation.museum.exhibit import Exhibit, replacing
 

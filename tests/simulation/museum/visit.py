@@ -35,7 +35,7 @@ class Visit:
 def suite() -> Iterator[Test]:
     """The tests that ask for no fixture and draw no example."""
     for part in SUITE:
-        module = importlib.import_module(f"tests.broker.test_{part}")
+        module = importlib.import_module(f"tests.broker.core.test_{part}")
         for name, test in inspect.getmembers(module, inspect.isfunction):
             drawn = hasattr(test, "hypothesis")
             if name.startswith("test_") and not drawn and not inspect.signature(test).parameters:

@@ -1,0 +1,170 @@
+"""Who may do what: the identities file, and the rights that a role has.
+
+    [fetchers]
+    role = "fetcher"
+    certificates = ["fetcher.example", "spiffe://example/fetcher"]
+
+    [anna]
+    role = "operator"
+    token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+
+A token itself is never in it: `sha256sum` of the file that a client names in
+BROKER_TOKEN_FILE is enough to know it again.
+"""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from broker.rpc.introspection import CHANNELZ_NAME, REFLECTION_NAME, SERVICE_NAME
+from broker.rpc.refusals import Refusal
+from protos.channel.credential_files import CredentialError, read_file
+
+SETTING: Final = "BROKER_IDENTITIES_FILE"
+# It stands before the holder's own name, up to a slash.
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Role(StrEnum):
+    """What an identity is for."""
+
+    FETCHER = "fetcher"
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+
+
+EVERY_ROLE: Final = frozenset(Role)
+READ: Final = EVERY_ROLE
+LEASE: Final = frozenset({Role.FETCHER})
+STEER: Final = frozenset({Role.OPERATOR})
+
+# Services of which every method only tells something.
+READ_SERVICES: Final = frozenset({CHANNELZ_NAME, REFLECTION_NAME})
+METHODS: Final = {
+    "AcquireLease": LEASE,
+    "RenewLease": LEASE,
+    "SettleLease": LEASE,
+    "GetBucket": READ,
+    "WatchBucket": READ,
+    "ListLeases": READ,
+    "SyncBucket": STEER,
+    "PauseGrants": STEER,
+    "ResumeGrants": STEER,
+}
+
+
+def roles_for(method: str) -> frozenset[Role]:
+    """Roles that may call *method*, "/service/name"; a method nobody thought of is nobody's."""
+    service, _, name = method.lstrip("/").rpartition("/")
+    if service in READ_SERVICES:
+        return READ
+    return METHODS.get(name, frozenset()) if service == SERVICE_NAME else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody the broker knows."""
+
+    name: str
+    role: Role
+
+    def signed(self, holder: str) -> str:
+        """The holder's name with ours before it; no name holds a slash, so none can be forged."""
+        return f"{self.name}/{holder}"
+
+    def owns(self, holder: str) -> bool:
+        """Whether *holder* was signed by this identity."""
+        return holder.startswith(f"{self.name}/")
+
+
+class RefusedError(Exception):
+    """A call is not allowed; the message says why and what to do, and holds no secret."""
+
+    def __init__(self, refusal: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
+# Whose call this is; None where the broker knows nobody and serves everybody.
+caller: ContextVar[Identity | None] = ContextVar("caller", default=None)
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
+
+
+class Entry(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    role: Role
+    # A SPIFFE id, a DNS name or, where the certificate has neither, its common name.
+    certificates: list[str] = []
+    token_sha256: list[Digest] = []
+
+
+ENTRIES: Final = TypeAdapter(dict[str, Entry])
+
+
+class IdentityBook:
+    """The identities file, ready to look up."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self._by_certificate: dict[str, Identity] = {}
+        self._by_digest: dict[str, Identity] = {}
+        for name, entry in entries.items():
+            identity = Identity(name, entry.role)
+            _enter(self._by_certificate, entry.certificates, identity)
+            _enter(self._by_digest, entry.token_sha256, identity)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The book in the TOML file *path*.
+
+        Raises:
+            CredentialError: It can't be read or makes no sense; one line.
+        """
+        try:
+            entries = ENTRIES.validate_python(tomllib.loads(read_file(SETTING, path).decode()))
+            _check_names(entries)
+            return cls(entries)
+        except ValidationError as exc:
+            error = exc.errors(include_input=False, include_url=False)[0]
+            problem = f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+        except ValueError as exc:
+            problem = str(exc)
+        raise CredentialError(f"{SETTING}: {path}: {problem}")
+
+    def by_token(self, token: str) -> Identity | None:
+        """Whose *token* is."""
+        # Found by digest: how long it takes tells nothing of the token.
+        return self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
+
+    def by_certificate(self, names: Iterable[str]) -> Identity | None:
+        """The identity that one of a certificate's *names* stands for."""
+        return next((self._by_certificate[n] for n in names if n in self._by_certificate), None)
+
+
+def _enter(book: dict[str, Identity], keys: Iterable[str], identity: Identity) -> None:
+    for key in keys:
+        if key in book:
+            other = book[key].name
+            raise ValueError(f"{identity.name} and {other} share a certificate name or token")
+        book[key] = identity
+
+
+def _check_names(entries: Mapping[str, Entry]) -> None:
+    if not entries:
+        raise ValueError("names nobody: add a table such as [fetchers]")
+    for name, entry in entries.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: a name is letters, digits, dots and dashes, at most 64")
+        if not entry.certificates and not entry.token_sha256:
+            raise ValueError(f"{name}: has neither certificates nor token_sha256")

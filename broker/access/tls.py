@@ -1,0 +1,47 @@
+"""The broker's own certificate, and the CA of its clients'; replaced while it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from broker.access.watched_files import Followed
+from protos.channel.credential_files import check_ca, check_pair, read_file
+
+CERT_FILE: Final = "BROKER_TLS_CERT_FILE"
+KEY_FILE: Final = "BROKER_TLS_KEY_FILE"
+CLIENT_CA_FILE: Final = "BROKER_TLS_CLIENT_CA_FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where the PEM files are; without *client_ca* clients need no certificate."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that follow the files: every handshake takes the newest.
+
+        Raises:
+            CredentialError: A file can't be used.
+        """
+        paths = [path for path in (self.cert, self.key, self.client_ca) if path is not None]
+        followed = Followed(paths, self._configuration)
+        return grpc.dynamic_ssl_server_credentials(
+            followed.now(),
+            # grpc calls it in threads of its own.
+            followed.now,
+            require_client_authentication=self.client_ca is not None,
+        )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        chain, key = read_file(CERT_FILE, self.cert), read_file(KEY_FILE, self.key)
+        check_pair((CERT_FILE, self.cert), (KEY_FILE, self.key))
+        ca = None
+        if self.client_ca is not None:
+            ca = read_file(CLIENT_CA_FILE, self.client_ca)
+            check_ca(CLIENT_CA_FILE, ca)
+        return grpc.ssl_server_certificate_configuration([(key, chain)], ca)

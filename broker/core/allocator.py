@@ -1,0 +1,400 @@
+"""Decides who gets tokens now: the ledger counts, the waitlist orders.
+
+Rule 1: no await, no I/O, no clock. The edge calls a method with now_ms, drains
+        `take_outcomes`, starts a probe if one is wanted, and comes back at
+        `next_wake_ms` at the latest.
+Rule 2: a grant rests on tokens that Keepa has confirmed. Lumps that should have
+        landed since are confirmed by a probe first, unless Keepa can't be asked.
+Rule 3: only what Keepa confirms makes anyone wait, at most one probe a tick.
+Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
+from broker.core.bucket import Envelope, Observation, Source
+from broker.core.budgets import Budget, BudgetBook
+from broker.core.costs import CostBook
+from broker.core.deadlines import Deadlines
+from broker.core.errors import LeaseConflictError, LeaseEndedError
+from broker.core.forecast import CallTimes, foresee
+from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
+from broker.core.ledger import Ledger
+from broker.core.offers import Offers
+from broker.core.pricing import Batch
+from broker.core.probing import Probing
+from broker.core.waitlist import Waiting, Waitlist
+
+# An observation younger than this confirms a wait by itself.
+FRESH_MS: Final = 1_000
+# Ticks after which even an ample balance is checked before it is granted from:
+# others may have spent it, or the plan may have changed.
+STALE_TICKS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorConfig:
+    """How to allocate; tokens and milliseconds.
+
+    `recovery_grace_ms` is the time after a start without a journal in which
+    living clients re-present their leases; nothing is granted before.
+    """
+
+    floor_tokens: int = 0
+    max_debt_tokens: int = 0
+    lease_ttl_ms: int = 15_000
+    max_lease_ttl_ms: int = 300_000
+    recovery_grace_ms: int = 3_000
+    budgets: tuple[Budget, ...] = ()
+
+
+class Allocator:
+    """The broker's whole logic, driven from outside."""
+
+    def __init__(self, config: AllocatorConfig, *, epoch: int, started_ms: int) -> None:
+        self.config = config
+        self.ledger = Ledger(epoch)
+        self.costs = CostBook()
+        self.waitlist = Waitlist()
+        self.budgets = BudgetBook(config.budgets)
+        spare_tokens = config.max_debt_tokens - config.floor_tokens
+        self.offers = Offers(self.ledger, self.costs, self.budgets, spare_tokens)
+        self.probing = Probing()
+        self.call_times = CallTimes()
+        self.paused = False
+        self.denials: dict[DenialReason, int] = dict.fromkeys(DenialReason, 0)
+        self._recovered_ms = started_ms + config.recovery_grace_ms
+        # Until then the head's wait stands confirmed by Keepa.
+        self._confirmed_until_ms = started_ms
+        self._outcomes: list[Granted | Denied] = []
+        self._deadlines = Deadlines()
+        self._budget_wake_ms: int | None = None
+
+    # --- clients -----------------------------------------------------------
+
+    def acquire(self, request: LeaseRequest, now_ms: int) -> None:
+        """Queue a request, join its wait, or repeat its open grant.
+
+        Raises:
+            LeaseConflictError: lease_id is in use with other arguments.
+            LeaseEndedError: lease_id was settled or abandoned.
+        """
+        self.ledger.expire(now_ms)
+        lease = self.ledger.lease(request.lease_id)
+        if lease is not None:
+            if lease.request is None or not lease.request.repeats(request):
+                raise LeaseConflictError(request.lease_id)
+            self._outcomes.append(Granted(lease, 0))
+            return
+        if self.ledger.has_ended(request.lease_id):
+            raise LeaseEndedError(request.lease_id)
+        waiting = self.waitlist.get(request.lease_id)
+        if waiting is None:
+            self.waitlist.add(Waiting(request, now_ms, self.offers.first_quote(request)))
+        elif waiting.request.repeats(request):
+            waiting.request = request
+        else:
+            raise LeaseConflictError(request.lease_id)
+        self._deadlines.add(request)
+        self._decide(now_ms)
+
+    def cancel(self, lease_id: str, now_ms: int) -> None:
+        """The client stopped waiting; a grant that never reached it is taken back."""
+        self.ledger.expire(now_ms)
+        self._deadlines.drop(lease_id)
+        if self.waitlist.remove(lease_id) is None:
+            lease = self.ledger.revoke(lease_id)
+            if lease is not None:
+                self._correct(lease, -lease.tokens)
+        self._decide(now_ms)
+
+    def renew(self, renewal: Renewal, now_ms: int) -> Lease:
+        """Prolong a lease; see `Ledger.renew`."""
+        self.ledger.expire(now_ms)
+        lease = self.ledger.renew(renewal, now_ms)
+        self._decide(now_ms)
+        return lease
+
+    def settle(self, settlement: Settlement, now_ms: int) -> bool:
+        """End a lease at its real cost; see `Ledger.settle`. Tells whether it was late.
+
+        NOT_SENT also abandons an id whose grant never reached the client.
+        """
+        self.ledger.expire(now_ms)
+        lease_id = settlement.lease_id
+        if settlement.outcome is Outcome.NOT_SENT and self._abandons(settlement):
+            self._deadlines.drop(lease_id)
+            self.waitlist.remove(lease_id)
+            self.ledger.abandon(lease_id)
+            self._decide(now_ms)
+            return False
+        settled = self.ledger.settle(settlement, now_ms)
+        lease, cost = settled.lease, settled.cost_tokens
+        if lease is not None and cost is not None:
+            if lease.request is not None and not settled.late:
+                self.call_times.learn(now_ms - lease.granted_ms)
+            if cost > 0:
+                self.costs.learn(settlement.operation, settlement.units, cost, now_ms)
+            self._correct(lease, cost - lease.tokens)
+        self._decide(now_ms)
+        return settled.late
+
+    def _abandons(self, settlement: Settlement) -> bool:
+        """Whether this ends an id that holds nothing, so that it can't be used later."""
+        lease_id = settlement.lease_id
+        if lease_id in self.waitlist:
+            return True
+        known = self.ledger.lease(lease_id) is not None or self.ledger.has_ended(lease_id)
+        return settlement.epoch == 0 and not known
+
+    # --- Keepa -------------------------------------------------------------
+
+    def probe_wanted(self, now_ms: int) -> bool:
+        """Whether to ask Keepa now; true until `probe_started`."""
+        if not self.probing.may_start(now_ms):
+            return False
+        bucket = self.ledger.bucket
+        unsettled = not bucket.period.placed and bucket.ticks_landed(now_ms) > 0
+        return self.probing.wanted or bucket.observation is None or unsettled
+
+    def probe_started(self, now_ms: int) -> None:
+        """A probe is on its way; there is never a second one."""
+        self.probing.started(now_ms)
+
+    def probe_answered(self, envelope: Envelope, requested_ms: int, now_ms: int) -> None:
+        """Keepa's count has arrived; *envelope* must be an observation."""
+        assert envelope.is_observation
+        self.ledger.expire(now_ms)
+        self.probing.answered()
+        self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE))
+        self._decide(now_ms)
+
+    def probe_failed(self, now_ms: int) -> None:
+        """Keepa gave no count; until it does, the projection must serve."""
+        self.ledger.expire(now_ms)
+        self.probing.failed(now_ms)
+        self._decide(now_ms)
+
+    # --- operators and time --------------------------------------------------
+
+    def pause(self, now_ms: int) -> None:
+        """Stop granting; open leases go on."""
+        self.paused = True
+        self.advance(now_ms)
+
+    def resume(self, now_ms: int) -> None:
+        """Take up granting again."""
+        self.paused = False
+        self.advance(now_ms)
+
+    def set_budgets(self, budgets: Iterable[Budget], now_ms: int) -> None:
+        """Replace all budgets; spend so far counts on."""
+        self.budgets.replace(budgets)
+        self.advance(now_ms)
+
+    def advance(self, now_ms: int) -> None:
+        """Let time pass: expiries, ticks, deadlines."""
+        self.ledger.expire(now_ms)
+        self._decide(now_ms)
+
+    def next_wake_ms(self, now_ms: int) -> int | None:
+        """When `advance` is due even if nothing else happens."""
+        times = [
+            self.ledger.next_expiry_ms(),
+            self.probing.next_wake_ms(now_ms),
+            self._deadlines.next_wake_ms(),
+        ]
+        bucket = self.ledger.bucket
+        if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
+            times.append(bucket.next_tick_ms(now_ms))
+        if len(self.waitlist):
+            if not self.paused:
+                times.append(self._budget_wake_ms)
+            if now_ms < self._recovered_ms:
+                times.append(self._recovered_ms)
+        return min((max(time, now_ms + 1) for time in times if time is not None), default=None)
+
+    def take_outcomes(self) -> list[Granted | Denied]:
+        """What has been decided since the last call."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def state(self, now_ms: int) -> BucketState:
+        """Whether grants are made, and why not."""
+        if self.ledger.bucket.observation is None:
+            return BucketState.SYNCING
+        if self.paused:
+            return BucketState.PAUSED
+        if now_ms < self._recovered_ms:
+            return BucketState.RECOVERING
+        return BucketState.SERVING
+
+    def available(self, now_ms: int, *, projected: bool) -> int:
+        """Tokens that could be granted now; not positive if Keepa would refuse the call.
+
+        Args:
+            now_ms: The broker's clock.
+            projected: Count lumps that should have landed but are not confirmed.
+        """
+        headroom = self.ledger.headroom(now_ms, projected=projected)
+        available = headroom - self.config.floor_tokens + self.config.max_debt_tokens
+        # Keepa refuses at zero and below, and only a lone lease may reach into debt.
+        if headroom <= 0 or self.ledger.reserved > 0:
+            return min(available, headroom)
+        return available
+
+    def etas_ms(self, now_ms: int) -> dict[str, int | None]:
+        """Expected delay until each waiting request is granted, in order of service."""
+        if self.ledger.bucket.observation is None or self.paused:
+            return {waiting.request.lease_id: None for waiting in self.waitlist.order()}
+        available = self.available(now_ms, projected=True)
+        forecast = foresee(self.ledger, self.costs, self.call_times, available, now_ms)
+        etas = forecast.etas_ms(self.waitlist.order())
+        if self.budgets:
+            for waiting in self.waitlist:
+                lease_id = waiting.request.lease_id
+                etas[lease_id] = self.offers.later_by_budget(waiting, etas[lease_id], now_ms)
+        return etas
+
+    # --- deciding ----------------------------------------------------------
+
+    def _decide(self, now_ms: int) -> None:
+        """Grant what can be granted; then answer who is out of time."""
+        self._serve(now_ms)
+        # Where the denied stood, somebody may stand now whom the tokens cover.
+        if self._deny_overdue(now_ms):
+            self._serve(now_ms)
+
+    def _serve(self, now_ms: int) -> None:
+        """Grant to the head while it can be granted."""
+        if self.state(now_ms) is not BucketState.SERVING:
+            return
+        self.probing.wanted = False
+        while (head := self._head(now_ms)) is not None:
+            if not self.offers.requote(head):
+                self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
+                continue
+            batch = self._batch_now(head, now_ms)
+            if batch is None:
+                break
+            self._grant(head, batch, now_ms)
+
+    def _head(self, now_ms: int) -> Waiting | None:
+        """Who is next; holders whose budget is used up are passed over."""
+        # Past wake-ups must not stay: they would ring without end.
+        self._budget_wake_ms = None
+        if not self.budgets:
+            return self.waitlist.head()
+        for waiting in self.waitlist.fronts():
+            # Dearer than when it came, it may have outgrown the room it waits for.
+            if not self.offers.requote(waiting):
+                return waiting
+            free_ms = self.offers.budget_free_ms(waiting, now_ms)
+            if free_ms is None:
+                continue
+            if free_ms <= now_ms:
+                return waiting
+            self._budget_wake_ms = min(free_ms, self._budget_wake_ms or free_ms)
+        return None
+
+    def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:
+        """What to grant to the head; None if it must wait, for Keepa or for tokens."""
+        quote, bucket = waiting.quote, self.ledger.bucket
+        assert bucket.observation is not None
+        batch = self.offers.batch(waiting, self.available(now_ms, projected=False), now_ms)
+        age_ms = now_ms - bucket.observation.arrived_ms
+        ask = age_ms > STALE_TICKS * bucket.period.ms
+        if batch is None or batch.units < quote.units:
+            ask = ask or bucket.ticks_landed(now_ms) > 0
+        if batch is None and not self._wait_is_confirmed(now_ms):
+            ask = ask or age_ms > FRESH_MS or bucket.straddles_tick
+        if ask:
+            self.probing.wanted = True
+            if self.probing.is_worth_waiting_for(now_ms):
+                return None
+            batch = self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
+        elif batch is None:
+            self._confirmed_until_ms = bucket.next_tick_ms(now_ms)
+        return batch
+
+    def _wait_is_confirmed(self, now_ms: int) -> bool:
+        # A reply to a long call, which came after the answer, may tell older news.
+        told_old_news = self.ledger.uncertain or self.ledger.bucket.straddles_tick
+        return now_ms < self._confirmed_until_ms and not told_old_news
+
+    def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
+        request = waiting.request
+        self._deadlines.drop(request.lease_id)
+        self.waitlist.serve(waiting, batch.tokens)
+        self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
+        overrun = waiting.quote.overrun(batch.tokens)
+        lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms, overrun=overrun)
+        self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
+
+    def _correct(self, lease: Lease, tokens: int) -> None:
+        """The lease cost *tokens* more, or less, than it was charged."""
+        if lease.request is None or tokens == 0:
+            return
+        self.waitlist.correct(lease.request.priority, lease.holder, tokens)
+        self.budgets.charge(lease.holder, lease.operation, tokens, lease.granted_ms)
+
+    # --- denying -----------------------------------------------------------
+
+    def _deny_overdue(self, now_ms: int) -> bool:
+        """Answer everybody whose time is up, but not before Keepa has been asked.
+
+        Tells whether there was anybody.
+        """
+        undecided = self.probing.wanted or self.probing.in_flight
+        due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))
+        delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
+        for waiting in due:
+            self._deny(waiting, self.reason(waiting, now_ms), delays, now_ms)
+        return bool(due)
+
+    def _retry_delays_ms(self, now_ms: int, *, undecided: bool) -> dict[str, int | None]:
+        """When to come back: as forecast, but not before anything can be decided."""
+        etas, state = self.etas_ms(now_ms), self.state(now_ms)
+        if state is BucketState.PAUSED or (state is BucketState.SERVING and not undecided):
+            return etas
+        synced = self.ledger.bucket.observation is not None
+        soonest_ms = max(self.probing.retry_delay_ms(now_ms), self._recovered_ms - now_ms)
+        return {
+            lease_id: None if synced and eta_ms is None else max(eta_ms or 0, soonest_ms)
+            for lease_id, eta_ms in etas.items()
+        }
+
+    def reason(self, waiting: Waiting, now_ms: int) -> DenialReason:
+        """Why *waiting* has not been granted."""
+        state = self.state(now_ms)
+        if state is BucketState.PAUSED:
+            return DenialReason.PAUSED
+        if state is not BucketState.SERVING:
+            return DenialReason.NOT_SYNCED
+        if self.budgets and self.offers.budget_free_ms(waiting, now_ms) != now_ms:
+            return DenialReason.BUDGET_EXHAUSTED
+        return DenialReason.INSUFFICIENT_TOKENS
+
+    def _deny(
+        self, waiting: Waiting, reason: DenialReason, delays: dict[str, int | None], now_ms: int
+    ) -> None:
+        request = waiting.request
+        self._deadlines.drop(request.lease_id)
+        self.waitlist.remove(request.lease_id)
+        self.denials[reason] += 1
+        if reason is DenialReason.TOO_LARGE:
+            tokens = self.offers.most_tokens(request)
+            message = (
+                f"{request.least} units may cost more than the {tokens} tokens"
+                " that a full bucket, or a budget, ever allows"
+            )
+        else:
+            tokens = self.available(now_ms, projected=False)
+            message = MESSAGES[reason].format(tokens=tokens, needs=waiting.quote.least_tokens)
+            if self.probing.in_flight:
+                message += "; Keepa has been asked, and has not answered yet"
+        largest = self.offers.largest_units(request, tokens)
+        delay_ms = delays.get(request.lease_id)
+        self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))

@@ -1,0 +1,158 @@
+"""Leases: tokens held for one call, and the words in which clients speak of them."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from broker.core.bucket import Envelope
+
+
+class Priority(Enum):
+    """Class of a request; the value is its order among equals."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+class LeaseState(Enum):
+    """Lifecycle of a hold."""
+
+    OPEN = "open"
+    # The client fell silent, or does not know what its call cost.
+    LAPSED = "lapsed"
+    # The cost is known, but the current observation may not include it.
+    SETTLED = "settled"
+
+
+class Outcome(Enum):
+    """How the call of a lease ended."""
+
+    REPLIED = "replied"
+    REFUSED = "refused"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a client asks for.
+
+    `units` is the most that is wanted, `min_units` the least that is useful (0:
+    all or nothing), `tokens_per_unit` the caller's prior. Times in ms of the
+    broker's clock; no `deadline_ms` means to wait as long as it takes. Past it the
+    first answer still awaits Keepa's, but not beyond `answer_by_ms`: then nobody
+    would hear it any more.
+    """
+
+    lease_id: str
+    holder: str
+    operation: str
+    units: int
+    min_units: int
+    tokens_per_unit: float
+    priority: Priority
+    ttl_ms: int
+    deadline_ms: int | None = None
+    answer_by_ms: int | None = None
+
+    @property
+    def least(self) -> int:
+        """The smallest batch that is useful."""
+        return self.min_units or self.units
+
+    def repeats(self, other: "LeaseRequest") -> bool:
+        """Whether this is *other* once more; waits and TTLs may differ."""
+        return (self.holder, self.operation, self.units, self.min_units, self.priority) == (
+            other.holder, other.operation, other.units, other.min_units, other.priority,
+        )  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Tokens held for one call; times in ms of the broker's clock.
+
+    `tokens` is the hold as granted, `cost` what the call really cost once that
+    is known; `overrun` is by how much that may plausibly exceed the hold;
+    `interval_ms` is the call's processing time on Keepa's clock, and
+    `sent_after_ms` the earliest moment at which it may have been sent.
+    """
+
+    lease_id: str
+    holder: str
+    operation: str
+    units: int
+    tokens: int
+    epoch: int
+    granted_ms: int
+    expires_ms: int
+    sent_after_ms: int
+    # None for a lease that an earlier epoch granted.
+    request: LeaseRequest | None = None
+    state: LeaseState = LeaseState.OPEN
+    cost: int = 0
+    overrun: int = 0
+    settled_ms: int = 0
+    interval_ms: tuple[int, int] | None = None
+
+    @property
+    def held(self) -> int:
+        """Tokens that it reserves now."""
+        return self.cost if self.state is LeaseState.SETTLED else self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A heartbeat, with all that a restarted broker needs to adopt the lease."""
+
+    lease_id: str
+    epoch: int
+    holder: str
+    operation: str
+    units: int
+    tokens: int
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of a lease's call.
+
+    `units` as the call really asked for; `age_ms` is the time since the reply
+    came in at the client, `call_ms` how long the call took there.
+    """
+
+    lease_id: str
+    epoch: int
+    holder: str
+    operation: str
+    units: int
+    tokens: int
+    outcome: Outcome
+    envelope: Envelope | None = None
+    age_ms: int = 0
+    call_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is remembered of a lease that holds nothing any more.
+
+    `written_off` is None for a settled lease, else what a lost call is taken
+    to have cost; a late settle may still correct that, once, if its holder sends it.
+    """
+
+    late: bool
+    written_off: int | None = None
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Answer to a settle.
+
+    `cost_tokens` is None if the cost is (still) unknown or was counted before.
+    """
+
+    late: bool
+    lease: Lease | None = None
+    cost_tokens: int | None = None

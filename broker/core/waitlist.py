@@ -1,0 +1,233 @@
+"""Who is served next: start-time fair queueing in tokens, in two levels.
+
+Priority classes share by weight; inside a class holders share equally; inside
+a holder it is first come, first served. Every class and every holder carries a
+tag: the tokens it has been served, on a common scale. The smallest tag is the
+head, and nobody overtakes the head for being smaller than it.
+
+A holder that comes back after idling starts at the current virtual time: time
+away saves up no credit. Tokens it was served ahead of its turn are remembered
+until the others have caught up.
+
+Theory: start-time fair queueing (Goyal, Vin, Cheng 1996). Tags of backlogged
+holders differ by at most the largest request.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Final, NamedTuple
+
+from broker.core.leases import LeaseRequest, Priority
+from broker.core.pricing import Quote
+
+# Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
+TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A request that waits since `since_ms` of the broker's clock."""
+
+    request: LeaseRequest
+    since_ms: int
+    quote: Quote
+
+    def due_ms(self, patience_ms: int) -> int:
+        """When it is answered even if Keepa, given *patience_ms*, has said nothing."""
+        due_ms = self.since_ms + patience_ms
+        answer_by_ms = self.request.answer_by_ms
+        return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """The requests of one holder in one class."""
+
+    holder: str
+    tag: int
+    arrival: int
+    queue: deque[Waiting] = field(default_factory=deque)
+
+
+class Tagged(NamedTuple):
+    """A heap entry; stale when the flow's tag has moved on."""
+
+    tag: int
+    arrival: int
+    flow: Flow
+
+
+class PriorityClass:
+    """The flows of one class."""
+
+    def __init__(self) -> None:
+        self.tag = 0
+        # Start tag of the request last served: where newcomers begin.
+        self.virtual_time = 0
+        self.flows: dict[str, Flow] = {}
+        # Tags of idle holders that were served ahead of virtual time.
+        self.ahead: dict[str, int] = {}
+        self._heap: list[Tagged] = []
+        self._arrivals = 0
+
+    def join(self, waiting: Waiting) -> None:
+        """Queue *waiting* behind its holder's earlier requests."""
+        flow = self.flows.get(waiting.request.holder)
+        if flow is None:
+            tag = max(self.virtual_time, self.ahead.pop(waiting.request.holder, 0))
+            self._arrivals += 1
+            flow = Flow(waiting.request.holder, tag, self._arrivals)
+            self.flows[waiting.request.holder] = flow
+            self._push(flow)
+        flow.queue.append(waiting)
+
+    def leave(self, waiting: Waiting) -> None:
+        """Take *waiting* out, served or not."""
+        flow = self.flows[waiting.request.holder]
+        flow.queue.remove(waiting)
+        if not flow.queue:
+            del self.flows[flow.holder]
+            if flow.tag > self.virtual_time:
+                self.ahead[flow.holder] = flow.tag
+
+    def charge(self, holder: str, tokens: int) -> None:
+        """The holder's front request is being served *tokens* tokens."""
+        flow = self.flows[holder]
+        self.virtual_time = max(self.virtual_time, flow.tag)
+        self._advance(flow, tokens)
+        if len(self.ahead) > 2 * len(self.flows) + 64:
+            self.ahead = {h: t for h, t in self.ahead.items() if t > self.virtual_time}
+
+    def correct(self, holder: str, tokens: int) -> None:
+        """A served request cost *tokens* more (or less) than it was charged."""
+        flow = self.flows.get(holder)
+        if flow is not None:
+            self._advance(flow, tokens)
+            return
+        tag = max(self.ahead.pop(holder, 0), self.virtual_time) + tokens
+        if tag > self.virtual_time:
+            self.ahead[holder] = tag
+
+    def first(self) -> Flow | None:
+        """The flow with the smallest tag."""
+        heap = self._heap
+        while heap:
+            tag, _, flow = heap[0]
+            if flow.tag == tag and self.flows.get(flow.holder) is flow:
+                return flow
+            heappop(heap)
+        return None
+
+    def by_tag(self) -> list[Flow]:
+        """All flows, smallest tag first."""
+        return sorted(self.flows.values(), key=lambda flow: (flow.tag, flow.arrival))
+
+    def _advance(self, flow: Flow, tokens: int) -> None:
+        flow.tag += tokens
+        self._push(flow)
+
+    def _push(self, flow: Flow) -> None:
+        heappush(self._heap, Tagged(flow.tag, flow.arrival, flow))
+        if len(self._heap) > 4 * len(self.flows) + 64:
+            self._heap = [Tagged(f.tag, f.arrival, f) for f in self.flows.values()]
+            heapify(self._heap)
+
+
+class Waitlist:
+    """Everybody who waits, in the order in which they will be served."""
+
+    def __init__(self) -> None:
+        self._classes = {priority: PriorityClass() for priority in Priority}
+        self._waiting: dict[str, Waiting] = {}
+        self._virtual_time = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, lease_id: str) -> bool:
+        return lease_id in self._waiting
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._waiting.values())
+
+    def get(self, lease_id: str) -> Waiting | None:
+        """The request waiting under *lease_id*."""
+        return self._waiting.get(lease_id)
+
+    def add(self, waiting: Waiting) -> None:
+        """Queue *waiting*; its lease_id must be new."""
+        assert waiting.request.lease_id not in self._waiting
+        klass = self._classes[waiting.request.priority]
+        if not klass.flows:
+            klass.tag = max(klass.tag, self._virtual_time)
+        klass.join(waiting)
+        self._waiting[waiting.request.lease_id] = waiting
+
+    def remove(self, lease_id: str) -> Waiting | None:
+        """Take a request out unserved; None if it does not wait."""
+        waiting = self._waiting.pop(lease_id, None)
+        if waiting is not None:
+            self._classes[waiting.request.priority].leave(waiting)
+        return waiting
+
+    def serve(self, waiting: Waiting, tokens: int) -> None:
+        """Take *waiting*, the first of its holder, out and charge *tokens* for it."""
+        klass = self._classes[waiting.request.priority]
+        assert klass.flows[waiting.request.holder].queue[0] is waiting
+        self._virtual_time = max(self._virtual_time, klass.tag)
+        klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
+        klass.charge(waiting.request.holder, tokens)
+        del self._waiting[waiting.request.lease_id]
+        klass.leave(waiting)
+
+    def correct(self, priority: Priority, holder: str, tokens: int) -> None:
+        """A served request really cost *tokens* more (or less, if negative)."""
+        if tokens == 0:
+            return
+        klass = self._classes[priority]
+        if not klass.flows:
+            klass.tag = max(klass.tag, self._virtual_time)
+        klass.tag += tokens * TAG_PER_TOKEN[priority]
+        klass.correct(holder, tokens)
+
+    def head(self) -> Waiting | None:
+        """Who is served next; None if nobody waits."""
+        best: PriorityClass | None = None
+        for klass in self._classes.values():
+            if klass.flows and (best is None or klass.tag < best.tag):
+                best = klass
+        flow = best.first() if best is not None else None
+        return flow.queue[0] if flow is not None else None
+
+    def fronts(self) -> Iterator[Waiting]:
+        """The first request of every holder, best claim first."""
+        busy = [(k.tag, p.value, k) for p, k in self._classes.items() if k.flows]
+        for _, _, klass in sorted(busy, key=lambda entry: entry[:2]):
+            for flow in klass.by_tag():
+                yield flow.queue[0]
+
+    def order(self) -> Iterator[Waiting]:
+        """Everybody, in the order of service if nobody else comes.
+
+        Assumes that each is charged its quote; changes nothing.
+        """
+        heaps: dict[Priority, list[tuple[int, int, int, Flow]]] = {}
+        tags: dict[Priority, int] = {}
+        for priority, klass in self._classes.items():
+            heap = [(flow.tag, flow.arrival, 0, flow) for flow in klass.flows.values()]
+            if heap:
+                heapify(heap)
+                heaps[priority], tags[priority] = heap, klass.tag
+        while heaps:
+            priority = min(heaps, key=lambda p: (tags[p], p.value))
+            tag, arrival, position, flow = heappop(heaps[priority])
+            waiting = flow.queue[position]
+            yield waiting
+            tags[priority] += waiting.quote.tokens * TAG_PER_TOKEN[priority]
+            if position + 1 < len(flow.queue):
+                entry = (tag + waiting.quote.tokens, arrival, position + 1, flow)
+                heappush(heaps[priority], entry)
+            elif not heaps[priority]:
+                del heaps[priority]

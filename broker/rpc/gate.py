@@ -1,0 +1,162 @@
+"""Lets in who may come: finds out whose a call is, and whether their role allows it.
+
+A token decides if one was sent, else the certificate. Health is open to everybody who
+gets as far as a connection.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+
+from broker.access.identities import Identity, IdentityBook, RefusedError, Role, caller, roles_for
+from broker.access.watched_files import Followed
+from broker.rpc.refusals import REASON_KEY, Refusal
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Code = grpc.StatusCode
+
+OPEN: Final = f"/{health.SERVICE_NAME}/"
+SCHEME: Final = "bearer "
+# Where a certificate's name is looked for: the first of these that it has.
+CERTIFICATE_NAMES: Final = ("peer_spiffe_id", "peer_dns", "x509_common_name")
+
+STATUSES: Final = {
+    Refusal.NO_CREDENTIALS: Code.UNAUTHENTICATED,
+    Refusal.UNKNOWN_TOKEN: Code.UNAUTHENTICATED,
+    Refusal.UNKNOWN_CERTIFICATE: Code.UNAUTHENTICATED,
+    Refusal.WRONG_ROLE: Code.PERMISSION_DENIED,
+    Refusal.FOREIGN_LEASE: Code.PERMISSION_DENIED,
+}
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
+    """Refuses what its caller may not do; tells *refused* of it."""
+
+    def __init__(self, book: Followed[IdentityBook], refused: Callable[[Refusal], None]) -> None:
+        self._book = book
+        self._refused = refused
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler of the call, behind the gate."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(OPEN):
+            return handler
+        token = _bearer_token(handler_call_details.invocation_metadata)
+
+        async def enter(context: Context) -> None:
+            try:
+                identity = self._identify(token, context)
+                _check_role(identity, method)
+            except RefusedError as exc:
+                log.warning(
+                    "call refused", method=method, reason=exc.refusal.value, peer=context.peer()
+                )
+                await self.refuse(exc, context)
+            else:
+                caller.set(identity)
+
+        return _behind(enter, handler)
+
+    async def refuse(self, exc: RefusedError, context: Context) -> None:
+        """Count *exc* and end the RPC with it; never returns."""
+        self._refused(exc.refusal)
+        metadata = ((REASON_KEY, exc.refusal.value),)
+        await context.abort(STATUSES[exc.refusal], str(exc), trailing_metadata=metadata)
+
+    def _identify(self, token: str | None, context: Context) -> Identity:
+        book = self._book.now()
+        if token is not None:
+            identity = book.by_token(token)
+            if identity is None:
+                raise RefusedError(
+                    Refusal.UNKNOWN_TOKEN,
+                    "the broker does not know this token: check BROKER_TOKEN_FILE, or add the"
+                    " token's SHA-256 to the broker's BROKER_IDENTITIES_FILE",
+                )
+            return identity
+        names = _certificate_names(context)
+        if not names:
+            raise RefusedError(
+                Refusal.NO_CREDENTIALS,
+                "the broker serves only whom it knows: set BROKER_TOKEN_FILE, or"
+                " BROKER_TLS_CLIENT_CERT_FILE and BROKER_TLS_CLIENT_KEY_FILE",
+            )
+        identity = book.by_certificate(names)
+        if identity is None:
+            raise RefusedError(
+                Refusal.UNKNOWN_CERTIFICATE,
+                f"the broker does not know the certificate of {names[0]}: add this name to"
+                " certificates in the broker's BROKER_IDENTITIES_FILE",
+            )
+        return identity
+
+
+def _check_role(identity: Identity, method: str) -> None:
+    allowed = roles_for(method)
+    if identity.role in allowed:
+        return
+    needed = " or ".join(role for role in Role if role in allowed) or "another"
+    raise RefusedError(
+        Refusal.WRONG_ROLE,
+        f"{identity.name} has the role {identity.role}, but {method.rpartition('/')[2]} needs"
+        f" {needed}: use other credentials, or change the role in the broker's"
+        " BROKER_IDENTITIES_FILE",
+    )
+
+
+def _behind(enter: Callable[[Context], Awaitable[None]], handler: Handler) -> Handler:
+    """*handler*, called only once *enter* has let the call in."""
+    if not handler.response_streaming:
+        assert handler.unary_unary is not None
+        answer = handler.unary_unary
+
+        async def one(request: object, context: Any) -> object:
+            await enter(context)
+            return await answer(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            one, handler.request_deserializer, handler.response_serializer
+        )
+    stream: Any = handler.stream_stream or handler.unary_stream
+
+    async def many(request: object, context: Any) -> AsyncIterator[object]:
+        await enter(context)
+        async with aclosing(stream(request, context)) as answers:
+            async for message in answers:
+                yield message
+
+    make: Any = (
+        grpc.stream_stream_rpc_method_handler
+        if handler.request_streaming
+        else grpc.unary_stream_rpc_method_handler
+    )
+    wrapped: Handler = make(many, handler.request_deserializer, handler.response_serializer)
+    return wrapped
+
+
+def _bearer_token(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    for key, value in metadata or ():
+        if key == "authorization" and isinstance(value, str):
+            # A token in another scheme is none that we know.
+            return value[len(SCHEME) :] if value.lower().startswith(SCHEME) else ""
+    return None
+
+
+def _certificate_names(context: Context) -> list[str]:
+    about = context.auth_context()
+    for kind in CERTIFICATE_NAMES:
+        if about.get(kind):
+            return [name.decode(errors="replace") for name in about[kind]]
+    return []

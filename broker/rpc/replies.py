@@ -1,0 +1,209 @@
+"""The broker's answers and views as protobuf messages."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from broker.core.answers import BucketState, DenialReason, Denied, Granted
+from broker.core.bucket import Observation, Source
+from broker.core.budgets import Standing
+from broker.core.leases import Lease, LeaseState
+from broker.core.snapshot import BucketView, WaitingView
+from broker.core.totals import Totals
+from broker.rpc.requests import PRIORITIES
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+REASONS: Final = {
+    DenialReason.INSUFFICIENT_TOKENS: pb.DENIAL_REASON_INSUFFICIENT_TOKENS,
+    DenialReason.TOO_LARGE: pb.DENIAL_REASON_TOO_LARGE,
+    DenialReason.PAUSED: pb.DENIAL_REASON_PAUSED,
+    DenialReason.NOT_SYNCED: pb.DENIAL_REASON_NOT_SYNCED,
+    DenialReason.BUDGET_EXHAUSTED: pb.DENIAL_REASON_BUDGET_EXHAUSTED,
+}
+BUCKET_STATES: Final = {
+    BucketState.SYNCING: pb.BUCKET_STATE_SYNCING,
+    BucketState.RECOVERING: pb.BUCKET_STATE_RECOVERING,
+    BucketState.SERVING: pb.BUCKET_STATE_SERVING,
+    BucketState.PAUSED: pb.BUCKET_STATE_PAUSED,
+}
+LEASE_STATES: Final = {
+    LeaseState.OPEN: pb.LEASE_STATE_OPEN,
+    LeaseState.LAPSED: pb.LEASE_STATE_LAPSED,
+    LeaseState.SETTLED: pb.LEASE_STATE_SETTLED,
+}
+SOURCES: Final = {
+    Source.PROBE: pb.OBSERVATION_SOURCE_PROBE,
+    Source.SETTLE: pb.OBSERVATION_SOURCE_SETTLE,
+}
+WIRE_PRIORITIES: Final = {ours: theirs for theirs, ours in PRIORITIES.items()}
+# What a person reads in a list of those who wait.
+WAITING_FOR: Final = {
+    DenialReason.INSUFFICIENT_TOKENS: "tokens",
+    DenialReason.TOO_LARGE: "more than a full bucket",
+    DenialReason.PAUSED: "an operator to resume granting",
+    DenialReason.NOT_SYNCED: "Keepa's first word, or clients to renew after the start",
+    DenialReason.BUDGET_EXHAUSTED: "room in its budget",
+}
+
+
+def duration(milliseconds: float) -> Duration:
+    """A Duration of *milliseconds*; what has passed already is none."""
+    whole = max(0, round(milliseconds))
+    return Duration(seconds=whole // 1000, nanos=whole % 1000 * 1_000_000)
+
+
+def answer(outcome: Granted | Denied, now_ms: int) -> pb.AcquireLeaseResponse:
+    """The answer to an AcquireLease."""
+    if isinstance(outcome, Granted):
+        return pb.AcquireLeaseResponse(grant=_grant(outcome, now_ms))
+    denial = pb.Denial(
+        reason=REASONS[outcome.reason],
+        largest_units=outcome.largest_units,
+        message=outcome.message,
+    )
+    if outcome.retry_delay_ms is not None:
+        denial.retry_delay.CopyFrom(duration(outcome.retry_delay_ms))
+    return pb.AcquireLeaseResponse(denial=denial)
+
+
+def _grant(granted: Granted, now_ms: int) -> pb.Grant:
+    lease = granted.lease
+    return pb.Grant(
+        lease_id=lease.lease_id,
+        epoch=lease.epoch,
+        units=lease.units,
+        tokens=lease.tokens,
+        ttl=duration(lease.expires_ms - now_ms),
+        waited=duration(granted.waited_ms),
+    )
+
+
+def lease(held: Lease, now_ms: int) -> pb.Lease:
+    """A hold as an operator sees it."""
+    is_open = held.state is LeaseState.OPEN
+    return pb.Lease(
+        lease_id=held.lease_id,
+        holder=held.holder,
+        operation=held.operation,
+        units=held.units,
+        tokens=held.held,
+        state=LEASE_STATES[held.state],
+        age=duration(now_ms - held.granted_ms),
+        ttl=duration(held.expires_ms - now_ms if is_open else 0),
+    )
+
+
+def waiting(view: WaitingView) -> pb.Waiting:
+    """A request that waits as an operator sees it."""
+    request = view.request
+    message = pb.Waiting(
+        lease_id=request.lease_id,
+        holder=request.holder,
+        operation=request.operation,
+        units=request.units,
+        min_units=request.min_units,
+        tokens=view.tokens,
+        priority=WIRE_PRIORITIES[request.priority],
+        since=duration(view.waited_ms),
+        reason=WAITING_FOR[view.reason],
+    )
+    if view.eta_ms is not None:
+        message.eta.CopyFrom(duration(view.eta_ms))
+    return message
+
+
+def bucket(
+    view: BucketView,
+    totals: Totals,
+    *,
+    floor_tokens: int,
+    max_debt_tokens: int,
+    fingerprint: str,
+    trouble: str,
+    budgets_trouble: str,
+) -> pb.Bucket:
+    """The bucket as an operator sees it.
+
+    *trouble* is why Keepa tells no balance, *budgets_trouble* why changed budgets
+    are not in force.
+    """
+    message = pb.Bucket(
+        balance=view.balance,
+        reserved=view.reserved,
+        available=view.available,
+        capacity=view.capacity,
+        refill_rate=view.refill_rate,
+        refill_period=duration(view.refill_period_ms),
+        floor_tokens=floor_tokens,
+        max_debt_tokens=max_debt_tokens,
+        drift_tokens=view.drift_tokens,
+        foreign_tokens=view.foreign_tokens,
+        open_leases=view.open_leases,
+        waiting=view.waiting,
+        epoch=view.epoch,
+        state=BUCKET_STATES[view.state],
+        totals=_totals(view, totals),
+        key_fingerprint=fingerprint,
+        upstream_trouble=trouble,
+        budgets=[_budget(standing) for standing in view.budgets],
+        budgets_trouble=budgets_trouble,
+    )
+    if view.next_refill_ms is not None:
+        message.next_refill_in.CopyFrom(duration(view.next_refill_ms))
+    if view.observation is not None:
+        age_ms = view.observation_age_ms or 0
+        message.last_observation.CopyFrom(_observation(view.observation, age_ms))
+    return message
+
+
+def _budget(standing: Standing) -> pb.Budget:
+    budget = standing.budget
+    return pb.Budget(
+        name=budget.name,
+        holder=budget.holder,
+        operation=budget.operation,
+        tokens_per_hour=standing.limit,
+        used_tokens=standing.used,
+    )
+
+
+def _observation(seen: Observation, age_ms: int) -> pb.Observation:
+    end_ms = seen.envelope.end_ms
+    return pb.Observation(
+        tokens_left=seen.envelope.tokens_left,
+        observe_time=Timestamp(seconds=end_ms // 1000, nanos=end_ms % 1000 * 1_000_000),
+        age=duration(age_ms),
+        source=SOURCES[seen.source],
+    )
+
+
+def _totals(view: BucketView, totals: Totals) -> pb.Totals:
+    return pb.Totals(
+        grants=totals.grants,
+        denials=sum(view.denials.values()),
+        settles=totals.settles,
+        late_settles=totals.late_settles,
+        expiries=totals.expiries,
+        refusals=totals.refusals,
+        spent_tokens=totals.spent_tokens,
+        probes=view.probes,
+        probe_failures=view.probe_failures,
+        drift_by_cause=view.drift_by_cause,
+    )
+
+
+def page(
+    leases: Sequence[Lease], waits: Sequence[WaitingView], now_ms: int, *, start: int, size: int
+) -> pb.ListLeasesResponse:
+    """*size* entries from number *start* on, leases first, then who waits."""
+    end = start + size
+    skipped = max(0, start - len(leases))
+    response = pb.ListLeasesResponse(
+        leases=[lease(held, now_ms) for held in leases[start:end]],
+        waiting=[waiting(view) for view in waits[skipped : max(0, end - len(leases))]],
+    )
+    if end < len(leases) + len(waits):
+        response.next_page_token = str(end)
+    return response

@@ -1,0 +1,215 @@
+"""Requests as they come in: refuse what makes no sense, put the rest in our terms.
+
+Durations on the wire are `Duration`; inside they are integer milliseconds.
+"""
+
+from math import isfinite
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from broker.core.bucket import Envelope
+from broker.core.leases import LeaseRequest, Outcome, Priority, Renewal, Settlement
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+ID_LENGTH_MAX: Final = 128
+# Beyond any use, and still far from where integers or timers overflow.
+DURATION_S_MAX: Final = 366 * 86_400
+TOKENS_MAX: Final = 10**9
+
+PRIORITIES: Final = {
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+}
+OUTCOMES: Final = {
+    pb.OUTCOME_REPLIED: Outcome.REPLIED,
+    pb.OUTCOME_REFUSED: Outcome.REFUSED,
+    pb.OUTCOME_NOT_SENT: Outcome.NOT_SENT,
+    pb.OUTCOME_UNKNOWN: Outcome.UNKNOWN,
+}
+
+
+class InvalidRequestError(Exception):
+    """A field of a request makes no sense; the message begins with its name."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
+def lease_request(
+    request: pb.AcquireLeaseRequest,
+    *,
+    now_ms: int,
+    patience_ms: int | None,
+    ttl_ms: int,
+    ttl_ms_max: int,
+) -> LeaseRequest:
+    """Read an AcquireLease.
+
+    Args:
+        request: As it came in.
+        now_ms: The broker's clock.
+        patience_ms: Time until the RPC must have its answer; None for ever.
+        ttl_ms: Time to live if the request names none.
+        ttl_ms_max: Longest time to live that is given.
+
+    Raises:
+        InvalidRequestError: a field makes no sense.
+    """
+    _identity(request.lease_id, request.holder, request.operation)
+    _require(request.units > 0, "units", "must be positive")
+    _require(0 <= request.min_units <= request.units, "min_units", "must be 0 to units")
+    _require(
+        isfinite(request.tokens_per_unit) and 0 <= request.tokens_per_unit <= TOKENS_MAX,
+        "tokens_per_unit",
+        "must be a number of tokens, not negative",
+    )
+    _require(request.priority in PRIORITIES, "priority", "must be PRIORITY_HIGH, NORMAL or LOW")
+    waits = [] if patience_ms is None else [patience_ms]
+    if request.HasField("max_wait"):
+        waits.append(_milliseconds(request.max_wait, "max_wait"))
+    return LeaseRequest(
+        lease_id=request.lease_id,
+        holder=request.holder,
+        operation=request.operation,
+        units=request.units,
+        min_units=request.min_units,
+        tokens_per_unit=request.tokens_per_unit,
+        priority=PRIORITIES[request.priority],
+        ttl_ms=min(_ttl_ms(request, ttl_ms), ttl_ms_max),
+        deadline_ms=now_ms + min(waits) if waits else None,
+        answer_by_ms=None if patience_ms is None else now_ms + patience_ms,
+    )
+
+
+def renewal(request: pb.RenewLeaseRequest, *, ttl_ms: int, ttl_ms_max: int) -> Renewal:
+    """Read a RenewLease; *ttl_ms* counts if the request names none.
+
+    Raises:
+        InvalidRequestError: a field makes no sense.
+    """
+    _identity(request.lease_id, request.holder, request.operation)
+    _require(request.epoch > 0, "epoch", "must be the grant's")
+    _require(request.units > 0, "units", "must be positive")
+    _require(0 < request.tokens <= TOKENS_MAX, "tokens", "must be the grant's, positive")
+    return Renewal(
+        lease_id=request.lease_id,
+        epoch=request.epoch,
+        holder=request.holder,
+        operation=request.operation,
+        units=request.units,
+        tokens=request.tokens,
+        ttl_ms=min(_ttl_ms(request, ttl_ms), ttl_ms_max),
+    )
+
+
+def settlement(request: pb.SettleLeaseRequest) -> Settlement:
+    """Read a SettleLease.
+
+    Raises:
+        InvalidRequestError: a field makes no sense.
+    """
+    _identity(request.lease_id, request.holder, request.operation)
+    _require(request.epoch >= 0, "epoch", "must not be negative")
+    _require(0 <= request.tokens <= TOKENS_MAX, "tokens", "must be the grant's")
+    _require(request.outcome in OUTCOMES, "outcome", "must be one of the named outcomes")
+    outcome = OUTCOMES[request.outcome]
+    has_envelope = request.HasField("envelope")
+    if outcome is Outcome.REPLIED:
+        _require(request.units > 0, "units", "must be positive")
+        _require(has_envelope, "envelope", "must be set for OUTCOME_REPLIED")
+    _require(request.units >= 0, "units", "must not be negative")
+    return Settlement(
+        lease_id=request.lease_id,
+        epoch=request.epoch,
+        holder=request.holder,
+        operation=request.operation,
+        units=request.units,
+        tokens=request.tokens,
+        outcome=outcome,
+        envelope=_envelope(request.envelope) if has_envelope else None,
+        age_ms=_milliseconds(request.envelope.age, "envelope.age"),
+        call_ms=_milliseconds(request.call_duration, "call_duration"),
+    )
+
+
+def interval_ms(message: pb.WatchBucketRequest, field: str, default_ms: int) -> int:
+    """Read the duration *field* of a WatchBucket, in milliseconds.
+
+    Raises:
+        InvalidRequestError: it makes no sense.
+    """
+    if not message.HasField(field):  # type: ignore[arg-type]  # one of two literals
+        return default_ms
+    return _milliseconds(getattr(message, field), field)
+
+
+def page(request: pb.ListLeasesRequest, *, size: int, size_max: int) -> tuple[int, int]:
+    """Read a ListLeases: number of the first entry, and most entries.
+
+    Raises:
+        InvalidRequestError: a field makes no sense.
+    """
+    _require(request.page_size >= 0, "page_size", "must not be negative")
+    token = request.page_token
+    _require(
+        not token or (token.isascii() and token.isdecimal() and len(token) < ID_LENGTH_MAX),
+        "page_token",
+        "must be a next_page_token",
+    )
+    return int(token or 0), min(request.page_size or size, size_max)
+
+
+def _require(condition: bool, field: str, problem: str) -> None:  # noqa: FBT001 - reads as a rule
+    if not condition:
+        raise InvalidRequestError(field, problem)
+
+
+def _identity(lease_id: str, holder: str, operation: str) -> None:
+    fields = {"lease_id": lease_id, "holder": holder, "operation": operation}
+    for field, text in fields.items():
+        _require(bool(text), field, "must not be empty")
+        _require(len(text) <= ID_LENGTH_MAX, field, f"must be at most {ID_LENGTH_MAX} characters")
+        _require(text.isprintable(), field, "must be printable")
+
+
+def _ttl_ms(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest, default_ms: int) -> int:
+    if not request.HasField("ttl"):
+        return default_ms
+    ttl_ms = _milliseconds(request.ttl, "ttl")
+    _require(ttl_ms > 0, "ttl", "must be positive")
+    return ttl_ms
+
+
+def _milliseconds(duration: Duration, field: str) -> int:
+    """Rounded up: the least positive duration is a millisecond, not none."""
+    nanos = duration.seconds * 1_000_000_000 + duration.nanos
+    _require(nanos >= 0, field, "must not be negative")
+    _require(duration.seconds <= DURATION_S_MAX, field, "must be at most a year")
+    return -(-nanos // 1_000_000)
+
+
+def _envelope(message: pb.Envelope) -> Envelope:
+    reduction = message.token_flow_reduction
+    _require(
+        isfinite(reduction) and 0 <= reduction <= TOKENS_MAX,
+        "envelope.token_flow_reduction",
+        "must be a number of tokens, not negative",
+    )
+    for field in ("tokens_consumed", "refill_rate"):
+        value = getattr(message, field)
+        _require(0 <= value <= TOKENS_MAX, f"envelope.{field}", "must not be negative")
+    _require(abs(message.tokens_left) <= TOKENS_MAX, "envelope.tokens_left", "is out of range")
+    time = message.server_time
+    _require(time.seconds >= 0, "envelope.server_time", "must not be before 1970")
+    return Envelope(
+        server_time_ms=time.seconds * 1000 + time.nanos // 1_000_000,
+        processing_ms=_milliseconds(message.processing_time, "envelope.processing_time"),
+        tokens_left=message.tokens_left,
+        tokens_consumed=message.tokens_consumed,
+        refill_in_ms=_milliseconds(message.refill_in, "envelope.refill_in"),
+        refill_rate=message.refill_rate,
+        token_flow_reduction=reduction,
+    )

@@ -1,0 +1,266 @@
+"""The gRPC service: validate, one step of the runtime, translate.
+
+Statuses: INVALID_ARGUMENT names the field; FAILED_PRECONDITION, NOT_FOUND and
+ALREADY_EXISTS speak of the lease; UNAVAILABLE means to try again. Every error
+carries `tokenbroker-reason` in its trailing metadata. Where callers have identities,
+a holder is the identity and the name that the client gave itself, and a lease is
+touched by its own identity only.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final, TypeAlias, TypeVar
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from broker.access.identities import RefusedError, caller
+from broker.core.answers import Denied, Granted
+from broker.core.errors import BrokerError, LeaseConflictError, LeaseEndedError, LeaseNotFoundError
+from broker.core.leases import LeaseRequest, Renewal, Settlement
+from broker.keepa_status import KeepaSyncError
+from broker.rpc import replies, requests
+from broker.rpc.gate import STATUSES as GATE_STATUSES
+from broker.rpc.refusals import REASON_KEY, Refusal
+from broker.rpc.requests import InvalidRequestError
+from broker.runtime import BrokerRuntime, BrokerStoppingError
+from broker.telemetry.metrics import BrokerMetrics
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Code = grpc.StatusCode
+Call = TypeVar("Call", LeaseRequest, Renewal, Settlement)
+
+STATUSES: Final = {
+    InvalidRequestError: (Code.INVALID_ARGUMENT, "invalid_argument"),
+    LeaseNotFoundError: (Code.NOT_FOUND, "lease_not_found"),
+    LeaseConflictError: (Code.ALREADY_EXISTS, "lease_conflict"),
+    LeaseEndedError: (Code.FAILED_PRECONDITION, "lease_ended"),
+    BrokerStoppingError: (Code.UNAVAILABLE, "stopping"),
+}
+
+# An answer must leave this long before the deadline to arrive within it, but no
+# more than a quarter of a short deadline is given up for that.
+DEADLINE_MARGIN_MS: Final = 250
+WATCH_MIN_INTERVAL_MS: Final = 250
+WATCH_MAX_INTERVAL_MS: Final = 1_000
+PAGE_SIZE: Final = 100
+PAGE_SIZE_MAX: Final = 1_000
+
+
+@asynccontextmanager
+async def refusals(context: Context) -> AsyncIterator[None]:
+    """Turn our exceptions into a status with a reason."""
+    try:
+        yield
+    except (BrokerError, InvalidRequestError, BrokerStoppingError) as exc:
+        code, reason = STATUSES[type(exc)]
+        await refuse(context, code, str(exc), reason)
+    except RefusedError as exc:
+        await refuse(context, GATE_STATUSES[exc.refusal], str(exc), exc.refusal.value)
+    except KeepaSyncError as exc:
+        await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
+
+
+async def refuse(context: Context, code: grpc.StatusCode, message: str, reason: str) -> None:
+    """End the RPC with *code*; never returns."""
+    await context.abort(code, message, trailing_metadata=((REASON_KEY, reason),))
+
+
+def patience_ms(context: Context) -> int | None:
+    """Time until the answer must leave, in milliseconds; None without a deadline."""
+    remaining_s: float | None = context.time_remaining()
+    if remaining_s is None:
+        return None
+    remaining_ms = int(remaining_s * 1000)
+    return max(0, remaining_ms - min(DEADLINE_MARGIN_MS, remaining_ms // 4))
+
+
+class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
+    """The contract's RPCs over one runtime."""
+
+    def __init__(
+        self, runtime: BrokerRuntime, metrics: BrokerMetrics, *, key_fingerprint: str
+    ) -> None:
+        self._runtime = runtime
+        self._metrics = metrics
+        self._fingerprint = key_fingerprint
+        self._config = runtime.allocator.config
+
+    async def AcquireLease(  # noqa: N802 - gRPC's name
+        self, request: pb.AcquireLeaseRequest, context: Context
+    ) -> pb.AcquireLeaseResponse:
+        """Wait for tokens; see the contract."""
+        async with refusals(context):
+            wanted = requests.lease_request(
+                request,
+                now_ms=self._runtime.now_ms(),
+                patience_ms=patience_ms(context),
+                ttl_ms=self._config.lease_ttl_ms,
+                ttl_ms_max=self._config.max_lease_ttl_ms,
+            )
+            wanted = self._signed(wanted)
+            await self._check_key(request.key_fingerprint, context)
+            outcome = await self._runtime.acquire(wanted)
+        self._note(wanted, outcome)
+        return replies.answer(outcome, self._runtime.now_ms())
+
+    async def RenewLease(  # noqa: N802 - gRPC's name
+        self, request: pb.RenewLeaseRequest, context: Context
+    ) -> pb.RenewLeaseResponse:
+        """Prolong a lease; see the contract."""
+        async with refusals(context):
+            renewal = requests.renewal(
+                request,
+                ttl_ms=self._config.lease_ttl_ms,
+                ttl_ms_max=self._config.max_lease_ttl_ms,
+            )
+            lease, ttl_ms = self._runtime.renew(self._signed(renewal))
+        return pb.RenewLeaseResponse(epoch=lease.epoch, ttl=replies.duration(ttl_ms))
+
+    async def SettleLease(  # noqa: N802 - gRPC's name
+        self, request: pb.SettleLeaseRequest, context: Context
+    ) -> pb.SettleLeaseResponse:
+        """End a lease; see the contract."""
+        async with refusals(context):
+            settlement = self._signed(requests.settlement(request))
+            result = self._runtime.settle(settlement)
+        if result.counted:
+            self._metrics.settled(settlement, result)
+        about: dict[str, str | int] = {
+            "lease": settlement.lease_id,
+            "holder": settlement.holder,
+            "operation": settlement.operation,
+            "outcome": settlement.outcome.value,
+            "tokens": result.spent_tokens,
+            "late": result.late,
+        }
+        trace.get_current_span().set_attributes(about)
+        log.debug("lease settled", **about)
+        return pb.SettleLeaseResponse(late=result.late)
+
+    async def GetBucket(  # noqa: N802 - gRPC's name
+        self, _request: pb.GetBucketRequest, _context: Context
+    ) -> pb.GetBucketResponse:
+        """The bucket now."""
+        return pb.GetBucketResponse(bucket=self._bucket())
+
+    async def WatchBucket(  # noqa: N802 - gRPC's name
+        self, request: pb.WatchBucketRequest, context: Context
+    ) -> AsyncIterator[pb.WatchBucketResponse]:
+        """The bucket now and whenever it changes, neither too often nor too rarely."""
+        async with refusals(context):
+            least_ms = requests.interval_ms(request, "min_interval", WATCH_MIN_INTERVAL_MS)
+            most_ms = requests.interval_ms(request, "max_interval", WATCH_MAX_INTERVAL_MS)
+            with self._runtime.watching() as changed:
+                while not self._runtime.stopping:
+                    yield pb.WatchBucketResponse(bucket=self._bucket())
+                    changed.clear()
+                    await _either(changed, least_ms, max(least_ms, most_ms))
+            raise BrokerStoppingError
+
+    async def ListLeases(  # noqa: N802 - gRPC's name
+        self, request: pb.ListLeasesRequest, context: Context
+    ) -> pb.ListLeasesResponse:
+        """Leases and who waits, in pages."""
+        async with refusals(context):
+            start, size = requests.page(request, size=PAGE_SIZE, size_max=PAGE_SIZE_MAX)
+        leases, waits = self._runtime.leases(), self._runtime.waiting()
+        return replies.page(leases, waits, self._runtime.now_ms(), start=start, size=size)
+
+    async def SyncBucket(  # noqa: N802 - gRPC's name
+        self, _request: pb.SyncBucketRequest, context: Context
+    ) -> pb.SyncBucketResponse:
+        """Ask Keepa now."""
+        async with refusals(context):
+            await self._runtime.sync()
+        return pb.SyncBucketResponse(bucket=self._bucket())
+
+    async def PauseGrants(  # noqa: N802 - gRPC's name
+        self, _request: pb.PauseGrantsRequest, context: Context
+    ) -> pb.PauseGrantsResponse:
+        """Stop granting."""
+        self._runtime.pause()
+        log.info("granting paused", by=_who(context))
+        return pb.PauseGrantsResponse(bucket=self._bucket())
+
+    async def ResumeGrants(  # noqa: N802 - gRPC's name
+        self, _request: pb.ResumeGrantsRequest, context: Context
+    ) -> pb.ResumeGrantsResponse:
+        """Take up granting again."""
+        self._runtime.resume()
+        log.info("granting resumed", by=_who(context))
+        return pb.ResumeGrantsResponse(bucket=self._bucket())
+
+    def _signed(self, call: Call) -> Call:
+        """*call* as its identity's; as it is where callers have none.
+
+        Raises:
+            RefusedError: the lease is another identity's.
+        """
+        identity = caller.get()
+        if identity is None:
+            return call
+        holder = self._runtime.holder(call.lease_id)
+        if holder is not None and not identity.owns(holder):
+            self._metrics.refused(Refusal.FOREIGN_LEASE)
+            log.warning("call refused", reason="foreign_lease", by=identity.name, holder=holder)
+            raise RefusedError(
+                Refusal.FOREIGN_LEASE,
+                f"lease {call.lease_id!r} is not {identity.name}'s: use the credentials that"
+                " acquired it",
+            )
+        return replace(call, holder=identity.signed(call.holder))
+
+    def _bucket(self) -> pb.Bucket:
+        return replies.bucket(
+            self._runtime.bucket(),
+            self._runtime.allocator.ledger.totals,
+            floor_tokens=self._config.floor_tokens,
+            max_debt_tokens=self._config.max_debt_tokens,
+            fingerprint=self._fingerprint,
+            trouble=str(self._runtime.probes.trouble or ""),
+            budgets_trouble=self._runtime.budgets_trouble,
+        )
+
+    async def _check_key(self, fingerprint: str, context: Context) -> None:
+        """Another key's bucket is not ours: a lease on it would mean nothing."""
+        if fingerprint and fingerprint != self._fingerprint:
+            message = (
+                f"the client uses another Keepa key ({fingerprint}) than the broker"
+                f" ({self._fingerprint}): give both the same KEEPA_API_KEY"
+            )
+            await refuse(context, Code.FAILED_PRECONDITION, message, "other_key")
+
+    def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
+        about = {"lease": wanted.lease_id, "holder": wanted.holder, "operation": wanted.operation}
+        span = trace.get_current_span()
+        if isinstance(outcome, Granted):
+            self._metrics.granted(wanted.priority, outcome.waited_ms)
+            tokens, waited_ms = outcome.lease.tokens, outcome.waited_ms
+            span.set_attributes({**about, "tokens": tokens, "waited_ms": waited_ms})
+            log.debug("lease granted", **about, tokens=tokens, waited_ms=waited_ms)
+        else:
+            span.set_attributes({**about, "reason": outcome.reason.value})
+            log.debug("lease denied", **about, reason=outcome.reason.value)
+
+
+def _who(context: Context) -> str:
+    identity = caller.get()
+    return f"{identity.name} at {context.peer()}" if identity else context.peer()
+
+
+async def _either(changed: asyncio.Event, least_ms: int, most_ms: int) -> None:
+    """Return after a change, but not before *least_ms* and not after *most_ms*."""
+    await asyncio.sleep(least_ms / 1000)
+    try:
+        async with asyncio.timeout((most_ms - least_ms) / 1000):
+            await changed.wait()
+    except TimeoutError:
+        return

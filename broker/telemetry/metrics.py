@@ -1,0 +1,209 @@
+"""Prometheus series of the broker, all beginning with `tokenbroker_`.
+
+What the ledger knows is read from it at every scrape; only what it doesn't keep
+(waits, spend by operation and holder) is counted here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from broker.core.answers import BucketState, DenialReason
+from broker.core.leases import Outcome, Priority, Settlement
+from broker.keepa_status import ProbeFailure
+from broker.rpc.refusals import Refusal
+from broker.runtime import BrokerRuntime, SettleResult
+
+# A grant takes a moment, a tick a minute, and an empty bucket up to an hour.
+WAIT_BUCKETS_S: Final = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600)
+# Holders come and go; the series they leave behind must not grow without end.
+LABEL_VALUES_MAX: Final = 100
+OTHER: Final = "other"
+
+
+class BoundedLabel:
+    """The first so many values of a label by name, all later ones as `other`."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """The name under which *value* is counted."""
+        if value not in self._known:
+            if len(self._known) >= LABEL_VALUES_MAX:
+                return OTHER
+            self._known.add(value)
+        return value
+
+
+class BrokerMetrics:
+    """Everything a scrape returns."""
+
+    def __init__(self, runtime: BrokerRuntime) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(BucketCollector(runtime))
+        self._operation, self._holder = BoundedLabel(), BoundedLabel()
+        self._wait = Histogram(
+            "tokenbroker_wait_seconds",
+            "Time from a request to its grant.",
+            ["priority"],
+            buckets=WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._settles = Counter(
+            "tokenbroker_settles",
+            "Settled leases by outcome of their call.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._operation_tokens = Counter(
+            "tokenbroker_operation_spent_tokens",
+            "Tokens spent by settled calls, by operation.",
+            ["operation"],
+            registry=self.registry,
+        )
+        self._holder_tokens = Counter(
+            "tokenbroker_holder_spent_tokens",
+            "Tokens spent by settled calls, by holder.",
+            ["holder"],
+            registry=self.registry,
+        )
+        self._eta_error = Histogram(
+            "tokenbroker_eta_error_seconds",
+            "Time between a grant and its ETA, as told at first and as corrected last.",
+            ["told"],
+            buckets=WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        runtime.eta_listeners.append(self._eta_proved)
+        self._refused = Counter(
+            "tokenbroker_refused_calls",
+            "Calls whose caller was not let in, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        # A series that is absent until its first event can't be alerted on.
+        for priority in Priority:
+            self._wait.labels(priority.name.lower())
+        for outcome in Outcome:
+            self._settles.labels(outcome.value)
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
+        for told in ("first", "last"):
+            self._eta_error.labels(told)
+
+    def _eta_proved(self, first_ms: int, last_ms: int) -> None:
+        self._eta_error.labels("first").observe(first_ms / 1000)
+        self._eta_error.labels("last").observe(last_ms / 1000)
+
+    def granted(self, priority: Priority, waited_ms: int) -> None:
+        """A lease was granted after *waited_ms*."""
+        self._wait.labels(priority.name.lower()).observe(waited_ms / 1000)
+
+    def refused(self, refusal: Refusal) -> None:
+        """A caller was not let in."""
+        self._refused.labels(refusal.value).inc()
+
+    def settled(self, settlement: Settlement, result: SettleResult) -> None:
+        """A lease was settled, not for the second time."""
+        self._settles.labels(settlement.outcome.value).inc()
+        spent = result.spent_tokens
+        self._operation_tokens.labels(self._operation(settlement.operation)).inc(spent)
+        self._holder_tokens.labels(self._holder(settlement.holder)).inc(spent)
+
+
+class BucketCollector(Collector):
+    """Reads the bucket, the ledger's sums and the probes at every scrape."""
+
+    def __init__(self, runtime: BrokerRuntime) -> None:
+        self._runtime = runtime
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names are known only from a scrape, and are unique."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All series of this moment."""
+        yield from self._gauges()
+        yield from self._state()
+        yield from self._counters()
+        yield from self._by_label()
+
+    def _gauges(self) -> Iterator[Metric]:
+        view, config = self._runtime.bucket(), self._runtime.allocator.config
+        yield _gauge("balance_tokens", "Projected balance.", view.balance)
+        yield _gauge("reserved_tokens", "Tokens held for calls.", view.reserved)
+        yield _gauge("available_tokens", "Tokens that could be granted now.", view.available)
+        yield _gauge("capacity_tokens", "Most that the bucket holds by refill.", view.capacity)
+        yield _gauge("refill_rate_tokens", "Tokens that one refill brings.", view.refill_rate)
+        yield _gauge("refill_period_seconds", "Time between refills.", view.refill_period_ms / 1e3)
+        yield _gauge("tick_error_seconds", "Last refill's place less its predicted place.",
+                     view.tick_error_ms / 1e3)  # fmt: skip
+        yield _gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
+        yield _gauge("max_debt_tokens", "How far a lone lease may reach below zero.",
+                     config.max_debt_tokens)  # fmt: skip
+        yield _gauge("drift_tokens", "Observed less predicted balance at the last observation.",
+                     view.drift_tokens)  # fmt: skip
+        yield _gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",
+                     view.foreign_tokens)  # fmt: skip
+        yield _gauge("open_leases", "Leases granted and not yet settled.", view.open_leases)
+        yield _gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
+        yield _gauge("epoch", "The broker's incarnation.", view.epoch)
+        if view.observation is not None and view.observation_age_ms is not None:
+            yield _gauge("observed_balance_tokens", "Balance that Keepa last told.",
+                         view.observation.envelope.tokens_left)  # fmt: skip
+            yield _gauge("observation_age_seconds", "Time since Keepa last told its balance.",
+                         view.observation_age_ms / 1e3)  # fmt: skip
+
+    def _state(self) -> Iterator[Metric]:
+        now = self._runtime.bucket().state
+        states = {state.value: state is now for state in BucketState}
+        yield _gauges("state", "1 for the state that the broker is in.", "state", states)
+        yield _gauge("synced", "1 once Keepa has told a balance.", self._runtime.synced.is_set())
+
+    def _counters(self) -> Iterator[Metric]:
+        totals, probing = self._runtime.allocator.ledger.totals, self._runtime.allocator.probing
+        yield _counter("grants", "Leases granted.", totals.grants)
+        yield _counter("late_settles", "Settles after the lease had lapsed.", totals.late_settles)
+        yield _counter("expiries", "Leases whose client fell silent.", totals.expiries)
+        yield _counter("refusals", "Calls that Keepa refused (HTTP 429).", totals.refusals)
+        yield _counter("spent_tokens", "Tokens spent by settled calls.", totals.spent_tokens)
+        yield _counter("observations", "Balances that Keepa told.", totals.observations)
+        yield _counter("stale_observations", "Balances that came too late to be news.",
+                       totals.stale_observations)  # fmt: skip
+        yield _counter("probes", "Status calls to Keepa.", probing.probes)
+
+    def _by_label(self) -> Iterator[Metric]:
+        view, failures = self._runtime.bucket(), self._runtime.probes.failures
+        denials = {reason.value: view.denials[reason] for reason in DenialReason}
+        failed = {failure.value: failures.get(failure, 0) for failure in ProbeFailure}
+        yield _counters("denials", "Requests denied.", "reason", denials)
+        yield _counters("probe_failures", "Status calls without an answer.", "failure", failed)
+        yield _gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"
+                      " had less.", "cause", view.drift_by_cause)  # fmt: skip
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"tokenbroker_{name}", text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"tokenbroker_{name}", text, value=float(value))
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"tokenbroker_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
+
+
+def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"tokenbroker_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family

@@ -1,0 +1,1 @@
+"""What a query asks for, and its verdict on a deal; pure."""

@@ -1,0 +1,1 @@
+"""What Keepa's replies mean; pure."""

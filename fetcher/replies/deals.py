@@ -1,0 +1,295 @@
+"""From a /deal reply to deals.
+
+Rule 1: a bad row never costs its page another row.
+Rule 2: each kind of malformation is counted under its own name.
+
+Field meanings: the official clients; arrays are indexed by price type, ``delta``,
+``deltaPercent`` and ``avg`` by date range first.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fetcher.replies.record import INT64_MAX, MalformedReplyError, Record, storable
+from fetcher.replies.units import (
+    AMAZON,
+    BUY_BOX,
+    COUNT_NEW,
+    COUNT_REVIEWS,
+    COUNT_USED,
+    RATING,
+    SALES_RANK,
+)
+
+ASIN: Final = re.compile(r"[A-Z0-9]{10}\Z")
+
+# Keepa's id for "root category unknown".
+UNKNOWN_ROOT: Final = INT64_MAX
+
+RATING_MAX: Final = 50
+NO_OFFER: Final = -1
+NO_DATA: Final = (-1, -2)
+EXCERPT_CHARS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """One deal as served: what a query asked about, in our units.
+
+    Prices are integers in the currency's minor unit, times Unix milliseconds, the
+    rating is 0 to 50, and None is "unknown". A drop is average less current price.
+    """
+
+    domain_id: int
+    asin: str
+    price_type: int
+    date_range: int
+    title: str | None
+    parent_asin: str | None
+    root_category: int | None
+    categories: tuple[int, ...]
+    image: str | None
+    condition: int | None
+    price_minor: int | None
+    average_minor: int | None
+    drop_minor: int | None
+    drop_percent: int | None
+    last_drop_minor: int | None
+    amazon_minor: int | None
+    amazon_offers: bool | None
+    buy_box_minor: int | None
+    rank: int | None
+    rating: int | None
+    reviews: int | None
+    new_offers: int | None
+    used_offers: int | None
+    rank_drops_30: int | None
+    rank_drops_90: int | None
+    last_update_ms: int | None
+    creation_ms: int | None
+    price_since_ms: int | None
+    lightning_start_ms: int | None
+    lightning_end_ms: int | None
+    raw: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedRow:
+    """A row that names no product: its index on the page, why, and how it begins."""
+
+    index: int
+    reason: str
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class DealPage:
+    """One page of a query.
+
+    ``row_count`` counts the rows served; ``deals`` has each product once. The
+    category counts ignore the selection's category filters but honour the others.
+    ``oddities`` counts what was malformed, by name, dropped rows included.
+    """
+
+    deals: tuple[Deal, ...]
+    row_count: int
+    malformed: tuple[MalformedRow, ...]
+    oddities: Mapping[str, int]
+    category_counts: Mapping[int, int]
+    category_names: Mapping[int, str]
+    cached: bool
+
+
+def parse_deal_page(
+    body: Mapping[str, object], *, domain_id: int, price_type: int, date_range: int
+) -> DealPage:
+    """Read the body of a /deal reply.
+
+    Raises:
+        MalformedReplyError: there is no list of deals in it. That is a failed reply,
+            never an empty page.
+    """
+    deals = body.get("deals")
+    if not isinstance(deals, Mapping):
+        raise MalformedReplyError("the reply has no 'deals' object")
+    rows = deals.get("dr")
+    if not isinstance(rows, list):
+        raise MalformedReplyError("the reply has no 'deals.dr' list")
+    oddities: Counter[str] = Counter()
+    parsed: list[Deal] = []
+    malformed: list[MalformedRow] = []
+    for index, row in enumerate(rows):
+        if (reason := _why_no_deal(row)) is not None:
+            oddities[f"row: {reason}"] += 1
+            excerpt = repr(storable(row))[:EXCERPT_CHARS]
+            malformed.append(MalformedRow(index, reason, excerpt))
+            continue
+        parsed.append(_read_deal(row, domain_id, price_type, date_range, oddities))
+    counts, names = _categories(Record(deals, oddities))
+    return DealPage(
+        deals=_once_each(parsed, oddities),
+        row_count=len(rows),
+        malformed=tuple(malformed),
+        oddities=dict(oddities),
+        category_counts=counts,
+        category_names=names,
+        cached=body.get("dealsCached") is True,
+    )
+
+
+def parse_deal(
+    row: Mapping[str, object], *, domain_id: int, price_type: int, date_range: int
+) -> Deal:
+    """Read one row, for instance a stored raw deal that is judged again.
+
+    Raises:
+        MalformedReplyError: the row names no product.
+    """
+    if (reason := _why_no_deal(row)) is not None:
+        raise MalformedReplyError(reason)
+    return _read_deal(row, domain_id, price_type, date_range, Counter())
+
+
+def _why_no_deal(row: object) -> str | None:
+    if not isinstance(row, Mapping):
+        return "not an object"
+    asin = row.get("asin")
+    if asin is None:
+        return "no asin"
+    if not isinstance(asin, str) or not ASIN.match(asin):
+        return "asin is not an ASIN"
+    return None
+
+
+def _read_deal(
+    row: Mapping[str, object],
+    domain_id: int,
+    price_type: int,
+    date_range: int,
+    oddities: Counter[str],
+) -> Deal:
+    record = Record(row, oddities)
+    price = record.count("current", price_type)
+    average = record.count("avg", date_range, price_type)
+    drop = _drop(record.signed("delta", date_range, price_type), price, average)
+    raw = storable(row)
+    assert isinstance(raw, dict)
+    return Deal(
+        domain_id=domain_id,
+        asin=str(row["asin"]),
+        price_type=price_type,
+        date_range=date_range,
+        title=record.text("title"),
+        parent_asin=record.text("parentAsin"),
+        root_category=_root(record),
+        categories=record.ids("categories"),
+        image=_image(record),
+        condition=record.positive("warehouseCondition"),
+        price_minor=price,
+        average_minor=average,
+        drop_minor=drop,
+        drop_percent=_percent(record.signed("deltaPercent", date_range, price_type), drop),
+        last_drop_minor=_drop(record.signed("deltaLast", price_type), price, None),
+        amazon_minor=record.count("current", AMAZON),
+        amazon_offers=_amazon_offers(record),
+        buy_box_minor=record.count("current", BUY_BOX),
+        rank=record.positive("current", SALES_RANK),
+        rating=_rating(record),
+        reviews=record.count("current", COUNT_REVIEWS),
+        new_offers=record.count("current", COUNT_NEW),
+        used_offers=record.count("current", COUNT_USED),
+        rank_drops_30=record.count("salesRankDrops30"),
+        rank_drops_90=record.count("salesRankDrops90"),
+        last_update_ms=_required_time(record, "lastUpdate"),
+        creation_ms=_required_time(record, "creationDate"),
+        price_since_ms=record.time_ms("currentSince", price_type),
+        lightning_start_ms=record.time_ms("lightningStart"),
+        lightning_end_ms=record.time_ms("lightningEnd"),
+        raw=raw,
+    )
+
+
+def _drop(drop: int | None, price: int | None, average: int | None) -> int | None:
+    """A drop, unless it is a sentinel: -1 is a real cent only if the prices say so."""
+    if drop is None or price is None:
+        return None
+    if drop in NO_DATA and (average is None or average - price != drop):
+        return None
+    return drop
+
+
+def _percent(percent: int | None, drop: int | None) -> int | None:
+    if percent is None or drop is None or (percent in NO_DATA and drop >= 0):
+        return None
+    return percent
+
+
+def _root(record: Record) -> int | None:
+    root = record.positive("rootCat", limit=INT64_MAX)
+    return None if root == UNKNOWN_ROOT else root
+
+
+def _amazon_offers(record: Record) -> bool | None:
+    """Whether Amazon itself offers it: its price is the one where "none" is an answer."""
+    price = record.signed("current", AMAZON)
+    if price is None or price < NO_OFFER:
+        return None
+    return price != NO_OFFER
+
+
+def _rating(record: Record) -> int | None:
+    rating = record.count("current", RATING)
+    if rating is not None and rating > RATING_MAX:
+        record.note("rating", "absurd number")
+        return None
+    return rating
+
+
+def _required_time(record: Record, name: str) -> int | None:
+    time_ms = record.time_ms(name)
+    if time_ms is None:
+        record.note(name, "missing or unreadable")
+    return time_ms
+
+
+def _image(record: Record) -> str | None:
+    """The file name, which Keepa sends as a list of character codes."""
+    codes = record.value("image")
+    if codes is None or codes == []:
+        return None
+    if not isinstance(codes, list) or not all(
+        isinstance(code, int) and ord(" ") < code <= ord("~") for code in codes
+    ):
+        record.note("image", "not a file name")
+        return None
+    return "".join(map(chr, codes))
+
+
+def _categories(record: Record) -> tuple[dict[int, int], dict[int, str]]:
+    ids = record.value("categoryIds")
+    length = len(ids) if isinstance(ids, list) else 0
+    counts: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for index in range(length):
+        category = record.positive("categoryIds", index, limit=INT64_MAX)
+        count = record.count("categoryCount", index)
+        if category is None or count is None:
+            continue
+        counts[category] = count
+        names[category] = record.text("categoryNames", index) or "?"
+    return counts, names
+
+
+def _once_each(deals: Sequence[Deal], oddities: Counter[str]) -> tuple[Deal, ...]:
+    """Each product once, in the order served; of two rows the later updated one stays."""
+    newest: dict[str, Deal] = {}
+    for deal in deals:
+        held = newest.get(deal.asin)
+        if held is None or (held.last_update_ms or 0) < (deal.last_update_ms or 0):
+            newest[deal.asin] = deal
+    if len(newest) < len(deals):
+        oddities["row: same asin twice"] += len(deals) - len(newest)
+    return tuple(newest.values())

@@ -1,0 +1,1 @@
+"""What a fetcher shows of itself: metrics and diagnostics."""

@@ -1,0 +1,210 @@
+"""What `dealfetcher doctor` looks at: one finding a line, each with its remedy."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any, Final
+
+from fetcher.broker_client import BrokerClient, BrokerClientError, BucketView
+from fetcher.errors import DatabaseAwayError, KeepaError, KeepaResponseError, SettingsError
+from fetcher.keepa import Keepa
+from fetcher.postgres import Database, health
+from fetcher.postgres.database import Connection
+from fetcher.postgres.schema import missing_migrations
+from fetcher.query_folder import QueryFolder
+from fetcher.replies.envelope import Envelope
+from fetcher.scans.page_facts import STALE_AFTER_MS
+from fetcher.settings import Settings, key_fingerprint
+
+PACKAGE: Final = "keepa-token-broker"
+# Some heartbeats; they come every third of a claim's time.
+ALIVE_S: Final = 60
+STALE_S: Final = STALE_AFTER_MS // 1000
+
+
+class State(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; *remedy* says what to do about it."""
+
+    subject: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, one after the other; whatever is missing doesn't stop the rest."""
+    yield Finding("version", State.OK, f"{PACKAGE} {version(PACKAGE)}")
+    yield from _examine_queries(settings)
+    yield from _examine_tokens(settings)
+    yield from _examine_database(settings)
+
+
+def _examine_queries(settings: Settings) -> Iterator[Finding]:
+    folder = QueryFolder(settings.queries)
+    folder.refresh()
+    book = folder.book
+    for error in book.errors:
+        yield Finding("queries", State.FAILED, str(error), "dealfetcher queries check")
+    if not book.queries:
+        where = settings.queries.absolute()
+        yield Finding(
+            "queries", State.FAILED, f"no usable query in {where}", "set QUERIES or add a file"
+        )
+    else:
+        yield Finding("queries", State.OK, f"{len(book.queries)} usable")
+
+
+def _examine_tokens(settings: Settings) -> Iterator[Finding]:
+    try:
+        api_key = settings.require_api_key()
+    except SettingsError as exc:
+        yield Finding("key", State.FAILED, str(exc), "set KEEPA_API_KEY")
+        api_key = None
+    bucket = None
+    try:
+        access = settings.require_access()
+        with BrokerClient(settings.broker_address, access=access) as broker:
+            bucket = broker.get_bucket(timeout_s=3.0)
+    except SettingsError as exc:
+        yield Finding("broker", State.FAILED, str(exc), "correct the setting")
+    except BrokerClientError as exc:
+        remedy = "start it with tokenbroker serve, or set BROKER_ADDRESS"
+        yield Finding("broker", State.FAILED, str(exc), remedy)
+    else:
+        yield _broker_finding(bucket, api_key)
+    if api_key is not None:
+        yield from _examine_keepa(settings, api_key, bucket)
+
+
+def _broker_finding(bucket: BucketView, api_key: str | None) -> Finding:
+    text = f"{bucket.state}, {bucket.available} tokens available, {bucket.waiting} waiting"
+    if api_key is not None and bucket.key_fingerprint not in {"", key_fingerprint(api_key)}:
+        remedy = "give broker and fetchers the same KEEPA_API_KEY"
+        return Finding("broker", State.FAILED, "it counts for another key", remedy)
+    if bucket.state != "serving":
+        return Finding("broker", State.WARNING, text, "tokenbroker status tells more")
+    return Finding("broker", State.OK, text)
+
+
+def _examine_keepa(
+    settings: Settings, api_key: str, bucket: BucketView | None
+) -> Iterator[Finding]:
+    with Keepa(api_key, base_url=settings.keepa_base_url, connect_timeout_s=5.0) as keepa:
+        try:
+            envelope = keepa.token_status().envelope
+        except KeepaResponseError as exc:
+            yield Finding(
+                "key", State.FAILED, str(exc), "check KEEPA_API_KEY and the subscription"
+            )
+            return
+        except KeepaError as exc:
+            yield Finding("Keepa", State.FAILED, str(exc), "check the network and KEEPA_BASE_URL")
+            return
+    yield Finding("key", State.OK, f"accepted, fingerprint {key_fingerprint(api_key)}")
+    if envelope is None:
+        yield Finding("Keepa", State.WARNING, "answers without a balance", "try again")
+        return
+    text = f"{envelope.tokens_left} tokens left, {envelope.refill_rate} a tick"
+    yield Finding("Keepa", State.OK, text)
+    if bucket is not None:
+        yield _count_finding(bucket, envelope)
+
+
+def _count_finding(bucket: BucketView, envelope: Envelope) -> Finding:
+    """The broker's count beside Keepa's; calls in flight may explain a difference."""
+    difference = envelope.tokens_left - bucket.balance
+    # Between the two questions a call may be charged or a refill land.
+    explained = bucket.reserved + envelope.refill_rate
+    text = f"broker {bucket.balance}, Keepa {envelope.tokens_left}"
+    if abs(difference) <= explained:
+        return Finding("count", State.OK, text)
+    remedy = "tokenbroker sync; if it returns, somebody else uses the key"
+    return Finding("count", State.WARNING, text, remedy)
+
+
+def _examine_database(settings: Settings) -> Iterator[Finding]:
+    try:
+        url = settings.require_database_url()
+        with Database(url) as database, database.connection() as connection:
+            yield Finding("Postgres", State.OK, f"version {health.server_version(connection)}")
+            missing = missing_migrations(connection)
+            if missing:
+                names = ", ".join(sorted(missing))
+                yield Finding("schema", State.FAILED, f"lacks {names}", "dealfetcher migrate")
+                return
+            yield Finding("schema", State.OK, "up to date")
+            yield from _examine_collection(connection)
+    except (SettingsError, DatabaseAwayError) as exc:
+        yield Finding("Postgres", State.FAILED, str(exc), "check DATABASE_URL and the server")
+
+
+def _examine_collection(connection: Connection) -> Iterator[Finding]:
+    for row in health.freshness(connection):
+        yield from _freshness(row)
+    stuck = health.stuck(connection)
+    for count, what in ((stuck["dead"], "pages"), (stuck["dead_products"], "products")):
+        if count:
+            remedy = "dealfetcher pages dead, then dealfetcher pages requeue"
+            yield Finding("dead letters", State.WARNING, f"{count} {what} put aside", remedy)
+    if stuck["failing"]:
+        text = f"{stuck['failing']} pages failed and are to be tried again: {stuck['error']}"
+        yield Finding("failing pages", State.WARNING, text, "see Keepa above, and the log")
+    expired = stuck["expired"]
+    remedy = "start a fetcher: dealfetcher run" if expired else ""
+    text = f"{stuck['ready']} pages and {stuck['wanted']} products wait, {expired} claims expired"
+    yield Finding("work", State.WARNING if expired else State.OK, text, remedy)
+    yield from _workers(health.workers(connection))
+
+
+def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
+    subject = f"query {row['query']}"
+    age_s, moved_s = row["newest_age_s"], row["moved_ago_s"]
+    if row["watermark"] is None:
+        yield Finding(
+            subject, State.WARNING, "nothing has been read in full yet", "dealfetcher scans"
+        )
+    elif moved_s > STALE_S:
+        text = f"watermark {row['watermark']:%F %T} has not moved for {_hours(moved_s)}"
+        yield Finding(subject, State.WARNING, text, "dealfetcher scans -q tells why")
+    elif age_s is not None and age_s > STALE_S:
+        text = f"the newest deal served is {_hours(age_s)} old"
+        yield Finding(
+            subject, State.WARNING, text, "dealfetcher verify-sort; is the filter right?"
+        )
+    else:
+        text = f"read up to {row['watermark']:%F %T}, moved {_ago(moved_s)}"
+        newest = "" if age_s is None else f"; newest deal {_minutes(age_s)} old when served"
+        yield Finding(subject, State.OK, text + newest)
+    if row["gaps"]:
+        text = f"{row['gaps']} gaps wait to be read"
+        yield Finding(subject, State.WARNING, text, "raise max_pages, or give it more tokens")
+
+
+def _workers(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+    alive = [row for row in rows if row["seen_ago_s"] < ALIVE_S]
+    if not alive:
+        yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
+    for row in alive:
+        yield Finding("fetchers", State.OK, f"{row['holder']} {row['version']}: {row['doing']}")
+
+
+def _ago(seconds: int) -> str:
+    return f"{_minutes(seconds)} ago"
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds >= 60 else f"{max(seconds, 0)} s"  # noqa: PLR2004 - a minute
+
+
+def _hours(seconds: int) -> str:
+    return f"{seconds / 3600:.0f} hours"

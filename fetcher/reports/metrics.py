@@ -1,0 +1,215 @@
+"""Prometheus series of the collection, all beginning with `dealfetcher_`.
+
+The database knows them, so one process measures for all fetchers, and goes on when none
+runs. It measures at intervals of its own: scrapes cost the database nothing.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fetcher.errors import DatabaseAwayError
+from fetcher.postgres import Database
+from fetcher.postgres.database import Connection
+from fetcher.postgres.measures import (
+    HourRead,
+    PageCounts,
+    QueryProgress,
+    ask_nothing,
+    count_deals,
+    count_fetchers,
+    measure_pages,
+    measure_progress,
+    measure_reading,
+)
+from fetcher.postgres.reports import count_rejections, count_states
+from fetcher.postgres.schema import missing_migrations
+from fetcher.queries.query import DealQuery
+from fetcher.query_folder import QueryFolder
+from fetcher.scans.intervals import LONGEST_INTERVAL_MS
+
+log = structlog.get_logger(__name__)
+
+MEASURE_EVERY_S: Final = 10.0
+# A large database is measured less often, so that it has better things to do.
+IDLE_SHARE: Final = 20.0
+JUDGED_WITHIN: Final = timedelta(days=1)
+VERDICT_STATES: Final = ("accepted", "pending", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The collection at one moment."""
+
+    queries: Sequence[DealQuery]
+    progress: Sequence[QueryProgress]
+    reading: Sequence[HourRead]
+    pages: PageCounts
+    states: Sequence[Mapping[str, Any]]
+    rejections: Sequence[Mapping[str, Any]]
+    deals: int
+    fetchers: int
+    latency_s: float
+    took_s: float
+
+
+class Measuring:
+    """Measures again and again in a thread of its own.
+
+    Args:
+        silent_s: How long a fetcher may be silent and still count as alive, in seconds.
+    """
+
+    def __init__(self, database: Database, folder: QueryFolder, *, silent_s: float) -> None:
+        self._database, self._folder, self._silent_s = database, folder, silent_s
+        self.latest: Measurement | None = None
+        self.database_up = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Measure until *stop* is set."""
+        while not stop.is_set():
+            started_s = time.monotonic()
+            self._measure_or_say_why()
+            took_s = time.monotonic() - started_s
+            stop.wait(max(MEASURE_EVERY_S, IDLE_SHARE * took_s))
+
+    def _measure_or_say_why(self) -> None:
+        self._folder.refresh()
+        try:
+            with self._database.connection() as connection:
+                self.latest = measure(connection, self._folder.book.queries, self._silent_s)
+        except DatabaseAwayError as exc:
+            log.warning("nothing measured", problem=str(exc))
+            self.database_up = False
+        else:
+            self.database_up = True
+
+
+def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: float) -> Measurement:
+    """Measure the collection now.
+
+    Raises:
+        DatabaseAwayError: Postgres can't be reached, or its tables are not up to date.
+    """
+    started_s = time.monotonic()
+    if missing := missing_migrations(connection):
+        raise DatabaseAwayError(f"the database lacks {', '.join(sorted(missing))}")
+    return Measurement(
+        queries=queries,
+        progress=measure_progress(connection, queries),
+        reading=measure_reading(connection, queries),
+        pages=measure_pages(connection),
+        states=count_states(connection, query=None, since=JUDGED_WITHIN),
+        rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
+        deals=count_deals(connection),
+        fetchers=count_fetchers(connection, silent_s=silent_s),
+        latency_s=_latency_s(connection),
+        took_s=time.monotonic() - started_s,
+    )
+
+
+def _latency_s(connection: Connection) -> float:
+    started_s = time.monotonic()
+    ask_nothing(connection)
+    return time.monotonic() - started_s
+
+
+class CollectionCollector(Collector):
+    """Turns the latest measurement into series; without a database there are none."""
+
+    def __init__(self, measuring: Measuring) -> None:
+        self._measuring = measuring
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names are known only from a scrape, and are unique."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All series of this moment."""
+        latest = self._measuring.latest
+        up = self._measuring.database_up
+        yield _gauge("database_up", "1 while the database can be measured.", up)
+        if latest is None or not up:
+            return
+        yield _gauge(
+            "database_latency_seconds", "Time to the database and back.", latest.latency_s
+        )
+        yield _gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
+        yield _gauge("deals", "Deals stored.", latest.deals)
+        yield _gauge("fetchers", "Fetchers that are alive.", latest.fetchers)
+        yield _gauge("dead_pages", "Pages given up, to be looked at.", latest.pages.dead)
+        pages = {"ready": latest.pages.ready, "claimed": latest.pages.claimed}
+        yield _by_label("open_pages", "Pages of running scans still to be read.", "state", pages)
+        yield from _of_queries(latest)
+        yield from _of_reading(latest)
+        yield from _of_verdicts(latest)
+
+
+def _of_queries(latest: Measurement) -> Iterator[Metric]:
+    newest = {one.query: _age(one.newest_deal_age_s) for one in latest.progress}
+    yield _by_query("query_newest_deal_age_seconds", "Age of the newest deal seen.", newest)
+    moved = {one.query: _age(one.watermark_age_s) for one in latest.progress}
+    yield _by_query("query_watermark_age_seconds", "Time since the watermark moved.", moved)
+    scanned = {one.query: _age(one.scan_age_s) for one in latest.progress}
+    yield _by_query("query_scan_age_seconds", "Time since the last scan.", scanned)
+    gaps = {one.query: one.gaps for one in latest.progress}
+    yield _by_query("query_gaps", "Gaps still to be read.", gaps)
+    intervals = {
+        query.name: (query.interval_ms or LONGEST_INTERVAL_MS) / 1000 for query in latest.queries
+    }
+    yield _by_query("query_interval_seconds", "Longest time wanted between scans.", intervals)
+
+
+def _of_reading(latest: Measurement) -> Iterator[Metric]:
+    rows = {hour.query: hour.rows for hour in latest.reading}
+    yield _by_query("hour_rows", "Deals read and written within an hour.", rows)
+    new_deals = {hour.query: hour.new_deals for hour in latest.reading}
+    yield _by_query("hour_new_deals", "Deals never seen before, within an hour.", new_deals)
+    tokens = {hour.query: hour.tokens for hour in latest.reading}
+    yield _by_query("hour_tokens", "Tokens spent on pages within an hour.", tokens)
+
+
+def _of_verdicts(latest: Measurement) -> Iterator[Metric]:
+    verdicts = GaugeMetricFamily(
+        "dealfetcher_day_verdicts", "Deals judged within a day.", labels=["query", "state"]
+    )
+    for row in latest.states:
+        for state in VERDICT_STATES:
+            verdicts.add_metric([row["query"], state], row[state])
+    yield verdicts
+    rejections = GaugeMetricFamily(
+        "dealfetcher_day_rejections",
+        "Rules against deals rejected within a day; a deal counts for each.",
+        labels=["query", "rule"],
+    )
+    for row in latest.rejections:
+        rejections.add_metric([row["query"], row["rule"]], row["failed"] + row["unknown"])
+    yield rejections
+
+
+def _age(age_s: float | None) -> float:
+    """What never happened is infinitely long ago, so that an alert notices."""
+    return math.inf if age_s is None else max(0.0, age_s)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"dealfetcher_{name}", text, value=float(value))
+
+
+def _by_query(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    return _by_label(name, text, "query", values)
+
+
+def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"dealfetcher_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family

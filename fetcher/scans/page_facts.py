@@ -1,0 +1,134 @@
+"""What a scan remembers of a page it has read, and whether two pages join without a seam."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fetcher.queries import selection as keepa_selection
+from fetcher.replies.deals import DealPage
+from fetcher.replies.units import CACHE_MS, MS_PER_MINUTE, ROWS_PER_PAGE
+from fetcher.scans.order import Order, OrderKeys, PageEnd, measure_order, page_end
+
+STALE_AFTER_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+# Rows that moved over a border are found on one page while others keep pushing them on.
+SHIFT_MAX_ROWS: Final = ROWS_PER_PAGE // 2
+
+
+@dataclass(frozen=True, slots=True)
+class RowEstimate:
+    """How many rows a selection has, as far as the category counts tell.
+
+    ``at_most`` is None where they give no bound.
+    """
+
+    at_least: int
+    at_most: int | None
+
+
+def estimate_rows(selection: Mapping[str, object], counts: Mapping[int, int]) -> RowEstimate:
+    """Bound the rows of *selection* by the *counts* of a reply, by root category.
+
+    The counts ignore the selection's category filters and honour all others. An included
+    or excluded id without a count may be a sub-category, whose share nobody tells.
+    """
+    included = keepa_selection.included_categories(selection)
+    excluded = keepa_selection.excluded_categories(selection)
+    asked = (included or counts.keys()) - excluded
+    listed = sum(count for category, count in counts.items() if category in asked)
+    at_least = listed if excluded <= counts.keys() else 0
+    # Without included categories, an unlisted one might hold more.
+    bounded = bool(included) and included <= counts.keys()
+    return RowEstimate(at_least, listed if bounded else None)
+
+
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """What a scan needs to remember of a page it has read; times in Unix ms.
+
+    ``server_ms`` is the reply's own time, ``newest_ms`` and ``oldest_ms`` the extreme
+    creation times on it, ``order`` includes the border to the page before.
+    """
+
+    number: int
+    row_count: int
+    asins: tuple[str, ...]
+    last: OrderKeys
+    newest_ms: int | None
+    oldest_ms: int | None
+    order: Order
+    server_ms: int
+    cached: bool
+    rows: RowEstimate
+
+    @property
+    def end(self) -> PageEnd:
+        """What the next page's order is measured against."""
+        return PageEnd(self.last, self.asins)
+
+    @property
+    def as_of_ms(self) -> int:
+        """The earliest time that the page may show."""
+        return self.server_ms - CACHE_MS if self.cached else self.server_ms
+
+    @property
+    def newest_age_ms(self) -> int | None:
+        """Age of the newest deal when it was served; None without dated deals."""
+        return None if self.newest_ms is None else self.server_ms - self.newest_ms
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether even the newest deal is so old that somebody should know."""
+        return self.newest_age_ms is not None and self.newest_age_ms > STALE_AFTER_MS
+
+
+def page_facts(
+    number: int,
+    page: DealPage,
+    selection: Mapping[str, object],
+    *,
+    server_ms: int,
+    before: PageFacts | None,
+) -> PageFacts:
+    """The facts of *page*, whose predecessor *before* has been read, if it has."""
+    creations = [deal.creation_ms for deal in page.deals if deal.creation_ms is not None]
+    end = page_end(page.deals)
+    return PageFacts(
+        number=number,
+        row_count=page.row_count,
+        asins=end.asins,
+        last=end.last,
+        newest_ms=max(creations, default=None),
+        oldest_ms=min(creations, default=None),
+        order=measure_order(page.deals, before.end if before is not None else None),
+        server_ms=server_ms,
+        cached=page.cached,
+        rows=estimate_rows(selection, page.category_counts),
+    )
+
+
+SeamProblem = Literal["staler", "moved"]
+
+
+def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
+    """Why rows might lie unseen between two consecutive pages; None if they can't.
+
+    ``staler``: *page* may show a time so much before *before* that rows now at its head
+    were still above it. ``moved``: a few rows have come or gone between the two calls,
+    and may have carried others over the border to the side already read; one of the two
+    pages, read again, shows them. Two pages that share a product hide nothing.
+    """
+    if not frozenset(before.asins).isdisjoint(page.asins):
+        return None
+    if page.cached and page.as_of_ms < before.server_ms:
+        return "staler"
+    grown = page.rows.at_least - before.rows.at_least
+    # New deals enter at the top and push rows down, onto the page if it is read later.
+    if grown == 0 or (grown > 0 and before.server_ms <= page.server_ms):
+        return None
+    return "moved" if abs(grown) <= SHIFT_MAX_ROWS else "staler"
+
+
+def read_earlier(before: PageFacts, page: PageFacts) -> int:
+    """Which of two pages with a moved seam shows the rows in question if read again."""
+    return before.number if before.server_ms <= page.server_ms else page.number

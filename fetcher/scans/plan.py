@@ -1,0 +1,363 @@
+"""Reading a query's pages: what to read next, when to stop, what is then known.
+
+Rule 1: the watermark is the newest deal time fully ingested. It moves with a finished
+        scan only, never backwards, and never past the server time of the first page.
+Rule 2: a scan stops early only at rows strictly older than watermark less overlap, and only
+        while the rows it has seen come newest first.
+Rule 3: what a cap cuts off is a gap, and stays one until it is read or has expired.
+Rule 4: no page past a known end is asked for; an empty page costs as much as a full one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final, Literal
+
+from fetcher.replies.units import CACHE_MS, MOST_ROWS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
+from fetcher.scans.page_facts import PageFacts, read_earlier, seam_problem
+
+# Deal times are even minutes, ties are normal, and a few run ahead of the server's clock.
+OVERLAP_MS: Final = 10 * MS_PER_MINUTE
+
+# Keepa lists products updated within about half a day; what is older is gone from it.
+GAP_EXPIRES_MS: Final = 24 * 60 * MS_PER_MINUTE
+
+# With more, the two oldest become one; a scan each is due per interval at most.
+GAPS_MAX: Final = 8
+
+ScanKind = Literal["incremental", "full", "gap"]
+
+EndReason = Literal[
+    "short page",
+    "counted end",
+    "watermark reached",
+    "page cap",
+    "row limit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows that a page cap cut off; times in Unix ms.
+
+    They are older than ``until_ms`` and no older than ``from_ms`` (None: as old as there
+    are), and began at page ``page`` when the scan of ``since_ms`` was cut.
+    """
+
+    from_ms: int | None
+    until_ms: int | None
+    page: int
+    since_ms: int
+    tried_ms: int
+
+    def has_expired(self, now_ms: int) -> bool:
+        """Whether its rows have left Keepa's list by now."""
+        return now_ms - self.since_ms >= GAP_EXPIRES_MS
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPlan:
+    """What one scan reads: from ``first_page`` on, at most ``max_pages``.
+
+    It may stop at rows older than ``stop_before_ms`` (None: it reads to the end). A scan
+    that fills ``gap`` must touch the rows above the gap. ``in_background``: it looks for
+    what others have missed, so fresh deals go before it.
+    """
+
+    kind: ScanKind
+    first_page: int
+    max_pages: int
+    stop_before_ms: int | None
+    in_background: bool
+    gap: Gap | None = None
+
+    @property
+    def page_limit(self) -> int:
+        """The first page number that it may not read."""
+        return min(self.first_page + self.max_pages, PAGES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where one query's reading stands; times in Unix ms, None is never.
+
+    ``last_scan_ms`` and ``last_full_ms`` are starts of scans that have ended, of which a
+    full scan is one too; ``last_read_ms`` is when the latest page was read, background
+    scans apart.
+    """
+
+    watermark_ms: int | None = None
+    last_scan_ms: int | None = None
+    last_read_ms: int | None = None
+    last_full_ms: int | None = None
+    gaps: tuple[Gap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How often to read, in milliseconds, and at most how many pages at once.
+
+    ``cache_ms`` is how long Keepa repeats an answer; no scan starts sooner.
+    """
+
+    interval_ms: int
+    full_scan_every_ms: int | None
+    max_pages: int
+    cache_ms: int = CACHE_MS
+
+
+def due_scans(
+    progress: Progress,
+    schedule: Schedule,
+    *,
+    running: frozenset[ScanKind] = frozenset(),
+    now_ms: int,
+) -> tuple[ScanPlan, ...]:
+    """The scans to start now, most urgent first; kinds that are *running* are left alone.
+
+    The first scan of a selection is a full one: until it has ended, nothing is known
+    at which another could stop.
+    """
+    is_due = _is_due(progress, schedule, now_ms)
+    if progress.watermark_ms is None:
+        plan = ScanPlan("full", 0, schedule.max_pages, None, in_background=False)
+        return (plan,) if is_due and not running else ()
+    plans: list[ScanPlan] = []
+    if is_due:
+        stop_before_ms = progress.watermark_ms - OVERLAP_MS
+        plans.append(
+            ScanPlan("incremental", 0, schedule.max_pages, stop_before_ms, in_background=False)
+        )
+    every_ms = schedule.full_scan_every_ms
+    if every_ms is not None and _has_passed(progress.last_full_ms, every_ms, now_ms):
+        plans.append(ScanPlan("full", 0, schedule.max_pages, None, in_background=True))
+    elif "full" not in running:
+        plans += _gap_plans(open_gaps(progress, now_ms), schedule, now_ms)
+    return tuple(plan for plan in plans if plan.kind not in running)
+
+
+def _is_due(progress: Progress, schedule: Schedule, now_ms: int) -> bool:
+    """Sooner than its cache has expired, Keepa would answer with pages that we have."""
+    return _has_passed(progress.last_scan_ms, schedule.interval_ms, now_ms) and _has_passed(
+        progress.last_read_ms, schedule.cache_ms, now_ms
+    )
+
+
+def _has_passed(since_ms: int | None, duration_ms: int, now_ms: int) -> bool:
+    return since_ms is None or now_ms - since_ms >= duration_ms
+
+
+def open_gaps(progress: Progress, now_ms: int) -> tuple[Gap, ...]:
+    """The gaps whose rows can still be read."""
+    return tuple(gap for gap in progress.gaps if not gap.has_expired(now_ms))
+
+
+def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[ScanPlan]:
+    for gap in gaps:
+        if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms):
+            pages = schedule.max_pages
+            return [ScanPlan("gap", gap.page, pages, gap.from_ms, in_background=True, gap=gap)]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from a page: the pages that may be claimed now, or why none follows."""
+
+    next_pages: tuple[int, ...]
+    end: EndReason | None
+
+
+def decide_after_page(plan: ScanPlan, page: PageFacts, *, orderly: bool = True) -> Decision:
+    """What to read once *page* has been committed.
+
+    Args:
+        plan: The scan's plan.
+        page: The page just read.
+        orderly: Whether all earlier pages of the scan came newest first.
+    """
+    orderly = orderly and page.order.newest_first
+    missed = _page_before(plan, page, orderly=orderly)
+    if (end := _end_reason(plan, page, orderly=orderly)) is not None:
+        return Decision(missed, end)
+    following = page.number + 1
+    if plan.stop_before_ms is not None and orderly:
+        return Decision((*missed, following), None)
+    # Nothing but the end of the rows ends it, so all pages known to exist may be read.
+    known = min(-(-page.rows.at_least // ROWS_PER_PAGE), plan.page_limit)
+    return Decision((*missed, *range(following, max(known, following + 1))), None)
+
+
+def _end_reason(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> EndReason | None:
+    following = page.number + 1
+    # The last page that Keepa serves is short, whatever lies beyond.
+    if page.number * ROWS_PER_PAGE + page.row_count >= MOST_ROWS:
+        return "row limit"
+    if page.row_count < ROWS_PER_PAGE:
+        return "short page"
+    if plan.stop_before_ms is not None and orderly and _is_older(page, plan.stop_before_ms):
+        return "watermark reached"
+    if page.rows.at_most == following * ROWS_PER_PAGE:
+        return "counted end"
+    return "page cap" if following >= plan.page_limit else None
+
+
+def _is_older(page: PageFacts, than_ms: int) -> bool:
+    return page.oldest_ms is not None and page.oldest_ms < than_ms
+
+
+def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int, ...]:
+    """The page above, if a gap's rows have moved up to it since they were cut off."""
+    if plan.gap is None or plan.gap.until_ms is None or not orderly:
+        return ()
+    if not 0 < page.number <= plan.first_page:
+        return ()
+    touches = page.newest_ms is not None and page.newest_ms > plan.gap.until_ms
+    return () if touches else (page.number - 1,)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a finished scan establishes.
+
+    ``progress`` is to be committed with it. ``watermark_held`` tells that a page came
+    from a cache older than the page before, so that the watermark stays where it was.
+    ``read_again``: pages of a full scan whose rows may have moved over a border already
+    read; it has finished when they have been read once more. ``is_full``: all that there
+    was has been read, which closes every earlier gap.
+    """
+
+    progress: Progress
+    watermark_held: bool
+    gap: Gap | None
+    is_full: bool
+    newest_first: bool
+    read_again: tuple[int, ...]
+
+
+def finish_scan(
+    plan: ScanPlan,
+    pages: Sequence[PageFacts],
+    end: EndReason,
+    *,
+    progress: Progress,
+    read_twice: frozenset[int] = frozenset(),
+) -> ScanResult:
+    """What is known once all *pages*, consecutive and in order, have been committed.
+
+    Args:
+        plan: The scan's plan.
+        pages: Every page it has read, from the lowest number to the one that ended it.
+        end: Why it ended.
+        progress: The query's progress now, other scans' included.
+        read_twice: Pages that have been read again already.
+    """
+    assert pages
+    seams = list(pairwise(pages))
+    assert all(page.number == before.number + 1 for before, page in seams)
+    problems = [(seam_problem(*seam), read_earlier(*seam)) for seam in seams]
+    held = any(problem == "staler" for problem, _ in problems)
+    moved = {number for problem, number in problems if problem == "moved"}
+    may_read_again = plan.kind == "full" and not held and not read_twice
+    is_full = pages[0].number == 0 and end in ("short page", "counted end") and not held
+    gap = _gap(plan, pages, end, held=held)
+    return ScanResult(
+        progress=_advance(progress, plan, pages, gap, held=held, is_full=is_full),
+        watermark_held=held,
+        gap=gap,
+        is_full=is_full,
+        newest_first=all(page.order.newest_first for page in pages),
+        # Once only: what moves while pages are read again is left to the next full scan.
+        read_again=tuple(sorted(moved)) if may_read_again else (),
+    )
+
+
+def _advance(
+    progress: Progress,
+    plan: ScanPlan,
+    pages: Sequence[PageFacts],
+    gap: Gap | None,
+    *,
+    held: bool,
+    is_full: bool,
+) -> Progress:
+    """The progress after a finished scan; only the watermark depends on what was on it."""
+    start_ms = pages[0].server_ms
+    last_ms = max(page.server_ms for page in pages)
+    # A full scan has had its turn, complete or not: repeated at once it would read the
+    # same cached pages, and prove as little for as many tokens.
+    full_turn = is_full or plan.kind == "full"
+    reached_ms = None if held or plan.kind == "gap" else _reached_ms(pages)
+    return Progress(
+        watermark_ms=_later(progress.watermark_ms, reached_ms),
+        last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else start_ms),
+        last_read_ms=_later(progress.last_read_ms, None if plan.in_background else last_ms),
+        last_full_ms=_later(progress.last_full_ms, start_ms if full_turn else None),
+        gaps=_gaps(
+            progress, plan, gap, closed_ms=pages[0].as_of_ms if is_full else None, now_ms=last_ms
+        ),
+    )
+
+
+def give_up_scan(plan: ScanPlan, progress: Progress, *, now_ms: int) -> Progress:
+    """The progress after a scan that can't be finished: its turn is over, no more."""
+    gaps = tuple(
+        replace(gap, tried_ms=now_ms) if gap == plan.gap else gap for gap in progress.gaps
+    )
+    return replace(
+        progress,
+        last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else now_ms),
+        last_full_ms=_later(progress.last_full_ms, now_ms if plan.kind == "full" else None),
+        gaps=gaps,
+    )
+
+
+def _later(before_ms: int | None, reached_ms: int | None) -> int | None:
+    """The later of two times, either of which may be missing."""
+    return max((ms for ms in (before_ms, reached_ms) if ms is not None), default=None)
+
+
+def _reached_ms(pages: Sequence[PageFacts]) -> int | None:
+    """The newest deal read, but no later than the first page was served."""
+    dated = [page.newest_ms for page in pages if page.newest_ms is not None]
+    return min(max(dated), pages[0].server_ms) if dated else None
+
+
+def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason, *, held: bool) -> Gap | None:
+    """What this scan leaves unread, if anything."""
+    read_ms = pages[0].server_ms
+    if held and plan.gap is not None:
+        return replace(plan.gap, tried_ms=read_ms)
+    if end != "page cap":
+        return None
+    return Gap(
+        from_ms=plan.stop_before_ms,
+        until_ms=pages[-1].oldest_ms,
+        page=pages[-1].number + 1,
+        since_ms=read_ms if plan.gap is None else plan.gap.since_ms,
+        tried_ms=read_ms,
+    )
+
+
+def _gaps(
+    progress: Progress, plan: ScanPlan, gap: Gap | None, *, closed_ms: int | None, now_ms: int
+) -> tuple[Gap, ...]:
+    """The gaps still open, oldest first; all there was at *closed_ms* has been read."""
+    # A gap that reaches down to the last row holds every older one.
+    held_ms = gap.since_ms if gap is not None and gap.from_ms is None else None
+    closed_ms = _later(closed_ms, held_ms) or 0
+    unread = (old for old in open_gaps(progress, now_ms) if old != plan.gap)
+    others = [old for old in unread if old.since_ms > closed_ms]
+    ordered = sorted((*others, *((gap,) if gap else ())), key=lambda some: some.since_ms)
+    if len(ordered) > GAPS_MAX:
+        ordered[:2] = [_joined(ordered[0], ordered[1])]
+    return tuple(ordered)
+
+
+def _joined(older: Gap, newer: Gap) -> Gap:
+    """One gap that holds both."""
+    starts = (older.from_ms, newer.from_ms)
+    return replace(
+        newer,
+        from_ms=None if None in starts else min(start for start in starts if start is not None),
+    )

@@ -1,0 +1,1 @@
+"""The fetcher's loops: lease, claim, call, settle, store."""

@@ -1,0 +1,213 @@
+"""What a page's reply changes, in one transaction: deals, verdicts, page, scan, watermark.
+
+A process that dies anywhere in here leaves nothing behind: the page is read again.
+"""
+
+from dataclasses import dataclass
+
+from fetcher.postgres.database import Connection
+from fetcher.postgres.deals import known_asins, upsert_deals
+from fetcher.postgres.pages import (
+    PageClaim,
+    PageResult,
+    StoredPage,
+    bury_page,
+    drop_pages_after,
+    finish_page,
+    hold_page,
+    open_pages,
+    reopen_pages,
+    scan_pages,
+)
+from fetcher.postgres.products import known_products, want_products
+from fetcher.postgres.progress import (
+    keepa_now_ms,
+    lock_progress,
+    note_freshness,
+    observe_yield,
+    store_progress,
+)
+from fetcher.postgres.scans import Scan, abandon_scan, complete_scan, lock_scan, set_end
+from fetcher.postgres.verdicts import scan_breakdown, upsert_verdicts
+from fetcher.queries.query import DealQuery
+from fetcher.queries.rules import Breakdown
+from fetcher.replies.deals import DealPage
+from fetcher.scans.page_facts import PageFacts, page_facts
+from fetcher.scans.plan import (
+    OVERLAP_MS,
+    EndReason,
+    ScanPlan,
+    ScanResult,
+    decide_after_page,
+    finish_scan,
+    give_up_scan,
+)
+from fetcher.work.judging import judge_deals, request_of
+
+
+@dataclass(frozen=True, slots=True)
+class PageReply:
+    """A parsed page as Keepa served it; *server_ms* is Keepa's clock then."""
+
+    page: DealPage
+    server_ms: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanEnd:
+    """A scan that has just been completed."""
+
+    result: ScanResult
+    reason: str
+    pages: int
+    breakdown: Breakdown
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a page brought, and whether it completed its scan.
+
+    *order_lost* is said once per scan, those in the background apart: its rows don't come
+    newest first, so that no watermark can end it.
+    """
+
+    facts: PageFacts
+    new_deals: int
+    order_lost: bool
+    end: ScanEnd | None
+
+
+def commit_page(
+    connection: Connection, claim: PageClaim, query: DealQuery, reply: PageReply
+) -> Committed:
+    """Write everything that follows from *reply*; the caller's transaction commits it.
+
+    Raises:
+        ClaimLostError: The page is somebody else's by now: roll back.
+    """
+    scan = lock_scan(connection, claim.scan_id)
+    hold_page(connection, claim)
+    new_deals = write_deals(connection, query, reply, scan_id=scan.id)
+    pages = {page.page: page for page in scan_pages(connection, scan.id)}
+    before = pages.get(claim.page - 1)
+    facts = page_facts(
+        claim.page,
+        reply.page,
+        query.selection,
+        server_ms=reply.server_ms,
+        before=None if before is None else before.facts,
+    )
+    result = PageResult(
+        facts, reply.tokens, new_deals, _fresh_deals(scan.plan, reply.page), reply.page.oddities
+    )
+    finish_page(connection, claim, result)
+    if facts.number == 0 and not scan.plan.in_background:
+        note_freshness(connection, scan.query, scan.selection_hash, facts)
+    is_news = not scan.plan.in_background and not pages[facts.number].reads
+    order_lost = is_news and _loses_order(facts, pages)
+    end = _advance(connection, scan, facts, pages) if scan.is_running else None
+    return Committed(facts, new_deals, order_lost, end)
+
+
+def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> None:
+    """Set the page aside and end its scan: the watermark stays where it is.
+
+    Raises:
+        ClaimLostError: The page is somebody else's by now: roll back.
+    """
+    scan = lock_scan(connection, claim.scan_id)
+    bury_page(connection, claim, error)
+    if not scan.is_running:
+        return
+    progress = lock_progress(connection, scan.query, scan.selection_hash)
+    now_ms = keepa_now_ms(connection, scan.query, scan.selection_hash)
+    given_up = give_up_scan(scan.plan, progress, now_ms=now_ms)
+    store_progress(connection, scan.query, scan.selection_hash, given_up)
+    drop_pages_after(connection, scan.id, -1)
+    abandon_scan(connection, scan.id, f"page {claim.page} failed: {error}")
+
+
+def write_deals(
+    connection: Connection, query: DealQuery, reply: PageReply, *, scan_id: int | None
+) -> int:
+    """Write deals, verdicts and wanted products; returns how many deals are new.
+
+    All of them only ever replace older ones, so this is right even for a reply
+    whose page has meanwhile been read by somebody else.
+    """
+    deals = reply.page.deals
+    asins = [deal.asin for deal in deals]
+    new_deals = len(set(asins) - known_asins(connection, query.domain_id, asins))
+    upsert_deals(connection, deals, reply_time_ms=reply.server_ms)
+    request = request_of(query)
+    known = {} if request is None else known_products(connection, query.domain_id, asins)
+    judgement = judge_deals(query, deals, known, reply_time_ms=reply.server_ms)
+    if request is not None:
+        want_products(connection, request, judgement.wanted)
+    upsert_verdicts(connection, query.name, judgement.verdicts, scan_id=scan_id)
+    return new_deals
+
+
+def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
+    """Deals that are younger than the watermark was when the scan began."""
+    if plan.stop_before_ms is None:
+        return 0
+    watermark_ms = plan.stop_before_ms + OVERLAP_MS
+    return sum(1 for deal in page.deals if (deal.creation_ms or 0) > watermark_ms)
+
+
+def _loses_order(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
+    return not facts.order.newest_first and _were_orderly(facts, pages)
+
+
+def _were_orderly(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
+    earlier = (page.facts for page in pages.values() if page.page < facts.number)
+    return all(before.order.newest_first for before in earlier if before is not None)
+
+
+def _advance(
+    connection: Connection, scan: Scan, facts: PageFacts, pages: dict[int, StoredPage]
+) -> ScanEnd | None:
+    """Open the pages that follow, or end the scan if this was the last one missing."""
+    end_page, reason = scan.end_page, scan.end_reason
+    read_before = pages[facts.number].reads > 0
+    if not read_before:
+        decision = decide_after_page(scan.plan, facts, orderly=_were_orderly(facts, pages))
+        if decision.end is not None and (end_page is None or facts.number < end_page):
+            end_page, reason = facts.number, decision.end
+            set_end(connection, scan.id, end_page, reason)
+        wanted = (page for page in decision.next_pages if end_page is None or page < end_page)
+        open_pages(connection, scan.id, wanted)
+    if end_page is None or reason is None:
+        return None
+    drop_pages_after(connection, scan.id, end_page)
+    stored = [page for page in scan_pages(connection, scan.id) if page.page <= end_page]
+    if any(page.state != "done" for page in stored):
+        return None
+    return _finish(connection, scan, stored, reason)
+
+
+def _finish(
+    connection: Connection, scan: Scan, stored: list[StoredPage], reason: EndReason
+) -> ScanEnd | None:
+    """Complete the scan, unless some of its pages must be read once more."""
+    read = [page.facts for page in stored if page.facts is not None]
+    progress = lock_progress(connection, scan.query, scan.selection_hash)
+    read_twice = frozenset(page.page for page in stored if page.reads > 1)
+    result = finish_scan(scan.plan, read, reason, progress=progress, read_twice=read_twice)
+    if result.read_again:
+        reopen_pages(connection, scan.id, result.read_again)
+        return None
+    store_progress(connection, scan.query, scan.selection_hash, result.progress)
+    if scan.plan.kind == "incremental" and progress.last_scan_ms is not None:
+        observe_yield(
+            connection,
+            scan.query,
+            scan.selection_hash,
+            deals=sum(page.fresh_deals or 0 for page in stored),
+            elapsed_ms=max(0, read[0].server_ms - progress.last_scan_ms),
+        )
+    complete_scan(connection, scan.id, result.progress.watermark_ms)
+    breakdown = scan_breakdown(connection, scan.query, scan.id)
+    return ScanEnd(result, reason, len(read), breakdown)

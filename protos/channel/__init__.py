@@ -1,0 +1,1 @@
+"""How a client connects to the broker: TLS, its certificate or token."""

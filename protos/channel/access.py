@@ -1,0 +1,197 @@
+"""How a client gets at the broker: TLS, a certificate or token of its own, plain words for people.
+
+The same for every Python program. Certificates and tokens are files, because they are
+replaced while programs run: a token is read for every call, certificates whenever
+`Access.read` is asked again.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from protos.channel.credential_files import CredentialError, check_ca, check_pair, read_file
+
+CA_FILE: Final = "BROKER_TLS_CA_FILE"
+CERT_FILE: Final = "BROKER_TLS_CLIENT_CERT_FILE"
+KEY_FILE: Final = "BROKER_TLS_CLIENT_KEY_FILE"
+SERVER_NAME: Final = "BROKER_TLS_SERVER_NAME"
+TOKEN_FILE: Final = "BROKER_TOKEN_FILE"  # noqa: S105 - the name of a setting
+
+Options = Sequence[tuple[str, int | str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """What the files held when they were read, as PEM; the key never shows."""
+
+    ca: bytes | None = None
+    chain: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The files that a client was given; without any it speaks plaintext, as nobody.
+
+    Args:
+        ca_file: CA that the broker's certificate must come from; without it there is no TLS.
+        cert_file: This client's own certificate chain, for mutual TLS.
+        key_file: The key of *cert_file*.
+        server_name: A name to look for in the broker's certificate instead of the address.
+        token_file: A bearer token.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str = ""
+    token_file: Path | None = None
+
+    def read(self) -> Certificates:
+        """The certificates as the files hold them now.
+
+        Raises:
+            CredentialError: A file is missing, unreadable or makes no sense.
+        """
+        if (self.cert_file is None) != (self.key_file is None):
+            raise CredentialError(f"{CERT_FILE} and {KEY_FILE} belong together: set both or none")
+        if self.ca_file is None:
+            if self.cert_file or self.server_name:
+                given = CERT_FILE if self.cert_file else SERVER_NAME
+                raise CredentialError(f"{given} is for TLS: set {CA_FILE} too")
+            return Certificates()
+        ca = read_file(CA_FILE, self.ca_file)
+        check_ca(CA_FILE, ca)
+        if self.cert_file is None or self.key_file is None:
+            return Certificates(ca)
+        chain, key = read_file(CERT_FILE, self.cert_file), read_file(KEY_FILE, self.key_file)
+        check_pair((CERT_FILE, self.cert_file), (KEY_FILE, self.key_file))
+        return Certificates(ca, chain, key)
+
+    def check(self, address: str) -> None:
+        """Whether a channel to *address* could be opened.
+
+        Raises:
+            CredentialError: A file is wrong, or a token would travel in plaintext.
+        """
+        self.read()
+        if self.token_file is None:
+            return
+        read_token(self.token_file)
+        if self.ca_file is None and not is_local(address):
+            raise CredentialError(
+                f"{TOKEN_FILE}: a token must not travel to {address} in plaintext: set {CA_FILE}"
+            )
+
+    def channel(
+        self, address: str, options: Options = (), certificates: Certificates | None = None
+    ) -> grpc.Channel:
+        """A channel to *address*, with *certificates* if they have been read already.
+
+        Raises:
+            CredentialError: As `check`.
+        """
+        self.check(address)
+        if self.ca_file is None and self.token_file is None:
+            return grpc.insecure_channel(address, options=options)
+        if self.server_name:
+            options = (*options, ("grpc.ssl_target_name_override", self.server_name))
+        return grpc.secure_channel(address, self._credentials(certificates), options=options)
+
+    def _credentials(self, certificates: Certificates | None) -> grpc.ChannelCredentials:
+        if self.ca_file is None:
+            # Plaintext; grpc itself sees to it that it never leaves the machine.
+            credentials = grpc.local_channel_credentials()
+        else:
+            has = certificates or self.read()
+            credentials = grpc.ssl_channel_credentials(has.ca, has.key, has.chain)
+        if self.token_file is None:
+            return credentials
+        bearer = grpc.metadata_call_credentials(BearerToken(self.token_file))
+        return grpc.composite_channel_credentials(credentials, bearer)
+
+    def trouble(self, details: str | None) -> str:
+        """What *details* of an UNAVAILABLE say of TLS, with the remedy; empty if nothing."""
+        details = details or ""
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            if "expired" in details:
+                return "the broker's certificate has expired: renew its BROKER_TLS_CERT_FILE"
+            return f"the broker's certificate is not from the CA in {CA_FILE}: use the right CA"
+        if "Hostname Verification" in details:
+            return (
+                "the broker's certificate does not name this address: use a name that it holds"
+                f" in BROKER_ADDRESS or {SERVER_NAME}"
+            )
+        if "WRONG_VERSION_NUMBER" in details:
+            return f"the broker speaks no TLS: unset {CA_FILE}, or give it BROKER_TLS_CERT_FILE"
+        if "failed to connect" in details and _hung_up(details):
+            return self._hung_up()
+        return ""
+
+    def _hung_up(self) -> str:
+        """The broker closed the connection in the handshake; it can't say why."""
+        if self.ca_file is None:
+            return f"it hangs up on plaintext: if it uses TLS, set {CA_FILE}"
+        if self.cert_file is None:
+            return f"it hangs up: if it wants a client certificate, set {CERT_FILE} and {KEY_FILE}"
+        return (
+            f"it hangs up: {CERT_FILE} may have expired, or not be from the CA in the broker's"
+            " BROKER_TLS_CLIENT_CA_FILE"
+        )
+
+
+class BearerToken(grpc.AuthMetadataPlugin):
+    """Adds the token to every call, as its file holds it at that moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = read_token(path)
+
+    def __call__(
+        self, _context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback
+    ) -> None:
+        """Called by grpc; a file that is gone for a moment doesn't matter."""
+        with suppress(CredentialError):
+            self._token = read_token(self._path)
+        callback((("authorization", f"Bearer {self._token}"),), None)
+
+
+def read_token(path: Path) -> str:
+    """The token in *path*, without the line break that editors leave.
+
+    Raises:
+        CredentialError: There is none.
+    """
+    token = read_file(TOKEN_FILE, path).strip()
+    if not token:
+        raise CredentialError(f"{TOKEN_FILE}: {path} is empty: put the token in it")
+    if not token.isascii() or not token.decode().isprintable() or b" " in token:
+        raise CredentialError(f"{TOKEN_FILE}: {path} holds blanks or strange characters")
+    return token.decode()
+
+
+def is_local(address: str) -> bool:
+    """Whether *address*, a gRPC target or host:port, can't be reached from other machines."""
+    if address.startswith("unix:"):
+        return True
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        address = address.removeprefix(scheme)
+    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    return is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host*, a name or an IP address, is this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _hung_up(details: str) -> bool:
+    return any(word in details for word in ("Socket closed", "reset", "Broken pipe", "EOF"))

@@ -1,0 +1,245 @@
+"""The file of budgets: what it may say, when it is read again, whom it binds."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from broker.access.budgets_file import BudgetsFile, BudgetsFileError, read_budgets
+from broker.commands.tables import bucket_table
+from broker.core.budgets import Budget
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from tests.fix_broker import RunningBroker, StartBroker, StartProgram
+from tests.fix_simulator import RunningSimulator, launch_simulator
+
+DEADLINE_S = 20.0
+TEAM = '[budgets.team]\nholder = "team-*"\ntokens_per_hour = {}\n'
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until *condition* holds, with a deadline."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"waited {DEADLINE_S:.0f} s in vain")
+        time.sleep(0.02)
+
+
+def written(folder: Path, text: str, name: str = "budgets.toml") -> Path:
+    """A file with *text*."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_budget_is_a_table(tmp_path: Path) -> None:
+    """Its name is the table's; what it doesn't say is everybody and everything."""
+    path = written(
+        tmp_path, '[budgets.team]\nholder = "team-*"\nshare = 0.5\n[budgets.all]\nshare = 1\n'
+    )
+
+    assert read_budgets(path) == (
+        Budget("team", holder="team-*", share=0.5),
+        Budget("all", share=1),
+    )
+
+
+def test_json_says_the_same(tmp_path: Path) -> None:
+    """Whatever the file is called."""
+    path = written(
+        tmp_path, ' {"budgets": {"b": {"operation": "product*", "tokens_per_hour": 9}}}'
+    )
+
+    assert read_budgets(path) == (Budget("b", operation="product*", tokens_per_hour=9),)
+
+
+def test_no_budgets_must_be_said(tmp_path: Path) -> None:
+    """A file that an editor has just emptied lifts no limit."""
+    assert read_budgets(written(tmp_path, "budgets = {}\n")) == ()
+    with pytest.raises(BudgetsFileError, match="to have no budgets say: "):
+        read_budgets(written(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[budgets.b]\n", "budgets.b: limits nothing: give tokens_per_hour, share or both"),
+        ("[budgets.b]\nshare = 2\n", "budgets.b.share: Input should be less than or equal to 1"),
+        ("[budgets.b]\nshare = nan\n", "budgets.b.share: Input should be"),
+        ("[budgets.b]\ntokens_per_hour = 0\n", "budgets.b.tokens_per_hour: Input should be great"),
+        ('[budgets.b]\ntokens_per_hour = "5"\n', "budgets.b.tokens_per_hour: Input should be a v"),
+        ("[budgets.b]\nshares = 1\n", "budgets.b.shares: no such setting; there are: holder, op"),
+        ("[budget.b]\nshare = 1\n", "budget: no such setting; there are: budgets"),
+        ('[budgets."a b"]\nshare = 1\n', "budgets.a b: String should match"),
+        ("[budgets.b\n", "neither TOML nor JSON: Expected ']'"),
+        ("[budgets.b]\n[budgets.b]\n", "neither TOML nor JSON: Cannot declare"),
+        ('{"budgets": {"b": {"share": 1}, "b": {}}}', "a name comes twice"),
+        ("{", "neither TOML nor JSON: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    """In one line: the file, the entry, what to do."""
+    path = written(tmp_path, text)
+
+    with pytest.raises(BudgetsFileError) as caught:
+        read_budgets(path)
+    message = str(caught.value)
+
+    assert message.startswith(f"BROKER_BUDGETS_FILE: {path}: ")
+    assert told in message
+    assert "\n" not in message
+
+
+def test_a_file_is_read_again_only_once_it_rests(tmp_path: Path) -> None:
+    """Two looks must find the same change: half a file may be half the limits."""
+    file = BudgetsFile(written(tmp_path, TEAM.format(5)))
+
+    looks = [file.changed()]
+    written(tmp_path, TEAM.format(5)[:30])
+    looks.append(file.changed())
+    written(tmp_path, TEAM.format(700))
+    looks += [file.changed(), file.changed()]
+    file.read()
+    looks += [file.changed(), file.changed()]
+
+    assert looks == [False, False, False, True, False, False]
+    assert file.budgets == (Budget("team", holder="team-*", tokens_per_hour=700),)
+
+
+def test_a_bad_file_changes_nothing_and_is_read_once(tmp_path: Path) -> None:
+    """So that one mistake is one line in the log; a file taken away is one too."""
+    file = BudgetsFile(written(tmp_path, TEAM.format(5)))
+    before, looks = file.budgets, []
+
+    for spoil in (lambda: file.path.write_text("budgets"), file.path.unlink):
+        spoil()
+        looks += [file.changed(), file.changed()]
+        with pytest.raises(BudgetsFileError):
+            file.read()
+        looks.append(file.changed())
+
+    assert looks == [False, True, False] * 2
+    assert file.budgets == before
+
+
+def mounted(folder: Path, text: str) -> Path:
+    """The file as Kubernetes mounts a ConfigMap; again, and it is swapped as there."""
+    version = folder / f"..{len(list(folder.iterdir()))}"
+    version.mkdir()
+    written(version, text)
+    (folder / "..data_tmp").symlink_to(version.name)
+    (folder / "..data_tmp").replace(folder / "..data")
+    path = folder / "budgets.toml"
+    if not path.is_symlink():
+        path.symlink_to("..data/budgets.toml")
+    return path
+
+
+def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:
+    """Of the same size and with the same time as what it replaces."""
+    file = BudgetsFile(mounted(tmp_path, TEAM.format(5)))
+    modified_ns = file.path.stat().st_mtime_ns
+
+    mounted(tmp_path, TEAM.format(7))
+    os.utime(file.path, ns=(modified_ns, modified_ns))
+
+    assert [file.changed(), file.changed()] == [False, True]
+
+
+@pytest.mark.parametrize("text", [None, "[budgets.b]\n"], ids=["missing", "bad"])
+def test_a_broker_does_not_start_without_its_budgets(
+    start_program: StartProgram, tmp_path: Path, text: str | None
+) -> None:
+    """One line that names the variable, and the exit code for wrong settings."""
+    path = tmp_path / "budgets.toml"
+    if text is not None:
+        path.write_text(text)
+    program = start_program(
+        "broker", "serve", name="b", keepa_api_key="k" * 20, broker_budgets_file=path,
+        broker_listen="127.0.0.1:0", broker_http_listen="127.0.0.1:0",
+    )  # fmt: skip
+    wait_until(lambda: not program.running)
+    output = (tmp_path / "b.log").read_text()
+
+    assert program.returncode == 2
+    assert output.startswith(f"tokenbroker: BROKER_BUDGETS_FILE: {path}: ")
+    assert output.count("\n") == 1
+
+
+@pytest.fixture
+def keepa() -> Iterator[RunningSimulator]:
+    """A Keepa that won't tick during a test."""
+    simulator = launch_simulator(rate=5, tick_seconds=3600, products=100, deals=10)
+    yield simulator
+    simulator.stop()
+
+
+def ask(broker: RunningBroker, lease_id: str, holder: str) -> pb.AcquireLeaseResponse:
+    """Ask for a page of five tokens, and for an answer at once."""
+    fields: dict[str, Any] = {"operation": "deal", "units": 1, "tokens_per_unit": 5.0}
+    request = pb.AcquireLeaseRequest(
+        lease_id=lease_id, holder=holder, priority=pb.PRIORITY_NORMAL, **fields
+    )
+    request.max_wait.FromMilliseconds(0)
+    with grpc.insecure_channel(broker.address) as channel:
+        return pb_grpc.TokenBrokerServiceStub(channel).AcquireLease(request, timeout=DEADLINE_S)
+
+
+def limits(bucket: pb.Bucket) -> dict[str, int]:
+    """The budgets in force and their limits."""
+    return {budget.name: budget.tokens_per_hour for budget in bucket.budgets}
+
+
+def test_a_running_broker_follows_the_file(
+    keepa: RunningSimulator, start_broker: StartBroker, tmp_path: Path
+) -> None:
+    """Swapped as in Kubernetes, spoilt, mended: holders are held to what is in force."""
+    (tmp_path / "mount").mkdir()
+    path = mounted(tmp_path / "mount", "budgets = {}\n")
+    broker = start_broker(keepa.base_url, keepa.api_key, broker_budgets_file=path)
+    free = ask(broker, "1", "team-a").WhichOneof("outcome")
+
+    mounted(tmp_path / "mount", TEAM.format(10))
+    wait_until(lambda: limits(broker.bucket()) == {"team": 10})
+    within = [ask(broker, lease, "team-a").WhichOneof("outcome") for lease in "23"]
+    beyond = ask(broker, "4", "team-b")
+    other = ask(broker, "5", "other").WhichOneof("outcome")
+    standing = broker.bucket().budgets[0]
+
+    mounted(tmp_path / "mount", "[budgets.team]\n")
+    wait_until(lambda: broker.bucket().budgets_trouble)
+    troubled = broker.bucket()
+
+    mounted(tmp_path / "mount", TEAM.format(15))
+    wait_until(lambda: limits(broker.bucket()) == {"team": 15})
+    raised = [ask(broker, lease, "team-b") for lease in "67"]
+    log = (tmp_path / "broker-0.log").read_text()
+
+    assert [free, *within, other] == ["grant"] * 4
+    assert beyond.denial.reason == pb.DENIAL_REASON_BUDGET_EXHAUSTED
+    assert 0 < beyond.denial.retry_delay.seconds <= 3600
+    assert (standing.tokens_per_hour, standing.used_tokens) == (10, 10)
+    assert limits(troubled) == {"team": 10}
+    assert "budgets.team: limits nothing" in troubled.budgets_trouble
+    assert [answer.WhichOneof("outcome") for answer in raised] == ["grant", "denial"]
+    assert broker.bucket().budgets_trouble == ""
+    assert log.count("budgets can't be read") == 1
+
+
+def test_status_shows_the_budgets() -> None:
+    """What is used, of what, by whom; and a file that is not in force."""
+    budget = pb.Budget(
+        name="team", holder="team-[a]", operation="*", tokens_per_hour=10, used_tokens=4
+    )
+    bucket = pb.Bucket(budgets=[budget], budgets_trouble="bad")
+
+    columns = [list(column.cells) for column in bucket_table(bucket).columns]
+    rows = dict(zip(*columns, strict=True))
+
+    assert rows["Budget team"] == r"4 of 10 tokens used within the last hour (* of team-\[a])"
+    assert str(rows["Budgets"]) == "not reloaded: bad"

@@ -1,0 +1,382 @@
+"""The allocator: sync before wait, exact wake-ups, denials, and idempotent requests."""
+
+import pytest
+
+from broker.core.allocator import Allocator, AllocatorConfig
+from broker.core.answers import BucketState, DenialReason, Denied, Granted
+from broker.core.bucket import TICK_GUARD_MS
+from broker.core.budgets import Budget
+from broker.core.errors import LeaseConflictError, LeaseEndedError
+from broker.core.leases import Lease, Outcome, Priority, Renewal
+from broker.core.probing import PATIENCE_MS
+from broker.core.snapshot import bucket_view, waiting_view
+from tests.broker.builders import EPOCH, envelope, request, settlement, synced
+
+READY = AllocatorConfig(recovery_grace_ms=0)
+
+
+def granted(allocator: Allocator) -> list[Lease]:
+    """The leases granted since the last look; fails on denials."""
+    outcomes = allocator.take_outcomes()
+    assert all(isinstance(outcome, Granted) for outcome in outcomes)
+    return [outcome.lease for outcome in outcomes if isinstance(outcome, Granted)]
+
+
+def denied(allocator: Allocator) -> Denied:
+    """The one denial since the last look."""
+    (outcome,) = allocator.take_outcomes()
+    assert isinstance(outcome, Denied)
+    return outcome
+
+
+def answer(allocator: Allocator, tokens: int, now_ms: int, refill_in: int | None = None) -> None:
+    """A probe is wanted, asked and answered within a millisecond."""
+    assert allocator.probe_wanted(now_ms)
+    allocator.probe_started(now_ms)
+    assert not allocator.probe_wanted(now_ms)
+    said = envelope(tokens, at=now_ms, refill_in=refill_in)
+    allocator.probe_answered(said, now_ms, now_ms)
+
+
+def test_what_is_there_is_granted_at_once() -> None:
+    """With tokens in hand nobody waits and nobody asks Keepa."""
+    allocator = synced(20)
+    allocator.acquire(request(), 10)
+    (lease,) = granted(allocator)
+
+    assert (lease.tokens, lease.units, lease.epoch) == (5, 1, EPOCH)
+    assert not allocator.probing.wanted
+    assert allocator.available(10, projected=False) == 15
+
+
+def test_nothing_is_granted_before_the_first_observation() -> None:
+    """A broker that has not heard from Keepa asks, and grants when it has."""
+    allocator = Allocator(READY, epoch=EPOCH, started_ms=0)
+    allocator.acquire(request(), 5)
+    assert granted(allocator) == []
+    assert allocator.state(5) is BucketState.SYNCING
+    answer(allocator, 20, 10)
+
+    assert len(granted(allocator)) == 1
+
+
+def test_after_a_start_living_clients_are_awaited() -> None:
+    """Without a journal, grants begin when every living client has had time to renew."""
+    allocator = Allocator(AllocatorConfig(recovery_grace_ms=3_000), epoch=EPOCH, started_ms=0)
+    answer(allocator, 20, 10)
+    allocator.acquire(request(), 20)
+    renewal = Renewal("old", EPOCH - 1, "h2", "deal", 1, 18, ttl_ms=15_000)
+    allocator.renew(renewal, 500)
+    assert allocator.next_wake_ms(20) == 3_000
+    allocator.advance(3_000)
+
+    assert granted(allocator) == []
+    assert allocator.available(3_000, projected=False) == 2
+
+
+def test_keepa_is_asked_before_anybody_waits() -> None:
+    """A count that has drifted low does not make a worker sleep with tokens in hand."""
+    allocator = synced(3)
+    allocator.acquire(request(), 5_000)
+    assert granted(allocator) == []
+    answer(allocator, 38, 5_010)
+
+    assert len(granted(allocator)) == 1
+    assert allocator.ledger.bucket.observed == 38
+
+
+def test_a_confirmed_wait_is_not_confirmed_again_before_the_tick() -> None:
+    """While starved Keepa is asked at most once a tick, however many arrive."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request("a"), 5_000)
+    answer(allocator, 3, 5_000, refill_in=25_000)
+    for number in range(20):
+        allocator.acquire(request(f"b{number}", holder=f"h{number}"), 6_000 + 900 * number)
+
+    assert granted(allocator) == []
+    assert not allocator.probing.wanted
+
+
+def test_the_head_is_woken_exactly_at_the_tick() -> None:
+    """The lump is confirmed by one probe and granted from at once."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request(), 500)
+    tick_ms = 30_000 + TICK_GUARD_MS
+    allocator.advance(15_500)
+    assert allocator.next_wake_ms(15_500) == tick_ms
+    allocator.advance(tick_ms)
+    assert granted(allocator) == []
+    answer(allocator, 8, tick_ms, refill_in=60_200)
+
+    assert [lease.tokens for lease in granted(allocator)] == [5]
+
+
+def test_when_keepa_does_not_answer_the_projection_serves() -> None:
+    """A probe without an answer for two seconds delays nobody any longer."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request(), 500)
+    allocator.advance(30_020)
+    allocator.probe_started(30_020)
+    assert allocator.next_wake_ms(30_020) == 30_020 + PATIENCE_MS
+    allocator.advance(30_020 + PATIENCE_MS)
+
+    assert [lease.tokens for lease in granted(allocator)] == [5]
+
+
+def test_when_asking_fails_the_projection_serves_and_asking_goes_on() -> None:
+    """A Keepa whose status call is down is asked again later, ever more rarely."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request("a"), 500)
+    allocator.acquire(request("b"), 500)
+    allocator.advance(30_020)
+    allocator.probe_started(30_020)
+    allocator.probe_failed(30_100)
+    assert [lease.lease_id for lease in granted(allocator)] == ["a"]
+    assert not allocator.probe_wanted(30_200)
+    assert allocator.next_wake_ms(30_200) == 31_100
+
+    assert allocator.probe_wanted(31_100)
+
+
+def test_an_ample_but_old_count_is_checked_before_it_is_granted_from() -> None:
+    """Others may have spent it since."""
+    allocator = synced(200, refill_in=30_000)
+    allocator.acquire(request(), 200_000)
+    assert granted(allocator) == []
+    answer(allocator, 190, 200_005)
+
+    assert len(granted(allocator)) == 1
+
+
+def test_two_workers_do_not_both_see_the_last_five() -> None:
+    """Tokens are reserved before the call, so they are granted once."""
+    allocator = synced(5)
+    allocator.acquire(request("a", holder="A"), 10)
+    allocator.acquire(request("b", holder="B"), 10)
+
+    assert [lease.holder for lease in granted(allocator)] == ["A"]
+
+
+def test_a_batch_is_cut_to_what_is_affordable() -> None:
+    """Whoever accepts fewer units gets what the tokens cover now."""
+    allocator = synced(30)
+    allocator.acquire(request(operation="p", units=100, min_units=10, prior=2), 10)
+    (lease,) = granted(allocator)
+
+    assert (lease.units, lease.tokens) == (15, 30)
+
+
+def test_all_or_nothing_waits_for_all() -> None:
+    """Without min_units a batch is not cut by what is there now."""
+    allocator = synced(30)
+    allocator.acquire(request(operation="p", units=20, prior=2), 10)
+
+    assert granted(allocator) == []
+
+
+def test_what_can_never_fit_is_denied_with_what_could() -> None:
+    """450 tokens of a bucket of 300 are not waited for."""
+    allocator = synced(30)
+    allocator.acquire(request(operation="p", units=90, prior=5), 10)
+    denial = denied(allocator)
+
+    assert denial.reason is DenialReason.TOO_LARGE
+    assert denial.largest_units == 60
+    assert "300" in denial.message
+
+
+def test_an_oversize_batch_is_cut_to_a_full_bucket_if_that_is_useful() -> None:
+    """With min_units the request shrinks to what a bucket can ever hold."""
+    allocator = synced(300)
+    allocator.acquire(request(operation="p", units=90, min_units=1, prior=5), 10)
+    (lease,) = granted(allocator)
+
+    assert (lease.units, lease.tokens) == (60, 300)
+
+
+def test_no_estimate_locks_an_operation_out() -> None:
+    """One unit fits a full bucket, however dear it is believed to be."""
+    allocator = synced(300)
+    allocator.acquire(request(prior=5_000), 10)
+    (lease,) = granted(allocator)
+
+    assert lease.tokens == 300
+
+
+def test_learned_costs_replace_the_prior() -> None:
+    """After a few calls the reservation is what such calls really cost."""
+    allocator = synced(300)
+    left, now_ms = 300, 0
+    for number in range(6):
+        now_ms += 100
+        allocator.acquire(request(f"p{number}", operation="p", prior=1), now_ms)
+        left -= 7
+        said = envelope(left, at=now_ms + 10, consumed=7)
+        allocator.settle(settlement(f"p{number}", said=said, operation="p"), now_ms + 20)
+    allocator.take_outcomes()
+    allocator.acquire(request("next", operation="p", prior=1), now_ms + 30)
+
+    assert [lease.tokens for lease in granted(allocator)] == [7]
+
+
+def test_the_floor_is_never_granted() -> None:
+    """Tokens below the floor stay for others, and the ETA knows it."""
+    allocator = synced(22, AllocatorConfig(floor_tokens=20, recovery_grace_ms=0), refill_in=9_000)
+    allocator.acquire(request(), 10)
+
+    assert granted(allocator) == []
+    assert allocator.etas_ms(10) == {"a": 9_000 + TICK_GUARD_MS - 10}
+
+
+def test_only_a_lone_lease_reaches_into_debt() -> None:
+    """Allowed debt is used by one call at a time, and only from above zero."""
+    allocator = synced(3, AllocatorConfig(max_debt_tokens=10, recovery_grace_ms=0))
+    allocator.acquire(request("a", units=2), 10)
+    allocator.acquire(request("b", holder="B"), 10)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["a"]
+
+    allocator.settle(settlement("a", said=envelope(-7, at=100, consumed=10), units=2), 120)
+
+    assert granted(allocator) == []
+
+
+def test_a_denial_comes_with_an_eta() -> None:
+    """Who does not want to wait is told when to come back, after Keepa was asked."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request(deadline_ms=5_000), 5_000)
+    assert allocator.take_outcomes() == []
+    answer(allocator, 3, 5_040, refill_in=24_960)
+    denial = denied(allocator)
+
+    assert denial.reason is DenialReason.INSUFFICIENT_TOKENS
+    assert denial.retry_delay_ms == pytest.approx(24_960, abs=100)
+    assert len(allocator.waitlist) == 0
+
+
+def test_a_deadline_ends_a_wait() -> None:
+    """A request that waited as long as it wanted is denied, and leaves no hold."""
+    allocator = synced(3, refill_in=30_000)
+    allocator.acquire(request(deadline_ms=9_000), 500)
+    assert allocator.next_wake_ms(500) == 9_000
+    allocator.advance(9_000)
+
+    assert denied(allocator).reason is DenialReason.INSUFFICIENT_TOKENS
+    assert allocator.ledger.reserved == 0
+
+
+def test_a_repeat_returns_the_open_grant() -> None:
+    """A client that lost the answer gets the same lease, which runs on."""
+    allocator = synced(20)
+    allocator.acquire(request(), 10)
+    allocator.acquire(request(), 5_000)
+    first, again = granted(allocator)
+
+    assert first is again
+    assert again.expires_ms == 15_010
+    assert allocator.ledger.reserved == 5
+
+
+def test_a_repeat_joins_the_wait() -> None:
+    """Asking again with the same id keeps the place and adds no second request."""
+    allocator = synced(0)
+    allocator.acquire(request(), 10)
+    allocator.acquire(request(), 500)
+
+    assert [view.waited_ms for view in waiting_view(allocator, 600)] == [590]
+
+
+def test_an_id_is_not_used_twice() -> None:
+    """Other arguments under an id in use, or an id that has ended, are refused."""
+    allocator = synced(20)
+    allocator.acquire(request("open"), 10)
+    with pytest.raises(LeaseConflictError):
+        allocator.acquire(request("open", units=2), 20)
+    allocator.settle(settlement("open", said=envelope(15, at=30, consumed=5)), 40)
+    with pytest.raises(LeaseEndedError):
+        allocator.acquire(request("open"), 50)
+
+    assert allocator.ledger.totals.grants == 1
+
+
+def test_an_abandoned_id_is_refused_later() -> None:
+    """A settle as NOT_SENT for a grant that was never received stops a late acquire."""
+    allocator = synced(20)
+    allocator.settle(settlement("ghost", outcome=Outcome.NOT_SENT, epoch=0), 10)
+    with pytest.raises(LeaseEndedError):
+        allocator.acquire(request("ghost"), 20)
+
+    assert allocator.ledger.reserved == 0
+
+
+def test_a_cancelled_wait_leaves_nothing_and_moves_the_next_up() -> None:
+    """Whoever gives up at the head does not stop the others."""
+    allocator = synced(5)
+    allocator.acquire(request("big", holder="A", units=3), 10)
+    allocator.acquire(request("small", holder="B"), 10)
+    assert granted(allocator) == []
+    allocator.cancel("big", 20)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["small"]
+
+
+def test_a_grant_nobody_received_is_taken_back() -> None:
+    """When the client left while the grant was made, the tokens are free again."""
+    allocator = synced(5)
+    allocator.acquire(request("gone", holder="A"), 10)
+    allocator.acquire(request("next", holder="B"), 10)
+    allocator.take_outcomes()
+    allocator.cancel("gone", 20)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["next"]
+
+
+def test_operators_pause_and_resume() -> None:
+    """While paused everybody waits, and is told so when time is up."""
+    allocator = synced(20)
+    allocator.pause(10)
+    allocator.acquire(request("a", deadline_ms=100), 20)
+    allocator.acquire(request("b"), 20)
+    allocator.advance(100)
+    assert denied(allocator).reason is DenialReason.PAUSED
+    allocator.resume(200)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["b"]
+
+
+def test_a_budget_lets_others_pass() -> None:
+    """Who has used up its budget waits for the window; the others are served."""
+    budget = Budget("enrichment", operation="product*", tokens_per_hour=10)
+    allocator = synced(100, AllocatorConfig(recovery_grace_ms=0, budgets=(budget,)))
+    for number in range(3):
+        allocator.acquire(request(f"p{number}", operation="product"), 10)
+    allocator.acquire(request("d", holder="D"), 20)
+    leases = granted(allocator)
+
+    assert [lease.lease_id for lease in leases] == ["p0", "p1", "d"]
+    assert waiting_view(allocator, 30)[0].reason is DenialReason.BUDGET_EXHAUSTED
+    assert waiting_view(allocator, 30)[0].eta_ms == 3_600_000 - 30
+
+
+def test_a_budget_can_be_lifted_while_somebody_waits() -> None:
+    """Reloaded limits count at once."""
+    budget = Budget("all", tokens_per_hour=5)
+    allocator = synced(100, AllocatorConfig(recovery_grace_ms=0, budgets=(budget,)))
+    for number in range(2):
+        allocator.acquire(request(f"a{number}"), 10)
+    assert len(granted(allocator)) == 1
+    allocator.set_budgets([Budget("all", tokens_per_hour=10)], 20)
+
+    assert len(granted(allocator)) == 1
+
+
+def test_classes_and_reasons_show_in_the_views() -> None:
+    """Operators see the balance, who waits, in which class, and why."""
+    allocator = synced(2)
+    allocator.acquire(request("low", priority=Priority.LOW), 10)
+    view = bucket_view(allocator, 20)
+    (waiting,) = waiting_view(allocator, 20)
+
+    assert (view.balance, view.reserved, view.available, view.waiting) == (2, 0, 2, 1)
+    assert waiting.reason is DenialReason.INSUFFICIENT_TOKENS
+    assert waiting.request.priority is Priority.LOW

@@ -1,0 +1,59 @@
+"""Calls whose cost is unsure are not sent where an overrun would get others refused."""
+
+from broker.core.allocator import Allocator
+from broker.core.answers import Granted
+from broker.core.costs import SAMPLES_MIN, UNLEARNED_WORST
+from broker.core.pricing import Quote
+from tests.broker.builders import envelope, request, settlement, synced
+
+
+def granted(allocator: Allocator) -> dict[str, int]:
+    """Tokens granted since the last look, by lease_id."""
+    outcomes = allocator.take_outcomes()
+    return {o.lease.lease_id: o.lease.tokens for o in outcomes if isinstance(o, Granted)}
+
+
+def test_a_sure_price_may_use_every_token() -> None:
+    """What always costs the same can't overrun, in flight beside others or not."""
+    assert Quote(1, 5, 5).usable(5, overrun=0) == 5
+
+
+def test_the_dearest_overrun_must_be_covered() -> None:
+    """Room for the own worst case and for that of the others, not for both at once."""
+    quote = Quote(1, 10, 10, worst=2.0)
+
+    assert quote.overrun(10) == 10
+    assert quote.usable(30, overrun=4) == 15
+    assert quote.usable(30, overrun=25) == 5
+
+
+def test_calls_of_unknown_cost_go_one_by_one() -> None:
+    """Until calls are known, the next one waits unless an overrun would do no harm."""
+    allocator = synced(20)
+    for name in ("a", "b"):
+        allocator.acquire(request(name, holder=name), 10)
+    assert granted(allocator) == {"a": 5}
+    said = envelope(0, at=50, consumed=20)
+    allocator.settle(settlement("a", said=said, holder="a"), 100)
+
+    assert granted(allocator) == {}
+    assert UNLEARNED_WORST * 5 >= 20
+
+
+def test_calls_of_known_cost_go_together() -> None:
+    """Once the price is sure, every token is granted at once."""
+    allocator = synced(20)
+    for _ in range(SAMPLES_MIN):
+        allocator.costs.learn("deal", 1, 5, 0)
+    for name in ("a", "b", "c", "d"):
+        allocator.acquire(request(name, holder=name), 10)
+
+    assert granted(allocator) == {"a": 5, "b": 5, "c": 5, "d": 5}
+
+
+def test_a_lone_call_needs_no_more_than_its_price() -> None:
+    """Nobody is in flight whom an overrun could hurt, so nobody waits for margins."""
+    allocator = synced(5)
+    allocator.acquire(request("a"), 10)
+
+    assert granted(allocator) == {"a": 5}

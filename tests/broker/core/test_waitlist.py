@@ -1,0 +1,215 @@
+"""Who is next: weights between classes, equal shares between holders, no bypassing."""
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from broker.core.leases import Priority
+from broker.core.pricing import Quote
+from broker.core.waitlist import TAG_PER_TOKEN, Waiting, Waitlist
+from tests.broker.builders import request
+
+
+def waiting(
+    lease_id: str, holder: str, tokens: int = 5, priority: Priority = Priority.NORMAL
+) -> Waiting:
+    """A request of *holder* that would be charged *tokens*."""
+    asked = request(lease_id, holder=holder, priority=priority)
+    return Waiting(asked, 0, Quote(1, tokens, tokens))
+
+
+def drain(waitlist: Waitlist, count: int) -> list[str]:
+    """Serve *count* heads at their quote; their holders in order."""
+    holders = []
+    for _ in range(count):
+        head = waitlist.head()
+        assert head is not None
+        waitlist.serve(head, head.quote.tokens)
+        holders.append(head.request.holder)
+    return holders
+
+
+def test_inside_a_holder_it_is_first_come_first_served() -> None:
+    """Requests of one holder keep their order."""
+    waitlist = Waitlist()
+    for number in range(3):
+        waitlist.add(waiting(f"a{number}", "A"))
+
+    assert [w.request.lease_id for w in waitlist.order()] == ["a0", "a1", "a2"]
+
+
+def test_holders_take_turns_by_tokens_not_by_requests() -> None:
+    """A holder of dear calls is served as many tokens as one of cheap calls."""
+    waitlist = Waitlist()
+    for number in range(20):
+        waitlist.add(waiting(f"a{number}", "A", tokens=10))
+    for number in range(20):
+        waitlist.add(waiting(f"b{number}", "B", tokens=5))
+    served = Counter(drain(waitlist, 15))
+
+    assert served == {"A": 5, "B": 10}
+
+
+def test_classes_share_by_weight() -> None:
+    """High, normal and low get eight, four and one part of the tokens."""
+    waitlist = Waitlist()
+    for priority in Priority:
+        for number in range(200):
+            waitlist.add(waiting(f"{priority}{number}", priority.name, 5, priority))
+    served = Counter(drain(waitlist, 130))
+
+    assert served == {"HIGH": 80, "NORMAL": 40, "LOW": 10}
+
+
+def test_an_urgent_request_passes_a_big_low_one_that_still_saves_up() -> None:
+    """The head is computed anew when somebody with a better claim arrives."""
+    waitlist = Waitlist()
+    waitlist.add(waiting("x", "L", 5, Priority.LOW))
+    drain(waitlist, 1)
+    waitlist.add(waiting("big", "L", 200, Priority.LOW))
+    waitlist.add(waiting("urgent", "H", 5, Priority.HIGH))
+
+    assert drain(waitlist, 1) == ["H"]
+
+
+def test_a_big_request_is_not_bypassed_by_small_ones_of_its_equals() -> None:
+    """Small requests that come later do not starve a big one."""
+    waitlist = Waitlist()
+    waitlist.add(waiting("big", "A", 100))
+    for number in range(50):
+        waitlist.add(waiting(f"s{number}", f"B{number}"))
+        head = waitlist.head()
+        assert head is not None
+        assert head.request.lease_id == "big"
+
+
+def test_idling_saves_up_no_credit() -> None:
+    """A holder that comes back after an hour shares from now on, without arrears."""
+    waitlist = Waitlist()
+    for number in range(100):
+        waitlist.add(waiting(f"a{number}", "A"))
+    drain(waitlist, 50)
+    for number in range(50):
+        waitlist.add(waiting(f"b{number}", "B"))
+    served = Counter(drain(waitlist, 20))
+
+    assert served == {"A": 10, "B": 10}
+
+
+def test_tokens_taken_ahead_are_remembered_while_idle() -> None:
+    """Going away for a moment after a big call does not wash it away."""
+    waitlist = Waitlist()
+    waitlist.add(waiting("a0", "A", 50))
+    waitlist.add(waiting("b0", "B"))
+    drain(waitlist, 1)
+    waitlist.add(waiting("a1", "A"))
+    for number in range(1, 12):
+        waitlist.add(waiting(f"b{number}", "B"))
+
+    assert drain(waitlist, 10) == ["B"] * 10
+
+
+def test_a_settle_corrects_the_share() -> None:
+    """A call that cost four times its charge makes its holder wait for the others."""
+    waitlist = Waitlist()
+    for holder in "AB":
+        for number in range(10):
+            waitlist.add(waiting(f"{holder}{number}", holder))
+    drain(waitlist, 1)
+    waitlist.correct(Priority.NORMAL, "A", 15)
+
+    assert drain(waitlist, 5) == ["B", "B", "B", "B", "A"]
+
+
+def test_the_order_foretold_is_the_order_served() -> None:
+    """What operators see of the queue is what then happens."""
+    waitlist = Waitlist()
+    for number in range(30):
+        priority = list(Priority)[number % 3]
+        waitlist.add(waiting(f"w{number}", f"h{number % 7}", 1 + number % 5, priority))
+    foretold = [w.request.holder for w in waitlist.order()]
+
+    assert drain(waitlist, 30) == foretold
+
+
+class WaitlistMachine(RuleBasedStateMachine):
+    """Whatever comes and goes, nobody is lost and no backlogged holder falls behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waitlist = Waitlist()
+        self.queued: dict[tuple[Priority, str], list[str]] = {}
+        self.largest = 1
+        # Tokens served to each flow since it and its class last had a common start.
+        self.number = 0
+
+    @rule(
+        holder=st.sampled_from("ABCDE"),
+        priority=st.sampled_from(Priority),
+        tokens=st.integers(1, 100),
+    )
+    def join(self, holder: str, priority: Priority, tokens: int) -> None:
+        """Somebody asks."""
+        self.number += 1
+        self.largest = max(self.largest, tokens)
+        lease_id = str(self.number)
+        self.waitlist.add(waiting(lease_id, holder, tokens, priority))
+        self.queued.setdefault((priority, holder), []).append(lease_id)
+
+    @precondition(lambda self: any(self.queued.values()))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Somebody gives up."""
+        lease_id = data.draw(st.sampled_from([i for q in self.queued.values() for i in q]))
+        assert self.waitlist.remove(lease_id) is not None
+        for queue in self.queued.values():
+            if lease_id in queue:
+                queue.remove(lease_id)
+
+    @precondition(lambda self: any(self.queued.values()))
+    @rule()
+    def serve(self) -> None:
+        """The head is served: the oldest request of its holder."""
+        head = self.waitlist.head()
+        assert head is not None
+        flow = (head.request.priority, head.request.holder)
+        assert self.queued[flow].pop(0) == head.request.lease_id
+        self.waitlist.serve(head, head.quote.tokens)
+
+    @rule(
+        holder=st.sampled_from("ABCDE"),
+        priority=st.sampled_from(Priority),
+        tokens=st.integers(-20, 20),
+    )
+    def correct(self, holder: str, priority: Priority, tokens: int) -> None:
+        """A settle comes in at another cost than was charged."""
+        self.waitlist.correct(priority, holder, tokens)
+
+    @invariant()
+    def nobody_is_lost(self) -> None:
+        """All who wait are in the order exactly once, and the first is the head."""
+        order = [w.request.lease_id for w in self.waitlist.order()]
+        assert sorted(order) == sorted(i for q in self.queued.values() for i in q)
+        assert len(self.waitlist) == len(order)
+        head = self.waitlist.head()
+        assert (head.request.lease_id if head else None) == (order[0] if order else None)
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        """Idle holders are forgotten once the others have caught up."""
+        for klass in self.waitlist._classes.values():
+            assert len(klass.ahead) <= 2 * len(klass.flows) + 64
+            assert len(klass._heap) <= 4 * len(klass.flows) + 65
+
+
+TestWaitlistMachine = WaitlistMachine.TestCase
+TestWaitlistMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_weights_are_eight_four_one() -> None:
+    """The advance per token is the inverse of the weight."""
+    weights = [8 / TAG_PER_TOKEN[p] for p in (Priority.HIGH, Priority.NORMAL, Priority.LOW)]
+
+    assert weights == [8, 4, 1]

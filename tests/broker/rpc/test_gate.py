@@ -1,0 +1,325 @@
+"""Who is let in, and for what: a real broker process, with real certificates and tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from broker.access.identities import METHODS
+from broker.rpc.refusals import REASON_KEY
+from protos.channel.access import Access
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from tests.fix_broker import RunningBroker, launch_broker
+from tests.fix_certificates import ROLES, Company, Pair, table
+from tests.fix_simulator import RunningSimulator
+
+Code = grpc.StatusCode
+TIMEOUT_S = 10.0
+SPIFFE = "spiffe://company.example/fetcher"
+SERVICE = pb.DESCRIPTOR.services_by_name["TokenBrokerService"]
+
+READING = {"GetBucket", "WatchBucket", "ListLeases", "reflection", "channelz", "health"}
+MAY = {
+    "fetcher": READING | {"AcquireLease", "RenewLease", "SettleLease"},
+    "operator": READING | {"SyncBucket", "PauseGrants", "ResumeGrants"},
+    "viewer": READING,
+    "nobody": {"health"},
+}
+
+
+@dataclass(frozen=True)
+class ByToken:
+    """A broker that asks for a token, the company that runs it, its certificate and its log."""
+
+    broker: RunningBroker
+    company: Company
+    server: Pair
+    log: Path
+
+
+def call(channel: grpc.Channel, method: str) -> None:
+    """Call *method*, of the contract or of one of the services beside it, to its first answer."""
+    stub: Any
+    if method == "health":
+        stub = health_pb2_grpc.HealthStub(channel)
+        stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    elif method == "channelz":
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        stub.GetServers(channelz_pb2.GetServersRequest(), timeout=TIMEOUT_S)
+    elif method == "reflection":
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        next(stub.ServerReflectionInfo(iter([request]), timeout=TIMEOUT_S))
+    elif method == "WatchBucket":
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+        next(stub.WatchBucket(pb.WatchBucketRequest()))
+    else:
+        request_type: type[Message] = getattr(pb, SERVICE.methods_by_name[method].input_type.name)
+        getattr(pb_grpc.TokenBrokerServiceStub(channel), method)(request_type(), timeout=TIMEOUT_S)
+
+
+def outcome(broker: RunningBroker, access: Access, method: str = "GetBucket") -> tuple[Code, str]:
+    """How a call ends, and what is said."""
+    with access.channel(broker.address) as channel:
+        try:
+            call(channel, method)
+        except grpc.RpcError as exc:
+            return exc.code(), exc.details() or ""
+    return Code.OK, ""
+
+
+def let_in(broker: RunningBroker, access: Access) -> set[str]:
+    """Every method that gets past the gate, whatever the broker then says to an empty request."""
+    refused = {Code.UNAUTHENTICATED, Code.PERMISSION_DENIED}
+    # In this order granting is resumed after the pause.
+    methods = sorted(MAY["fetcher"] | MAY["operator"])
+    return {m for m in methods if outcome(broker, access, m)[0] not in refused}
+
+
+def scraped(broker: RunningBroker, series: str) -> float:
+    """The value of one series."""
+    with urlopen(f"{broker.http_url}/metrics", timeout=TIMEOUT_S) as reply:
+        lines = reply.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(series))
+
+
+@pytest.fixture(scope="module")
+def mutual(
+    simulator: RunningSimulator, company: Company, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningBroker]:
+    """A broker that asks for a certificate."""
+    server = company.issue("broker", "127.0.0.1", "localhost")
+    tables = [table(role, role, certificates=[f"{role}.example"]) for role in ROLES]
+    tables += [
+        table("others", "fetcher", certificates=["others"]),
+        table("robots", "fetcher", certificates=[SPIFFE]),
+    ]
+    broker = launch_broker(
+        simulator.base_url,
+        simulator.api_key,
+        folder=tmp_path_factory.mktemp("mutual"),
+        name="mutual",
+        access=company.access(company.issue("viewer", "viewer.example")),
+        broker_tls_cert_file=server.cert,
+        broker_tls_key_file=server.key,
+        broker_tls_client_ca_file=company.ca,
+        broker_identities_file=company.identities(tables),
+    )
+    yield broker
+    broker.program.stop()
+
+
+def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
+    """Start a broker that asks for a token."""
+    company = Company(folder)
+    server = company.issue("broker", "127.0.0.1")
+    tables = [table(role, role, token=company.token(role).read_text()) for role in ROLES]
+    broker = launch_broker(
+        simulator.base_url,
+        simulator.api_key,
+        folder=folder,
+        name="by-token",
+        access=company.access(token=company.token("viewer")),
+        broker_tls_cert_file=server.cert,
+        broker_tls_key_file=server.key,
+        broker_identities_file=company.identities(tables),
+    )
+    return ByToken(broker, company, server, folder / "by-token.log")
+
+
+@pytest.fixture(scope="module")
+def by_token(
+    simulator: RunningSimulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ByToken]:
+    """A broker that asks for a token, left as it is."""
+    started = launch_by_token(simulator, tmp_path_factory.mktemp("tokens"))
+    yield started
+    started.broker.program.stop()
+
+
+@pytest.fixture
+def changing(simulator: RunningSimulator, tmp_path: Path) -> Iterator[ByToken]:
+    """A broker whose files a test changes."""
+    started = launch_by_token(simulator, tmp_path)
+    yield started
+    started.broker.program.stop()
+
+
+def test_every_method_has_its_roles() -> None:
+    """A method that is added to the contract is nobody's until somebody decides."""
+    assert set(METHODS) == set(SERVICE.methods_by_name)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_certificate_opens_what_its_role_may(
+    mutual: RunningBroker, company: Company, role: str
+) -> None:
+    """Every method with every role."""
+    access = company.access(company.issue(role, f"{role}.example"))
+
+    assert let_in(mutual, access) == MAY[role]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_token_opens_what_its_role_may(by_token: ByToken, role: str) -> None:
+    """Every method with every role, over TLS without client certificates."""
+    broker, company = by_token.broker, by_token.company
+
+    assert let_in(broker, company.access(token=company.token(role))) == MAY[role]
+
+
+def test_without_credentials_only_health_answers(by_token: ByToken) -> None:
+    """And the refusal says what to set."""
+    broker, company = by_token.broker, by_token.company
+    code, said = outcome(broker, company.access())
+
+    assert let_in(broker, company.access()) == MAY["nobody"]
+    assert code is Code.UNAUTHENTICATED
+    assert "BROKER_TOKEN_FILE" in said
+
+
+def test_a_wrong_token_is_refused_and_not_repeated(
+    by_token: ByToken,
+) -> None:
+    """Neither the answer nor the broker's log holds what was tried."""
+    broker, company = by_token.broker, by_token.company
+    stranger = company.token("stranger")
+    before = scraped(broker, 'tokenbroker_refused_calls_total{reason="unknown_token"}')
+    code, said = outcome(broker, company.access(token=stranger))
+
+    assert code is Code.UNAUTHENTICATED
+    assert "BROKER_TOKEN_FILE" in said
+    assert stranger.read_text().strip() not in said + by_token.log.read_text()
+    assert scraped(broker, 'tokenbroker_refused_calls_total{reason="unknown_token"}') == before + 1
+
+
+def test_a_wrong_role_is_told_which_one_it_takes(mutual: RunningBroker, company: Company) -> None:
+    """With the reason in the metadata, as every refusal has it."""
+    access = company.access(company.issue("viewer", "viewer.example"))
+    with access.channel(mutual.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        call(channel, "PauseGrants")
+    refusal: Any = caught.value
+
+    assert refusal.code() is Code.PERMISSION_DENIED
+    assert "viewer has the role viewer, but PauseGrants needs operator" in refusal.details()
+    assert (REASON_KEY, "wrong_role") in refusal.trailing_metadata()
+
+
+def test_a_certificate_that_nobody_entered_is_told_its_name(
+    mutual: RunningBroker, company: Company
+) -> None:
+    """So that a person can enter it."""
+    code, said = outcome(mutual, company.access(company.issue("x", "unheard-of.example")))
+
+    assert code is Code.UNAUTHENTICATED
+    assert "unheard-of.example" in said
+
+
+def test_a_spiffe_id_goes_before_a_dns_name(mutual: RunningBroker, company: Company) -> None:
+    """A workload's certificate may name hosts as well."""
+    access = company.access(company.issue_spiffe(SPIFFE, "viewer.example"))
+
+    assert outcome(mutual, access, "RenewLease")[0] is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("client", "remedy"),
+    [
+        ("expired", "BROKER_TLS_CLIENT_CERT_FILE may have expired"),
+        ("wrong_ca", "or not be from the CA"),
+        ("missing", "wants a client certificate, set BROKER_TLS_CLIENT_CERT_FILE"),
+        ("plaintext", "if it uses TLS, set BROKER_TLS_CA_FILE"),
+        ("distrust", "not from the CA in BROKER_TLS_CA_FILE"),
+    ],
+)
+def test_a_connection_without_a_valid_certificate_fails(
+    mutual: RunningBroker, company: Company, tmp_path: Path, client: str, remedy: str
+) -> None:
+    """In the handshake; the client can still tell what to look at."""
+    strangers = Company(tmp_path / "strangers")
+    stranger = strangers.issue("viewer", "viewer.example")
+    late = company.issue("late", "viewer.example", expired=True)
+    access = {
+        "expired": company.access(late),
+        "wrong_ca": Access(company.ca, stranger.cert, stranger.key),
+        "missing": company.access(),
+        "plaintext": Access(),
+        "distrust": strangers.access(stranger),
+    }[client]
+    code, details = outcome(mutual, access)
+
+    assert code is Code.UNAVAILABLE
+    assert remedy in access.trouble(details)
+
+
+def test_a_lease_is_touched_by_its_own_identity_only(
+    mutual: RunningBroker, company: Company
+) -> None:
+    """Whoever knows the id of a foreign lease can neither settle, renew nor abandon it."""
+    ours = company.access(company.issue("fetcher", "fetcher.example"))
+    theirs = company.access(company.issue("others"))
+    wanted = pb.AcquireLeaseRequest(
+        lease_id="ours", holder="a", operation="deal", units=1, tokens_per_unit=5,
+        priority=pb.PRIORITY_NORMAL,
+    )  # fmt: skip
+    with ours.channel(mutual.address) as one, theirs.channel(mutual.address) as two:
+        stub, stranger = (pb_grpc.TokenBrokerServiceStub(channel) for channel in (one, two))
+        grant = stub.AcquireLease(wanted, timeout=TIMEOUT_S).grant
+        about: dict[str, Any] = {
+            "lease_id": "ours", "holder": "a", "operation": "deal", "epoch": grant.epoch,
+            "units": grant.units, "tokens": grant.tokens,
+        }  # fmt: skip
+        settle = pb.SettleLeaseRequest(**about, outcome=pb.OUTCOME_NOT_SENT)
+        codes = []
+        for attempt in (
+            lambda: stranger.RenewLease(pb.RenewLeaseRequest(**about), timeout=TIMEOUT_S),
+            lambda: stranger.SettleLease(settle, timeout=TIMEOUT_S),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                attempt()
+            codes.append(caught.value.code())
+        held = stub.ListLeases(pb.ListLeasesRequest(), timeout=TIMEOUT_S).leases
+        stub.SettleLease(settle, timeout=TIMEOUT_S)
+
+    assert codes == [Code.PERMISSION_DENIED] * 2
+    assert [lease.holder for lease in held] == ["fetcher/a"]
+    assert scraped(mutual, 'tokenbroker_refused_calls_total{reason="foreign_lease"}') == 2
+
+
+def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:
+    """The next call counts by them; a file that makes no sense leaves the old ones in force."""
+    broker, company = changing.broker, changing.company
+    anna = company.token("anna")
+    book = company.identities([table("anna", "operator", token=anna.read_text())])
+    steering = outcome(broker, company.access(token=anna), "PauseGrants")[0]
+    forgotten = outcome(broker, company.access(token=company.token("viewer")))[0]
+    book.write_text("[broken")
+    still = outcome(broker, company.access(token=anna))[0]
+
+    assert (steering, forgotten, still) == (Code.OK, Code.UNAUTHENTICATED, Code.OK)
+    assert "the old ones stay" in changing.log.read_text()
+
+
+def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: Path) -> None:
+    """By the next connection; one without its key leaves the old one in force."""
+    broker, company = changing.broker, changing.company
+    viewer = company.token("viewer")
+    successor = Company(tmp_path / "successor")
+    pair, files = successor.issue("broker", "127.0.0.1"), changing.server
+    files.cert.write_bytes(pair.cert.read_bytes())
+    without_key = outcome(broker, company.access(token=viewer))[0]
+    files.key.write_bytes(pair.key.read_bytes())
+    renewed = outcome(broker, successor.access(token=viewer))[0]
+    distrusted = outcome(broker, company.access(token=viewer))[0]
+
+    assert (without_key, renewed, distrusted) == (Code.OK, Code.OK, Code.UNAVAILABLE)
+    assert "the old ones stay" in changing.log.read_text()

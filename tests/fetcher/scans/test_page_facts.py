@@ -1,0 +1,122 @@
+"""What is remembered of a page, and where rows may hide between two."""
+
+from dataclasses import replace
+
+import pytest
+from pydantic import TypeAdapter
+
+from fetcher.replies.deals import Deal
+from fetcher.replies.units import ms_to_minutes
+from fetcher.scans.page_facts import (
+    PageFacts,
+    RowEstimate,
+    estimate_rows,
+    page_facts,
+    read_earlier,
+    seam_problem,
+)
+from tests.fetcher.builders import MINUTE_MS, NOW_MS, deal, deal_page
+
+DAY_MINUTES = 1_440
+COUNTS = {283155: 300, 5174: 40}
+
+
+def dated(first: int, *minutes_ago: int) -> list[Deal]:
+    """Deals numbered from *first*, created so many minutes before NOW_MS."""
+    now = ms_to_minutes(NOW_MS)
+    return [
+        deal(f"B{first + index:09}", creationDate=now - ago)
+        for index, ago in enumerate(minutes_ago)
+    ]
+
+
+def facts(number: int, deals: list[Deal], *, after_ms: int = 0, total: int = 300) -> PageFacts:
+    """The facts of a page served *after_ms* after NOW_MS."""
+    page = deal_page(deals, counts={283155: total})
+    return page_facts(
+        number, page, {"includeCategories": [283155]}, server_ms=NOW_MS + after_ms, before=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("filters", "estimate"),
+    [
+        ({}, RowEstimate(340, None)),
+        ({"includeCategories": []}, RowEstimate(340, None)),
+        ({"includeCategories": [283155]}, RowEstimate(300, 300)),
+        ({"includeCategories": ["283155", 5174]}, RowEstimate(340, 340)),
+        ({"includeCategories": [4367]}, RowEstimate(0, None)),
+        ({"includeCategories": [283155, 4367]}, RowEstimate(300, None)),
+        ({"includeCategories": [283155], "excludeCategories": [4367]}, RowEstimate(0, 300)),
+        ({"excludeCategories": [5174]}, RowEstimate(300, None)),
+        ({"excludeCategories": [4367]}, RowEstimate(0, None)),
+    ],
+)
+def test_rows_are_bounded_by_what_the_counts_really_tell(
+    filters: dict[str, object], estimate: RowEstimate
+) -> None:
+    """Counts are by root: they say nothing sure about a sub-category."""
+    assert estimate_rows(filters, COUNTS) == estimate
+
+
+def test_facts_survive_storage_as_json() -> None:
+    """They are kept as JSON between two workers."""
+    stored = TypeAdapter(PageFacts)
+    measured = facts(0, dated(0, 0, 10))
+
+    assert stored.validate_json(stored.dump_json(measured)) == measured
+
+
+def test_the_newest_deal_tells_whether_a_page_is_stale() -> None:
+    """A first page whose newest deal is over a day old deserves a warning."""
+    fresh = facts(0, dated(0, DAY_MINUTES, DAY_MINUTES + 60))
+    stale = facts(0, dated(0, DAY_MINUTES + 2))
+
+    assert (fresh.is_stale, stale.is_stale, facts(0, []).is_stale) == (False, True, False)
+    assert stale.newest_age_ms == (DAY_MINUTES + 2) * MINUTE_MS
+
+
+def test_pages_read_one_after_the_other_join() -> None:
+    """Rows are only pushed down meanwhile, so nothing hides between."""
+    before, page = facts(0, dated(0, 0, 10)), facts(1, dated(5, 20, 30), after_ms=900)
+
+    assert seam_problem(before, page) is None
+
+
+def test_a_page_from_an_older_cache_may_hide_rows() -> None:
+    """Page 0 fresh, page 1 cached: what was pushed down since is on neither."""
+    before, page = facts(0, dated(0, 0, 10)), facts(1, dated(5, 20, 30), after_ms=900)
+    cached = replace(page, cached=True)
+
+    assert seam_problem(before, cached) == "staler"
+    assert seam_problem(before, replace(cached, server_ms=NOW_MS + 120_000)) is None
+
+
+def test_a_shared_product_proves_that_nothing_is_hidden() -> None:
+    """Whatever the ages of two pages, a row on both joins them."""
+    rows = dated(0, 0, 10, 20)
+    before, page = facts(0, rows[:2]), facts(1, rows[1:], total=1)
+
+    assert seam_problem(before, replace(page, cached=True)) is None
+
+
+def test_vanished_rows_may_have_moved_others_up() -> None:
+    """The total fell between the pages, so page 0 is the one to read again."""
+    before, page = facts(0, dated(0, 0, 10)), facts(1, dated(5, 20), after_ms=900, total=299)
+
+    assert seam_problem(before, page) == "moved"
+    assert read_earlier(before, page) == 0
+
+
+def test_pages_read_in_the_wrong_order_join_only_if_nothing_changed() -> None:
+    """With page 1 read before page 0, new rows may have pushed others onto it unseen."""
+    before = facts(0, dated(0, 0, 10), after_ms=900)
+    page = facts(1, dated(5, 20))
+    grown = replace(before, rows=RowEstimate(301, 301))
+
+    burst = replace(before, rows=RowEstimate(400, 400))
+
+    assert seam_problem(before, page) is None
+    assert seam_problem(grown, page) == "moved"
+    assert seam_problem(burst, page) == "staler"
+    assert read_earlier(grown, page) == 1
