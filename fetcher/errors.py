@@ -6,7 +6,10 @@
     + KeepaThrottledError    wait for tokens, then call again; no failed attempt
     + KeepaUnavailableError  call again later; counts as an attempt
     + KeepaResponseError     give up on this request, tell somebody
-  - DatabaseAwayError        keep what was paid for, try again
+  - DatabaseError            Postgres did not do the work
+    + DatabaseAwayError        keep what was paid for, try again
+      - DatabaseNotSetUpError    as above, but an operator must act first
+    + DatabaseRefusedError     give up on this statement: it fails again
   - ClaimLostError           somebody else has the work now: drop it
 """
 
@@ -72,8 +75,23 @@ class KeepaResponseError(KeepaError):
         return self.status in {401, 402, 403} or (self.kind == "invalidParameter" and no_bucket)
 
 
-class DatabaseAwayError(FetcherError):
-    """Postgres can't be reached or dropped the connection."""
+class DatabaseError(FetcherError):
+    """Postgres did not do the work; the message is one line and never holds the URL."""
+
+
+class DatabaseAwayError(DatabaseError):
+    """Postgres can't be reached, dropped the connection, or can't do the work now."""
+
+
+class DatabaseNotSetUpError(DatabaseAwayError):
+    """Tables, rights or the right encoding are missing; the message names the remedy.
+
+    The same work succeeds once an operator has acted, so loops treat it as "away".
+    """
+
+
+class DatabaseRefusedError(DatabaseError):
+    """Postgres refuses this statement with these values, now and later."""
 
 
 class ClaimLostError(FetcherError):

@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from fetcher.errors import DatabaseAwayError
+from fetcher.postgres.errors import Trouble, classify, explained
 
 # Its warnings repeat, for every connection and attempt, what we say once.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
@@ -57,36 +58,49 @@ class Database:
 
         Waits up to *timeout_s* seconds for it; None means as long as the pool does.
 
+        A connection whose error means "away" is closed, so that the next try gets a
+        fresh one: it may lead to another server, or to the same one in a better state.
+
         Raises:
-            DatabaseAwayError: Postgres can't be reached, or gave the work up; try again.
+            DatabaseAwayError: Postgres can't be reached, or can't do the work; try again.
+            DatabaseNotSetUpError: Tables or rights are missing.
+            DatabaseRefusedError: The statement fails whenever it is tried.
         """
-        with away_on_failure(self._why_away), self._pool.connection(timeout_s) as connection:
-            yield connection
+        with explaining(self._why_away):
+            connection = self._pool.getconn(timeout_s)
+            try:
+                # Commits, or rolls back; a pool's connection stays open.
+                with connection:
+                    yield connection
+            except psycopg.Error as exc:
+                if classify(exc) is Trouble.AWAY:
+                    connection.close()
+                raise
+            finally:
+                self._pool.putconn(connection)
 
     def _why_away(self) -> str:
         """The pool only says that it has waited; a connection of our own says why."""
         try:
-            with away_on_failure(), psycopg.connect(self._database_url, connect_timeout=1):
+            with explaining(), psycopg.connect(self._database_url, connect_timeout=1):
                 return "no connection in time"
         except DatabaseAwayError as exc:
             return str(exc)
 
 
 @contextmanager
-def away_on_failure(why_no_connection: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn what is worth another try into DatabaseAwayError.
+def explaining(why_no_connection: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turn the driver's errors into the fetcher's own.
 
-    That is every operational error: lost connections, shutdowns, deadlocks, time-outs.
-    *why_no_connection* explains a pool that had none to give.
+    *why_no_connection* explains a pool that had no connection to give.
     """
     try:
         yield
     except PoolTimeout as exc:
         problem = why_no_connection() if why_no_connection else str(exc)
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        # The driver's message may span lines and name the host, but never the password.
-        lines = str(exc).strip().splitlines()
-        problem = lines[0] if lines else type(exc).__name__
+    except psycopg.Error as exc:
+        # A statement that fails again is looked into by its traceback.
+        raise explained(exc) from (exc if classify(exc) is Trouble.WRONG else None)
     else:
         return
     raise DatabaseAwayError(problem)

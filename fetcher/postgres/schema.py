@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from fetcher.postgres.database import Connection, away_on_failure
+from fetcher.postgres.database import Connection, explaining
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -35,7 +35,7 @@ def migrate(database_url: str) -> list[str]:
         warnings.simplefilter("ignore", DeprecationWarning)
         import yoyo  # noqa: PLC0415 - see above
 
-    with away_on_failure(), _taking_turns(database_url):
+    with explaining(), _taking_turns(database_url):
         backend = yoyo.get_backend(_yoyo_url(database_url))
         with contextlib.closing(backend.connection):
             pending = backend.to_apply(yoyo.read_migrations(str(MIGRATIONS)))
