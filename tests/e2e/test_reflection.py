@@ -17,14 +17,14 @@ from tests.e2e.collection import wait_until
 from tests.fix_broker import RunningBroker, StartBroker
 from tests.fix_simulator import StartSimulator
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "protos" / "README.md"
 SERVICE = "tokenbroker.v1.TokenBrokerService"
 HEALTH = "grpc.health.v1.Health/Check"
 LIST = "list"
 
 
 def readme_commands() -> list[tuple[str, str]]:
-    """What the README asks grpcurl: the symbol, and the data that goes with it."""
+    """What the README of the contract asks grpcurl: the symbol, and the data that goes with it."""
     found = []
     for line in README.read_text(encoding="utf-8").splitlines():
         if line.startswith("grpcurl -plaintext "):
@@ -80,7 +80,7 @@ def waiting(starving_broker: RunningBroker) -> Iterator[str]:
 
 
 def test_the_commands_of_the_readme_answer(starving_broker: RunningBroker, waiting: str) -> None:
-    """State, who waits and why, watch, sync, pause and resume: each as the README has it."""
+    """State, waits, watch, sync, pause and resume work as protos/README.md writes them."""
     answers = {
         symbol.removeprefix(f"{SERVICE}/"): buf_curl(starving_broker, symbol, data)
         for symbol, data in readme_commands()
