@@ -24,6 +24,9 @@ TOKEN_FILE: Final = "BROKER_TOKEN_FILE"  # noqa: S105 - the name of a setting
 
 Options = Sequence[tuple[str, int | str]]
 
+# gRPC sends every channel through the proxy of https_proxy or http_proxy, loopback included.
+DIRECT: Final = ("grpc.enable_http_proxy", 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
@@ -97,6 +100,8 @@ class Access:
             CredentialError: As `check`.
         """
         self.check(address)
+        if is_local(address):
+            options = (*options, DIRECT)
         if self.ca_file is None and self.token_file is None:
             return grpc.insecure_channel(address, options=options)
         if self.server_name:

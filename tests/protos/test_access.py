@@ -1,5 +1,6 @@
 """How clients get at the broker: files, tokens, and what is said when one of them is wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -102,3 +103,22 @@ def test_another_name_can_be_expected_in_the_certificate(company: Company) -> No
         opened = isinstance(channel, grpc.Channel)
 
     assert opened
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_channel_to_this_machine_passes_by_every_proxy(
+    variable: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy elsewhere can't reach a broker on this machine's loopback interface."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    # A reserved port: a channel that took the proxy would never be ready.
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Access().channel(f"{host}:{port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=20)
+    finally:
+        server.stop(None)
