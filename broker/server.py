@@ -7,7 +7,6 @@ settles and renewals that are under way finish, the ports close.
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ from broker.runtime import BrokerRuntime
 from broker.settings import ServeSettings
 from broker.telemetry import http
 from broker.telemetry.metrics import BrokerMetrics
+from protos.channel import options
 from protos.process.addresses import Listen, ListenError
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -37,21 +37,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What the broker may take to stop is 5 s; answers under way get most of it.
 STOP_GRACE_S: Final = 3.0
-
-OPTIONS: Final[Sequence[tuple[str, int]]] = (
-    # Two brokers on one port would each grant the same tokens.
-    ("grpc.so_reuseport", 0),
-    # A client that vanished without a word must not wait on for tokens.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Clients may ping as often, also while nothing but a wait is under way.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # A fleet that comes back at once is let in, not thinned out with
-    # RESOURCE_EXHAUSTED (the defaults: by chance from 1,000, all from 3,000).
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-)
 
 
 def run(settings: ServeSettings, *, traced: bool = False) -> None:
@@ -79,7 +64,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     )
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
     interceptors = _interceptors(settings, metrics, traced=traced)
-    server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+    server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     introspection = Introspection(server)
     grpc_listen = _bind(server, Listen.parse(settings.broker_listen), _credentials(settings))

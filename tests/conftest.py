@@ -4,6 +4,7 @@ pytest_plugins = [
     "tests.fix_postgres",
     "tests.fix_simulator",
     "tests.fix_broker",
+    "tests.fix_proxy",
     "tests.fix_service",
     "tests.fix_fetcher",
     "tests.fix_broker_client",

@@ -14,8 +14,8 @@ from broker.core.allocator import Allocator, AllocatorConfig
 from broker.keepa_status import KeepaSync
 from broker.rpc.service import TokenBrokerService
 from broker.runtime import BrokerRuntime
-from broker.server import OPTIONS
 from broker.telemetry.metrics import BrokerMetrics
+from protos.channel import options
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_simulator import RunningSimulator, launch_simulator
 
@@ -44,7 +44,7 @@ async def running(simulator: RunningSimulator, *, key: str = "") -> AsyncIterato
     keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))
     runtime = BrokerRuntime(allocator, keepa)
     metrics = BrokerMetrics(runtime)
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=options.SERVER)
     service = TokenBrokerService(runtime, metrics, key_fingerprint=FINGERPRINT)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -50,13 +50,11 @@ def explain(target: Target, exc: grpc.RpcError) -> str:
     if REASON_KEY in dict(exc.trailing_metadata() or ()):
         return exc.details() or ""
     match exc.code():
-        case grpc.StatusCode.UNAVAILABLE if trouble := target.access.trouble(exc.details()):
-            return f"no broker answers at {address}: {trouble}"
         case grpc.StatusCode.UNAVAILABLE:
-            return (
-                f"no broker answers at {address}: start one with `tokenbroker serve`,"
-                " or set BROKER_ADDRESS"
-            )
+            silence = target.access.silence(address, exc.details())
+            if target.access.trouble(exc.details()):
+                return silence
+            return f"{silence}: start one with `tokenbroker serve`, or set BROKER_ADDRESS"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"the broker at {address} does not answer in time"
         case grpc.StatusCode.UNIMPLEMENTED:

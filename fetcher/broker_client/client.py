@@ -35,30 +35,17 @@ from fetcher.broker_client.wire import (
     seconds,
 )
 from protos.channel.access import Access
+from protos.channel.options import RECONNECT_MAX_MS, RECONNECT_MIN_MS
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# A restarted broker waits a few seconds for living clients to renew: be back in time.
-RECONNECT_MIN_S = 0.1
-RECONNECT_MAX_S = 1.0
+# Pauses between repeats are those between grpc's own attempts to connect.
+RECONNECT_MIN_S = RECONNECT_MIN_MS / 1000
+RECONNECT_MAX_S = RECONNECT_MAX_MS / 1000
 
 # Added to max_wait_s, so that the broker's own denial arrives before the deadline.
 DENIAL_GRACE_S = 5.0
-
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_MIN_S * 1000)),
-    ("grpc.min_reconnect_backoff_ms", int(RECONNECT_MIN_S * 1000)),
-    ("grpc.max_reconnect_backoff_ms", int(RECONNECT_MAX_S * 1000)),
-    # A wait may be silent for hours: notice a broker whose machine is gone. The broker
-    # allows a ping every five seconds.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Repeats are ours to decide: a lease request is one only with the same id.
-    ("grpc.enable_retries", 0),
-    # Connections are not shared between clients of one process, so closing is local.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 def instance_name() -> str:
@@ -93,13 +80,13 @@ class BrokerClient:
         self.holder = holder or instance_name()
         self._key_fingerprint = key_fingerprint
         self._ttl_s = ttl_s
-        self._connection = Connection(address, access or Access(), CHANNEL_OPTIONS)
+        self._connection = Connection(address, access or Access())
         self._upkeep = Upkeep(self._connection)
         self._lock = threading.Lock()
         self._waits: set[grpc.CallFuture[pb.AcquireLeaseResponse]] = set()
         self._stopping = threading.Event()
-        # Why the broker has not answered lately, as it was last said; None: it does.
-        self._away: str | None = None
+        # Reasons logged since the broker last answered.
+        self._away: set[str] = set()
         self._connection.subscribe(self._connectivity_changed)
 
     def __enter__(self) -> Self:
@@ -254,19 +241,17 @@ class BrokerClient:
         if deadline_s is not None and time.monotonic() >= deadline_s:
             raise BrokerAwayError(self._silence(exc)) from exc
         silence = self._silence(exc)
-        if silence != self._away:
-            self._away = silence
+        if silence not in self._away:
+            self._away.add(silence)
             log.warning("%s; waiting for it", silence)
         self._connection.refresh()
 
     def _silence(self, exc: grpc.RpcError) -> str:
-        trouble = self._connection.trouble(exc)
-        silence = f"no broker answers at {self.address}"
-        return f"{silence}: {trouble}" if trouble else silence
+        return self._connection.silence(exc)
 
     def _broker_answers(self) -> None:
-        if self._away is not None:
-            self._away = None
+        if self._away:
+            self._away.clear()
             log.info("the broker at %s answers again", self.address)
 
     def _open(self, request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Lease:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from protos.channel.access import Access, Options
+from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -22,10 +22,9 @@ class Connection:
         CredentialError: A file of *access* can't be used, or a token would travel in plaintext.
     """
 
-    def __init__(self, address: str, access: Access, options: Options) -> None:
+    def __init__(self, address: str, access: Access) -> None:
         self._address = address
         self._access = access
-        self._options = options
         self._listener: Listener | None = None
         self._lock = threading.Lock()
         self._problem = ""
@@ -42,9 +41,9 @@ class Connection:
         """For calls; ask for it before each."""
         return self._stub
 
-    def trouble(self, exc: grpc.RpcError) -> str:
-        """What a failed call says of TLS, with the remedy; empty if nothing."""
-        return self._access.trouble(exc.details())
+    def silence(self, exc: grpc.RpcError) -> str:
+        """Why a call got no answer, in one line."""
+        return self._access.silence(self._address, exc.details())
 
     def refresh(self) -> None:
         """After a failed call: with new certificates on disk, use them from now on."""
@@ -70,7 +69,7 @@ class Connection:
         self._channel.close()
 
     def _open(self) -> None:
-        self._channel = self._access.channel(self._address, self._options, self._certificates)
+        self._channel = self._access.channel(self._address, certificates=self._certificates)
         self._stub = pb_grpc.TokenBrokerServiceStub(self._channel)
         if self._listener is not None:
             self._channel.subscribe(self._listener)

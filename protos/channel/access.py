@@ -6,7 +6,7 @@ replaced while programs run: a token is read for every call, certificates whenev
 """
 
 import ipaddress
-from collections.abc import Sequence
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 
 from protos.channel.credential_files import CredentialError, check_ca, check_pair, read_file
+from protos.channel.options import CLIENT, Options
 
 CA_FILE: Final = "BROKER_TLS_CA_FILE"
 CERT_FILE: Final = "BROKER_TLS_CLIENT_CERT_FILE"
@@ -22,7 +23,9 @@ KEY_FILE: Final = "BROKER_TLS_CLIENT_KEY_FILE"
 SERVER_NAME: Final = "BROKER_TLS_SERVER_NAME"
 TOKEN_FILE: Final = "BROKER_TOKEN_FILE"  # noqa: S105 - the name of a setting
 
-Options = Sequence[tuple[str, int | str]]
+# Stands before an error in grpc's details: ipv4:10.0.0.1:50051: or ipv6:%5B::1%5D:50051:.
+ADDRESS: Final = re.compile(r"^ipv[46]:\S+?:\d+: ")
+REASON_LENGTH_MAX: Final = 200
 
 # gRPC sends every channel through the proxy of https_proxy or http_proxy, loopback included.
 DIRECT: Final = ("grpc.enable_http_proxy", 0)
@@ -92,7 +95,7 @@ class Access:
             )
 
     def channel(
-        self, address: str, options: Options = (), certificates: Certificates | None = None
+        self, address: str, options: Options = CLIENT, certificates: Certificates | None = None
     ) -> grpc.Channel:
         """A channel to *address*, with *certificates* if they have been read already.
 
@@ -137,6 +140,15 @@ class Access:
         if "failed to connect" in details and _hung_up(details):
             return self._hung_up()
         return ""
+
+    def silence(self, address: str, details: str | None) -> str:
+        """Why nothing answers at *address*, in one line, from *details* of an UNAVAILABLE."""
+        details = details or ""
+        trouble = self.trouble(details)
+        if trouble or "failed to connect" in details or not details:
+            reason = trouble or _last_error(details)
+            return f"no broker answers at {address}: {reason}".removesuffix(": ")
+        return f"the connection to the broker at {address} broke: {_last_error(details)}"
 
     def _hung_up(self) -> str:
         """The broker closed the connection in the handshake; it can't say why."""
@@ -200,3 +212,9 @@ def is_loopback(host: str) -> bool:
 
 def _hung_up(details: str) -> bool:
     return any(word in details for word in ("Socket closed", "reset", "Broken pipe", "EOF"))
+
+
+def _last_error(details: str) -> str:
+    """The end of grpc's chain of errors, which names the cause; without its kind and address."""
+    cause = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+    return ADDRESS.sub("", " ".join(cause.split()))[:REASON_LENGTH_MAX]

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from protos.channel.options import SERVER, Options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 DEADLINE_S = 10.0
@@ -115,11 +116,11 @@ def _duration(value_s: float) -> Duration:
 class RunningBroker:
     """A scripted broker behind a real server on a port of its own."""
 
-    def __init__(self, servicer: ScriptedBroker, *, port: int = 0) -> None:
+    def __init__(
+        self, servicer: ScriptedBroker, *, port: int = 0, options: Options = SERVER
+    ) -> None:
         self.servicer = servicer
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)]
-        )
+        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
         self._server.add_generic_rpc_handlers((_handlers(servicer),))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
