@@ -9,14 +9,9 @@ import typer
 from broker.commands import inspect
 from broker.commands import watch as watching
 from broker.commands.connection import CommandError, Target
-from broker.settings import (
-    ClientSettings,
-    ServeSettings,
-    SettingsError,
-    TracingSettings,
-    load,
-)
+from broker.settings import ServeSettings
 from protos.channel.credential_files import CredentialError
+from protos.process.settings import ClientSettings, SettingsError, TracingSettings
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -59,16 +54,20 @@ def serve() -> None:
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
     # The other commands shouldn't wait for the server's imports.
-    from broker import logs, server  # noqa: PLC0415
+    from broker import server  # noqa: PLC0415
     from broker.access.budgets_file import BudgetsFileError  # noqa: PLC0415
-    from broker.rpc import tracing  # noqa: PLC0415
+    from broker.rpc.tracing import SERVICE  # noqa: PLC0415
+    from protos.process import logs, tracing  # noqa: PLC0415
     from protos.process.addresses import ListenError  # noqa: PLC0415
 
-    settings, protocol = load(ServeSettings), load(TracingSettings).protocol
-    key = settings.keepa_api_key.get_secret_value()
-    logs.configure(settings.log_level, settings.log_format, secrets=[key])
+    settings, protocol = ServeSettings.load(), TracingSettings.load().protocol
+    logs.configure(
+        settings.log_level,
+        settings.log_format,
+        secrets=[settings.keepa_api_key.get_secret_value()],
+    )
     try:
-        with tracing.exporting(protocol):
+        with tracing.exporting(SERVICE, protocol):
             server.run(settings, traced=protocol is not None)
     except BudgetsFileError as exc:
         _fail(exc, EXIT_USAGE)
@@ -133,12 +132,13 @@ def resume(address: Address = None, output: Output = Format.TABLE) -> None:
 
 
 def _target(option: str | None) -> Target:
-    settings = load(ClientSettings)
+    settings = ClientSettings.load()
     return Target(option or settings.broker_address, settings.access)
 
 
 def _fail(exc: Exception, code: int) -> NoReturn:
-    print(f"tokenbroker: {exc}", file=sys.stderr)
+    for line in str(exc).splitlines():
+        print(f"tokenbroker: {line}", file=sys.stderr)
     raise SystemExit(code)
 
 

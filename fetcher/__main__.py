@@ -9,8 +9,9 @@ import typer
 
 from fetcher.broker_client import BrokerClientError
 from fetcher.commands.output import EXIT_FAILED, EXIT_USAGE, Format, Output
-from fetcher.errors import DatabaseAwayError, FetcherError, SettingsError
+from fetcher.errors import DatabaseAwayError, FetcherError
 from fetcher.settings import Settings
+from protos.process.settings import SettingsError
 
 app = typer.Typer(
     name="dealfetcher",

@@ -1,7 +1,6 @@
 """Fetcher errors, split by what the caller does next.
 
 * FetcherError
-  - SettingsError            tell the person, exit 2
   - KeepaError
     + KeepaThrottledError    wait for tokens, then call again; no failed attempt
     + KeepaUnavailableError  call again later; counts as an attempt
@@ -18,14 +17,6 @@ from fetcher.replies.envelope import Envelope
 
 class FetcherError(Exception):
     """Anything that the fetcher expects to go wrong."""
-
-
-class SettingsError(FetcherError):
-    """A setting is missing or malformed; one line per problem, with its remedy."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 class KeepaError(FetcherError):

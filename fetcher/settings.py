@@ -1,119 +1,34 @@
-"""Settings: the environment, then `.env`; the only place that reads either.
+"""Settings of the fetcher: the environment, then `.env`; read nowhere else."""
 
-A malformed or missing setting becomes a `SettingsError`, one line a problem,
-which names the variable and the remedy and never repeats a value: it may be the key.
-"""
-
-import hashlib
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 
-from fetcher.errors import SettingsError
 from protos.channel.access import Access, read_token
 from protos.channel.credential_files import CredentialError
-
-ENV_FILE: Final = Path(".env")
-FINGERPRINT_DIGITS: Final = 12
-
-OtlpProtocol = Literal["grpc", "http/protobuf"]
-
-
-class LogLevel(StrEnum):
-    """Least severity that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
+from protos.process.settings import (
+    ENV_FILE,
+    Address,
+    ClientSettings,
+    KeepaSettings,
+    LogSettings,
+    SettingsError,
+    read_secret,
+)
 
 
-class LogFormat(StrEnum):
-    """How log lines look; auto is console on a terminal, else JSON."""
-
-    AUTO = "auto"
-    CONSOLE = "console"
-    JSON = "json"
-
-
-def _base_url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme not in {"http", "https"} or not url.hostname or url.query:
-        raise ValueError("must look like https://api.keepa.com")
-    return text.rstrip("/")
-
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError("must look like 127.0.0.1:50051")
-    return text
-
-
-class Environment(BaseSettings):
-    """Settings that are read, or said to be wrong, as a whole."""
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment and `.env`.
-
-        Raises:
-            SettingsError: Something is malformed.
-        """
-        try:
-            return cls()
-        except ValidationError as exc:
-            problems = [
-                f"{'.'.join(map(str, error['loc'])).upper()}: "
-                f"{error['msg'].removeprefix('Value error, ')}"
-                for error in exc.errors(include_url=False, include_input=False)
-            ]
-        raise SettingsError(problems)
-
-
-class Settings(Environment):
+class Settings(KeepaSettings, ClientSettings, LogSettings):
     """What the `dealfetcher` commands read; each command asks for what it needs."""
 
-    model_config = SettingsConfigDict(
-        env_file=ENV_FILE,
-        env_ignore_empty=True,
-        extra="ignore",
-        # A rejected value may be the key.
-        hide_input_in_errors=True,
-    )
-
-    keepa_api_key: SecretStr | None = None
-    # Mounted secrets; the file's content is the value.
-    keepa_api_key_file: Path | None = None
-    keepa_base_url: Annotated[str, AfterValidator(_base_url)] = "https://api.keepa.com"
     # As in Keepa's own Java client; offers take up to 20 s.
     keepa_connect_timeout_s: PositiveFloat = 30.0
     keepa_read_timeout_s: PositiveFloat = 120.0
 
     database_url: SecretStr | None = None
+    # A mounted secret; the file's content is the URL.
     database_url_file: Path | None = None
-
-    broker_address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
-    # PEM files; with a CA the broker is spoken to by TLS, with a certificate as its owner.
-    broker_tls_ca_file: Path | None = None
-    broker_tls_client_cert_file: Path | None = None
-    broker_tls_client_key_file: Path | None = None
-    # A name to look for in the broker's certificate instead of the address.
-    broker_tls_server_name: str = ""
-    # Who has no certificate shows a token.
-    broker_token_file: Path | None = None
 
     # Folder of deal queries.
     queries: Path = Path("deploy/queries")
@@ -129,10 +44,7 @@ class Settings(Environment):
     retention_days: PositiveInt = 90
 
     # Where `dealfetcher metrics` serves Prometheus.
-    metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9465"
-
-    log_level: LogLevel = LogLevel.INFO
-    log_format: LogFormat = LogFormat.AUTO
+    metrics_listen: Address = "127.0.0.1:9465"
 
     @field_validator("database_url")
     @classmethod
@@ -145,14 +57,9 @@ class Settings(Environment):
         Raises:
             SettingsError: There is none; the message says where it was looked for.
         """
-        if self.keepa_api_key is not None:
-            key = self.keepa_api_key.get_secret_value().strip()
-        elif self.keepa_api_key_file is not None:
-            key = _read_secret("KEEPA_API_KEY_FILE", self.keepa_api_key_file)
-        else:
+        key = self.read_api_key()
+        if not key:
             raise SettingsError([_missing("KEEPA_API_KEY", "your key, shown on keepa.com/#!api")])
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise SettingsError(["KEEPA_API_KEY: empty, or holds blanks: copy the key again"])
         return key
 
     def require_database_url(self) -> str:
@@ -166,7 +73,7 @@ class Settings(Environment):
         if self.database_url_file is None:
             remedy = "for example postgresql://user:password@127.0.0.1:5432/deals"
             raise SettingsError([_missing("DATABASE_URL", remedy)])
-        text = _read_secret("DATABASE_URL_FILE", self.database_url_file)
+        text = read_secret("DATABASE_URL_FILE", self.database_url_file, "the URL")
         try:
             return _postgres_url(text).get_secret_value()
         except ValueError as exc:
@@ -179,13 +86,7 @@ class Settings(Environment):
         Raises:
             SettingsError: A file can't be used, or a token would travel in plaintext.
         """
-        access = Access(
-            self.broker_tls_ca_file,
-            self.broker_tls_client_cert_file,
-            self.broker_tls_client_key_file,
-            self.broker_tls_server_name,
-            self.broker_token_file,
-        )
+        access = self.access
         try:
             access.check(self.broker_address)
         except CredentialError as exc:
@@ -214,52 +115,10 @@ class Settings(Environment):
         return unquote(urlsplit(self.require_database_url()).password or "")
 
 
-class TracingSettings(Environment):
-    """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself.
-
-    It knows the environment only, so these are not looked for in `.env` either.
-    """
-
-    model_config = SettingsConfigDict(
-        env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
-    )
-
-    otel_sdk_disabled: bool = False
-    otel_traces_exporter: Literal["otlp", "none"] | None = None
-    otel_exporter_otlp_endpoint: str | None = None
-    otel_exporter_otlp_traces_endpoint: str | None = None
-    otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
-    otel_exporter_otlp_traces_protocol: OtlpProtocol | None = None
-
-    @property
-    def protocol(self) -> OtlpProtocol | None:
-        """How spans travel to a collector; None: nobody wants them."""
-        endpoint = self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint
-        exporter = self.otel_traces_exporter or ("otlp" if endpoint else "none")
-        if self.otel_sdk_disabled or exporter == "none":
-            return None
-        return self.otel_exporter_otlp_traces_protocol or self.otel_exporter_otlp_protocol
-
-
-def key_fingerprint(api_key: str) -> str:
-    """A short hash that tells keys apart and gives none away; the broker makes the same."""
-    digest = hashlib.sha256(f"keepa-token-broker:{api_key}".encode()).hexdigest()
-    return digest[:FINGERPRINT_DIGITS]
-
-
 def _postgres_url(text: str) -> SecretStr:
     if urlsplit(text).scheme not in {"postgresql", "postgres"}:
         raise ValueError("must look like postgresql://user:password@127.0.0.1:5432/deals")
     return SecretStr(text)
-
-
-def _read_secret(variable: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        problem = f"{variable}: can't read {path.absolute()}: {reason}"
-    raise SettingsError([problem])
 
 
 def _missing(variable: str, remedy: str) -> str:

@@ -1,67 +1,9 @@
-"""OpenTelemetry: sends spans to the collector that the environment names, if it names one.
+"""The fetcher's part of OpenTelemetry: the name under which its spans appear."""
 
-Spans are begun with OpenTelemetry's API where the work is done, and cost nothing
-until `exporting` has loaded the SDK.
-"""
-
-import os
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from opentelemetry import trace
 
-from fetcher.settings import OtlpProtocol
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExporter
-
 SERVICE: Final = "dealfetcher"
-# A collector that is away must not hold up the end for longer.
-FLUSH_S: Final = 1.0
 
 tracer: Final = trace.get_tracer(SERVICE)
-
-
-@contextmanager
-def exporting(protocol: OtlpProtocol | None) -> Iterator[None]:
-    """Send spans by *protocol* while the block runs; None sends nothing.
-
-    Where to, and all else, the SDK reads from the environment.
-    """
-    if protocol is None:
-        yield
-        return
-    provider = _provider(protocol)
-    trace.set_tracer_provider(provider)
-    try:
-        yield
-    finally:
-        flush = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
-        flush.start()
-        flush.join(FLUSH_S)
-
-
-def _provider(protocol: OtlpProtocol) -> "TracerProvider":
-    # Only who traces pays for these imports.
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
-    instance = f"{socket.gethostname()}-{os.getpid()}"
-    ours = {"service.name": SERVICE, "service.instance.id": instance}
-    resource = Resource.create(ours | dict(OTELResourceDetector().detect().attributes))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_exporter(protocol)))
-    return provider
-
-
-def _exporter(protocol: OtlpProtocol) -> "SpanExporter":
-    place = f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}.trace_exporter"
-    exporter: SpanExporter = import_module(place).OTLPSpanExporter()
-    return exporter

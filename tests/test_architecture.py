@@ -141,6 +141,39 @@ def test_the_client_can_be_used_without_the_rest_of_the_fetcher() -> None:
     assert loaded <= {"fetcher.replies", "fetcher.replies.envelope", "fetcher.replies.record"}
 
 
+def test_the_client_loads_few_libraries() -> None:
+    """A program that shares the bucket loads gRPC, protobuf and OpenTelemetry's API only."""
+    program = (
+        "import sys, fetcher.broker_client; print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    heavy = {"aiohttp", "psycopg", "typer", "rich", "pydantic", "pydantic_settings", "structlog"}
+    heavy |= {"requests", "prometheus_client", "yoyo", "uvloop", "stamina"}
+
+    assert {"fetcher", "grpc"} <= set(done.stdout.split())
+    assert heavy & set(done.stdout.split()) == set()
+
+
+def test_broker_and_fetcher_share_no_copies() -> None:
+    """What both do alike stands once, in protos/process or protos/channel."""
+    bodies: dict[str, set[str]] = {}
+    for path, tree in sources("broker", "fetcher"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and body_lines(node) > 3:
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                text = "\n".join(ast.dump(statement) for statement in body)
+                bodies.setdefault(text, set()).add(f"{path}: {node.name}")
+    copies = [
+        places
+        for places in bodies.values()
+        if len({place.partition("/")[0] for place in places}) > 1
+    ]
+
+    assert copies == []
+
+
 def unexplained(lines: list[str]) -> Iterator[int]:
     """Numbers of the lines that silence a linter without a reason, there or just above."""
     silenced = re.compile(r"# noqa")

@@ -2,27 +2,26 @@
 
 import sys
 
-from broker.settings import SettingsError
 from deploy.local.data_dir import DataDir
 from deploy.local.errors import StackError
 from deploy.local.screen import Screen
-from deploy.local.settings import load_settings
+from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.tether import tether_to_make
-from fetcher.errors import SettingsError as FetcherSettingsError
 from protos.process.addresses import ListenError
+from protos.process.settings import SettingsError
 
 
 def main() -> int:
     """Run the stack; returns 0, 1 if it can't work, 2 if a setting is to blame."""
     tether_to_make()
     try:
-        settings = load_settings()
+        settings = StackSettings.load()
         settings.rpc.check_free("BROKER_LISTEN")
         settings.http.check_free("BROKER_HTTP_LISTEN")
         with DataDir(settings.data_dir) as data_dir:
             Stack(settings, data_dir, Screen()).run()
-    except (SettingsError, FetcherSettingsError) as exc:
+    except SettingsError as exc:
         return _fail(exc, 2)
     except StackError as exc:
         return _fail(exc, exc.exit_code)

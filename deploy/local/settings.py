@@ -19,11 +19,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings
 
-from broker.settings import CONFIG, Address, LogLevel, load
 from deploy.local.ports import free_port
 from protos.process.addresses import Listen
+from protos.process.settings import Address, Environment, LogLevel
 
 # Keepa's own, as measured and documented (keepa-api.md, sections 1 and 4).
 TICK_S: Final = 60.2
@@ -40,10 +39,8 @@ class Keepa(StrEnum):
     NAMED = "KEEPA_BASE_URL"
 
 
-class StackSettings(BaseSettings):
+class StackSettings(Environment):
     """What `make run` honours."""
-
-    model_config = CONFIG
 
     # The stack stops by itself after this time; unset means on Ctrl-C.
     run_seconds: PositiveFloat | None = None
@@ -131,15 +128,6 @@ class StackSettings(BaseSettings):
     def http(self) -> Listen:
         """Where the broker serves metrics and health."""
         return Listen.parse(self.broker_http_listen)
-
-
-def load_settings() -> StackSettings:
-    """The settings of this run.
-
-    Raises:
-        SettingsError: a variable is missing or malformed.
-    """
-    return load(StackSettings)
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -6,12 +6,13 @@ import threading
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from fetcher import logs
-from fetcher.errors import SettingsError
 from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
 from fetcher.reports.metrics import CollectionCollector, Measuring
 from fetcher.settings import Settings
+from protos.process import logs
+from protos.process.addresses import Listen
+from protos.process.settings import SettingsError
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +34,9 @@ def serve_metrics(settings: Settings) -> None:
         measuring = Measuring(database, folder, silent_s=settings.claim_ttl_s)
         registry = CollectorRegistry()
         registry.register(CollectionCollector(measuring))
-        host, _, port = settings.metrics_listen.rpartition(":")
+        listen = Listen.parse(settings.metrics_listen)
         try:
-            server, _thread = start_http_server(int(port), host, registry)
+            server, _thread = start_http_server(listen.port, listen.host, registry)
         except OSError as exc:
             problem = f"METRICS_LISTEN: can't listen on {settings.metrics_listen}: {exc.strerror}"
             raise SettingsError([problem]) from None

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
-from fetcher.errors import SettingsError
 from fetcher.queries.query import DealQuery, QueryError
 from fetcher.query_folder import QueryFolder
+from protos.process.settings import SettingsError
 
 
 def check_queries(folder: Path, *, output: Format) -> int:

@@ -6,15 +6,17 @@ from importlib.metadata import version
 
 import structlog
 
-from fetcher import logs
 from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
 from fetcher.query_folder import QueryFolder
-from fetcher.settings import Settings, TracingSettings, key_fingerprint
-from fetcher.tracing import exporting
+from fetcher.settings import Settings
+from fetcher.tracing import SERVICE
 from fetcher.work.shared import Limits, Workplace
 from fetcher.work.worker import Worker
+from protos.process import logs
+from protos.process.settings import TracingSettings, key_fingerprint
+from protos.process.tracing import exporting
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +29,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     access = settings.require_access()
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
     with (
-        exporting(TracingSettings.load().protocol),
+        exporting(SERVICE, TracingSettings.load().protocol),
         Database(database_url) as database,
         BrokerClient(
             settings.broker_address, key_fingerprint=key_fingerprint(api_key), access=access

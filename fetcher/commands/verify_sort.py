@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fetcher.broker_client import BrokerClient, Priority
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say
-from fetcher.errors import FetcherError, SettingsError
+from fetcher.errors import FetcherError
 from fetcher.keepa import Keepa, Reply
 from fetcher.queries.query import DealQuery
 from fetcher.query_folder import QueryFolder
@@ -19,8 +19,9 @@ from fetcher.replies.deals import Deal, parse_deal_page
 from fetcher.replies.record import MalformedReplyError
 from fetcher.replies.units import TOKENS_PER_DEAL_PAGE
 from fetcher.scans.order import SortFinding, judge_sort
-from fetcher.settings import Settings, key_fingerprint
+from fetcher.settings import Settings
 from fetcher.work.paid_call import leased_call
+from protos.process.settings import SettingsError, key_fingerprint
 
 SORT_TYPES: Final = (0, 1, 2, 3, 4)
 

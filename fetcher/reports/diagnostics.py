@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from fetcher.broker_client import BrokerClient, BrokerClientError, BucketView
-from fetcher.errors import DatabaseAwayError, KeepaError, KeepaResponseError, SettingsError
+from fetcher.errors import DatabaseAwayError, KeepaError, KeepaResponseError
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, health
 from fetcher.postgres.database import Connection
@@ -15,7 +15,8 @@ from fetcher.postgres.schema import missing_migrations
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.envelope import Envelope
 from fetcher.scans.page_facts import STALE_AFTER_MS
-from fetcher.settings import Settings, key_fingerprint
+from fetcher.settings import Settings
+from protos.process.settings import SettingsError, key_fingerprint
 
 PACKAGE: Final = "keepa-token-broker"
 # Some heartbeats; they come every third of a claim's time.

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import grpc
 import pytest
@@ -22,12 +21,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-import broker.logs
-import broker.settings
-import fetcher.logs
 from deploy.local.program import Program
-from fetcher.settings import TracingSettings
-from fetcher.tracing import FLUSH_S
+from protos.process.logs import Seldom
+from protos.process.settings import OtlpProtocol, TracingSettings
+from protos.process.tracing import FLUSH_S
 from tests.e2e.collection import fetch, wait_until, write_query
 from tests.e2e.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
@@ -111,13 +108,14 @@ def test_a_page_is_one_trace(
     assert {trace_id for trace_id, _ in pages} <= granted
 
 
-def end_after_a_span(module: str, protocol: str | None, endpoint: str) -> float:
+def end_after_a_span(protocol: OtlpProtocol | None, endpoint: str) -> float:
     """Have a process make one span and end; returns how long the end took, in seconds."""
     program = (
         "import sys, time\n"
-        f"from {module}.tracing import exporting, tracer\n"
-        f"with exporting({protocol!r}):\n"
-        "    tracer.start_span('alone').end()\n"
+        "from opentelemetry import trace\n"
+        "from protos.process.tracing import exporting\n"
+        f"with exporting('alone', {protocol!r}):\n"
+        "    trace.get_tracer('alone').start_span('alone').end()\n"
         "    ended_s = time.monotonic()\n"
         "sdk = 'opentelemetry.sdk' in sys.modules\n"
         "print(time.monotonic() - ended_s, sdk, flush=True)\n"
@@ -150,36 +148,32 @@ class GrpcCollector(TraceServiceServicer):
         return ExportTraceServiceResponse()
 
 
-@pytest.mark.parametrize("module", ["broker", "fetcher"])
-def test_spans_travel_by_grpc_too(module: str) -> None:
+def test_spans_travel_by_grpc_too() -> None:
     """OTEL_EXPORTER_OTLP_PROTOCOL=grpc is served as well; nothing is lost at the end."""
     collector, server = GrpcCollector(), grpc.server(ThreadPoolExecutor(1))
     add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # theirs
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    end_after_a_span(module, "grpc", f"http://127.0.0.1:{port}")
+    end_after_a_span("grpc", f"http://127.0.0.1:{port}")
     server.stop(None)
 
     assert collector.names == ["alone"]
 
 
-@pytest.mark.parametrize("module", ["broker", "fetcher"])
-def test_a_collector_that_is_away_holds_nothing_up(module: str) -> None:
+def test_a_collector_that_is_away_holds_nothing_up() -> None:
     """Spans that nobody takes delay the end by a second at most."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        took_s = end_after_a_span(module, "http/protobuf", endpoint)
+        took_s = end_after_a_span("http/protobuf", endpoint)
 
     assert took_s < FLUSH_S + 0.5
 
 
-@pytest.mark.parametrize("module", ["broker", "fetcher"])
-def test_nothing_is_loaded_without_a_collector(module: str) -> None:
+def test_nothing_is_loaded_without_a_collector() -> None:
     """Who doesn't trace doesn't even load OpenTelemetry's SDK."""
-    assert end_after_a_span(module, None, "") < FLUSH_S / 10
+    assert end_after_a_span(None, "") < FLUSH_S / 10
 
 
-@pytest.mark.parametrize("settings", [broker.settings.TracingSettings, TracingSettings])
 @pytest.mark.parametrize(
     ("variables", "protocol"),
     [
@@ -200,7 +194,6 @@ def test_nothing_is_loaded_without_a_collector(module: str) -> None:
 )
 def test_the_standard_variables_decide(
     monkeypatch: pytest.MonkeyPatch,
-    settings: type[broker.settings.TracingSettings | TracingSettings],
     variables: dict[str, str],
     protocol: str | None,
 ) -> None:
@@ -210,13 +203,12 @@ def test_the_standard_variables_decide(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    assert settings().protocol == protocol
+    assert TracingSettings.load().protocol == protocol
 
 
-@pytest.mark.parametrize("logs", [broker.logs, fetcher.logs])
-def test_a_collector_that_is_away_is_not_told_of_at_every_attempt(logs: ModuleType) -> None:
+def test_a_collector_that_is_away_is_not_told_of_at_every_attempt() -> None:
     """The exporter is heard at once and then every five minutes; others always."""
-    seldom = logs.Seldom()
+    seldom = Seldom()
 
     def heard(name: str, at_s: float) -> bool:
         record = logging.makeLogRecord({"name": name, "created": at_s})

@@ -8,12 +8,11 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-import broker.settings
-import fetcher.settings
-from broker.settings import ClientSettings, ServeSettings
+from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.settings import Settings
 from protos.process.addresses import Listen
+from protos.process.settings import ClientSettings, TracingSettings
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "deploy/docker"
@@ -33,10 +32,7 @@ OURS: dict[str, type[BaseSettings]] = {
     "metrics": Settings,
     "migrate": Settings,
 }
-TRACED = {
-    "broker": broker.settings.TracingSettings.model_fields,
-    "fetcher": fetcher.settings.TracingSettings.model_fields,
-}
+TRACED = dict.fromkeys(("broker", "fetcher"), TracingSettings.model_fields)
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from broker.settings import TracingSettings
+from protos.process.settings import TracingSettings
 
 KUBERNETES = Path(__file__).parents[3] / "deploy/kubernetes"
 

@@ -1,6 +1,6 @@
-"""Logging for the process: structlog, with other libraries' lines in the same form.
+"""Logging of a process: structlog, with other libraries' lines in the same form.
 
-Lines go to stderr: on a terminal for people, elsewhere as JSON, one object a line.
+Lines go to stderr: on a terminal as text, elsewhere as JSON, one object a line.
 """
 
 import json
@@ -14,36 +14,39 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from broker.settings import LogFormat, LogLevel
+from protos.process.settings import LogFormat, LogLevel
 
 REDACTED: Final = "[redacted]"
-# Their debug lines hold whole URLs, and the key with them.
-QUIET: Final = ("urllib3", "requests", "aiohttp.access", "asyncio", "grpc")
+# Their debug lines hold whole URLs, and the key with them, or repeat what our own lines report.
+QUIET: Final = (
+    *("urllib3", "requests", "aiohttp.access", "asyncio", "grpc"),
+    *("psycopg", "yoyo"),
+)
 
-# Says at every batch and attempt that the collector is away.
+# Logs at every batch and attempt that the collector is away.
 REPEATS_ITSELF: Final = "opentelemetry."
 SILENCE_S: Final = 300.0
 
 
 class Seldom(logging.Filter):
-    """Lets a part of a library that repeats itself be heard once in `SILENCE_S` only."""
+    """Passes one line in `SILENCE_S` of each logger that repeats itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._heard_s: dict[str, float] = {}
+        self._passed_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether *record* is to be written."""
         if not record.name.startswith(REPEATS_ITSELF):
             return True
-        silent = record.created - self._heard_s.get(record.name, -SILENCE_S) < SILENCE_S
+        silent = record.created - self._passed_s.get(record.name, -SILENCE_S) < SILENCE_S
         if not silent:
-            self._heard_s[record.name] = record.created
+            self._passed_s[record.name] = record.created
         return not silent
 
 
 class Redaction:
-    """Renders lines, and lets none out with a secret in it, wherever that came from."""
+    """Renders lines and blanks out every secret in them, wherever it came from."""
 
     def __init__(self, render: Processor, secrets: Sequence[str]) -> None:
         self._render = render
@@ -60,9 +63,9 @@ class Redaction:
 
 
 def add_trace(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Name the span in which a line is written, so that the one leads to the other."""
+    """Adds the ids of the span in which a line is written, so that each leads to the other."""
     span = trace.get_current_span()
-    # Of a trace that nobody records, or a span that is over, there is nothing to look up.
+    # A trace that is not recorded, or a span that has ended, can't be looked up.
     if span.is_recording():
         context = span.get_span_context()
         event["trace_id"] = trace.format_trace_id(context.trace_id)
@@ -77,7 +80,7 @@ def configure(
     secrets: Sequence[str] = (),
     stream: TextIO = sys.stderr,
 ) -> None:
-    """Send all logging of this process to *stream*; call once, at the start."""
+    """Sends all logging of this process to *stream*; call it once, at the start."""
     console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -106,6 +109,7 @@ def configure(
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],

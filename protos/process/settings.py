@@ -1,0 +1,220 @@
+"""Settings that every process reads the same way: the environment first, then `.env`.
+
+A missing or malformed setting becomes a `SettingsError`: one line a problem, which names
+the variable and the remedy and never repeats a value, because the value may be the key.
+"""
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from protos.channel.access import Access
+from protos.process.addresses import Listen
+
+ENV_FILE: Final = Path(".env")
+FINGERPRINT_DIGITS: Final = 12
+
+
+class SettingsError(ValueError):
+    """A setting is missing or malformed; one line a problem, with its remedy.
+
+    A ValueError, so that a validator may raise it too.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class LogLevel(StrEnum):
+    """Least severity that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """Form of the log lines; auto is console on a terminal, else JSON."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def _listen(text: str) -> str:
+    Listen.parse(text)
+    return text
+
+
+def _target(text: str) -> str:
+    if text.startswith("unix:"):
+        return text
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError("must look like 127.0.0.1:50051")
+    return text
+
+
+def _base_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.query:
+        raise ValueError("must look like https://api.keepa.com")
+    return text.rstrip("/")
+
+
+# An address to listen on.
+Address = Annotated[str, AfterValidator(_listen)]
+# A gRPC target to connect to: host:port, dns:///name:port or unix:path.
+Target = Annotated[str, AfterValidator(_target)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+OtlpProtocol = Literal["grpc", "http/protobuf"]
+
+
+class Environment(BaseSettings):
+    """Settings that are read, or refused, as a whole."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        # A rejected value may be the key.
+        hide_input_in_errors=True,
+    )
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the environment and `.env`.
+
+        Raises:
+            SettingsError: A variable is missing or malformed.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            problems = [
+                _line(tuple(error["loc"]), error["msg"])
+                for error in exc.errors(include_url=False, include_input=False)
+            ]
+        # Outside the handler: the validation error would be shown as the cause, values and all.
+        raise SettingsError(problems)
+
+
+class LogSettings(Environment):
+    """What a process logs, and how."""
+
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.AUTO
+
+
+class KeepaSettings(Environment):
+    """The Keepa account."""
+
+    keepa_api_key: SecretStr = SecretStr("")
+    # A mounted secret; the file's content is the key.
+    keepa_api_key_file: Path | None = None
+    keepa_base_url: BaseUrl = "https://api.keepa.com"
+
+    def read_api_key(self) -> str:
+        """The Keepa key, from the variable or else from the file; empty if neither is set.
+
+        Raises:
+            SettingsError: The file is unreadable or empty, or its text can't be a key.
+        """
+        key = self.keepa_api_key.get_secret_value().strip()
+        if not key and self.keepa_api_key_file is not None:
+            key = read_secret("KEEPA_API_KEY_FILE", self.keepa_api_key_file, "the key")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise SettingsError(["KEEPA_API_KEY holds blanks or odd characters: copy it again"])
+        return key
+
+
+class ClientSettings(Environment):
+    """The broker's address, and the files with which its clients connect to it."""
+
+    broker_address: Target = "127.0.0.1:50051"
+    # PEM files; with a CA clients use TLS, with a certificate they present it.
+    broker_tls_ca_file: Path | None = None
+    broker_tls_client_cert_file: Path | None = None
+    broker_tls_client_key_file: Path | None = None
+    # The name that the broker's certificate must hold instead of the address.
+    broker_tls_server_name: str = ""
+    # A bearer token, for clients without a certificate.
+    broker_token_file: Path | None = None
+
+    @property
+    def access(self) -> Access:
+        """The files, unread and unchecked."""
+        return Access(
+            self.broker_tls_ca_file,
+            self.broker_tls_client_cert_file,
+            self.broker_tls_client_key_file,
+            self.broker_tls_server_name,
+            self.broker_token_file,
+        )
+
+
+class TracingSettings(Environment):
+    """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself."""
+
+    # The SDK reads the environment only, so nothing of it is looked for in `.env`.
+    model_config = SettingsConfigDict(env_file=None)
+
+    otel_sdk_disabled: bool = False
+    otel_traces_exporter: Literal["otlp", "none"] | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_traces_endpoint: str | None = None
+    otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
+    otel_exporter_otlp_traces_protocol: OtlpProtocol | None = None
+
+    @property
+    def protocol(self) -> OtlpProtocol | None:
+        """The protocol in which spans go to the collector; None if no collector is named."""
+        endpoint = self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint
+        exporter = self.otel_traces_exporter or ("otlp" if endpoint else "none")
+        if self.otel_sdk_disabled or exporter == "none":
+            return None
+        return self.otel_exporter_otlp_traces_protocol or self.otel_exporter_otlp_protocol
+
+
+def key_fingerprint(api_key: str) -> str:
+    """The first digits of a salted SHA-256: tells keys apart and gives none away."""
+    digest = hashlib.sha256(f"keepa-token-broker:{api_key}".encode()).hexdigest()
+    return digest[:FINGERPRINT_DIGITS]
+
+
+def read_secret(variable: str, path: Path, content: str) -> str:
+    """The text of the file that *variable* names, without blanks around it.
+
+    Args:
+        variable: The setting, for errors.
+        path: The file.
+        content: What belongs in the file, for errors.
+
+    Raises:
+        SettingsError: The file is unreadable or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        problem = f"{variable}: can't read {path.absolute()}: {reason}"
+    else:
+        if text:
+            return text
+        problem = f"{variable}: {path.absolute()} is empty: put {content} in it"
+    # Outside the handler: a decoding error would be shown as the cause, content and all.
+    raise SettingsError([problem])
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    # Validators of a whole class have no location; their texts name the variable.
+    name = ".".join(map(str, location)).upper()
+    return f"{name}: {message}" if name else message
