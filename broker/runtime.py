@@ -192,7 +192,8 @@ class BrokerRuntime:
 
     def holder(self, lease_id: str) -> str | None:
         """Who holds or waits for *lease_id*, or may still tell its cost; None: nobody."""
-        waiting = self.allocator.waitlist.get(lease_id)
+        waitlist = self.allocator.waitlist
+        waiting = waitlist.get(lease_id) or waitlist.absent(lease_id)
         if waiting is not None:
             return waiting.request.holder
         return self.allocator.ledger.holder(lease_id)
@@ -285,12 +286,12 @@ class BrokerRuntime:
         return wait
 
     def _leave(self, lease_id: str, wait: Wait) -> None:
-        """Take the request back if its last call has gone without an answer."""
+        """Keep the request's place for a while if its last call has gone without an answer."""
         if wait.calls or self.stopping:
             return
         del self._waits[lease_id]
         if not wait.delivered:
-            self._decide(lambda now_ms: self.allocator.cancel(lease_id, now_ms))
+            self._decide(lambda now_ms: self.allocator.detach(lease_id, now_ms))
 
     def _start_probe(self, now_ms: int) -> None:
         self.allocator.probe_started(now_ms)

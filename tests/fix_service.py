@@ -32,6 +32,7 @@ class ServedBroker:
     """A broker within the test: its parts, and a stub that reaches it by network."""
 
     stub: Any
+    address: str
     runtime: BrokerRuntime
     metrics: BrokerMetrics
 
@@ -52,7 +53,8 @@ async def running(simulator: RunningSimulator, *, key: str = "") -> AsyncIterato
     runtime.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            yield ServedBroker(pb_grpc.TokenBrokerServiceStub(channel), runtime, metrics)
+            stub = pb_grpc.TokenBrokerServiceStub(channel)
+            yield ServedBroker(stub, f"127.0.0.1:{port}", runtime, metrics)
         finally:
             runtime.stop()
             await server.stop(0)

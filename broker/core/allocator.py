@@ -27,6 +27,10 @@ from broker.core.pricing import Batch
 from broker.core.probing import Probing
 from broker.core.waitlist import Waiting, Waitlist
 
+# How long a wait whose connection broke keeps its place. Broker and client notice a dead
+# connection up to 25 s apart; the rest is for the way back.
+ABSENCE_MS: Final = 30_000
+
 # An observation younger than this confirms a wait by itself.
 FRESH_MS: Final = 1_000
 # Ticks after which even an ample balance is checked before it is granted from:
@@ -90,11 +94,14 @@ class Allocator:
             return
         if self.ledger.has_ended(request.lease_id):
             raise LeaseEndedError(request.lease_id)
-        waiting = self.waitlist.get(request.lease_id)
+        self.waitlist.forget_absent(now_ms)
+        lease_id = request.lease_id
+        waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
         if waiting is None:
             self.waitlist.add(Waiting(request, now_ms, self.offers.first_quote(request)))
         elif waiting.request.repeats(request):
             waiting.request = request
+            self.waitlist.restore(lease_id)
         else:
             raise LeaseConflictError(request.lease_id)
         self._deadlines.add(request)
@@ -109,6 +116,19 @@ class Allocator:
             if lease is not None:
                 self._correct(lease, -lease.tokens)
         self._decide(now_ms)
+
+    def detach(self, lease_id: str, now_ms: int) -> None:
+        """The wait's connection broke, or its client called it off: which, nothing tells.
+
+        Its place is kept for `ABSENCE_MS`: a repeat takes it up, NOT_SENT gives it up.
+        Meanwhile nothing is granted to it, and nobody stands behind it.
+        """
+        if lease_id not in self.waitlist:
+            self.cancel(lease_id, now_ms)
+            return
+        self._deadlines.drop(lease_id)
+        self.waitlist.park(lease_id, now_ms + ABSENCE_MS)
+        self.advance(now_ms)
 
     def renew(self, renewal: Renewal, now_ms: int) -> Lease:
         """Prolong a lease; see `Ledger.renew`."""

@@ -22,6 +22,9 @@ from typing import Final, NamedTuple
 from broker.core.leases import LeaseRequest, Priority
 from broker.core.pricing import Quote
 
+# Most requests whose place is kept while their client is away; the oldest gives way.
+ABSENT_MAX: Final = 10_000
+
 # Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
 TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
 
@@ -49,6 +52,20 @@ class Flow:
     tag: int
     arrival: int
     queue: deque[Waiting] = field(default_factory=deque)
+
+    def __lt__(self, other: "Flow") -> bool:
+        # A flow that was left and taken up again ties with its own stale entry in the heap.
+        return self.arrival < other.arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A request whose client is away, and its holder's place when it left."""
+
+    waiting: Waiting
+    tag: int
+    arrival: int
+    until_ms: int
 
 
 class Tagged(NamedTuple):
@@ -82,6 +99,21 @@ class PriorityClass:
             self.flows[waiting.request.holder] = flow
             self._push(flow)
         flow.queue.append(waiting)
+
+    def rejoin(self, absent: Absent) -> None:
+        """Queue a request where it stood, as if it had never left."""
+        waiting = absent.waiting
+        flow = self.flows.get(waiting.request.holder)
+        if flow is None:
+            tag = self.ahead.pop(waiting.request.holder, absent.tag)
+            flow = Flow(waiting.request.holder, tag, absent.arrival)
+            self.flows[flow.holder] = flow
+            self._push(flow)
+        elif absent.arrival < flow.arrival:
+            flow.arrival = absent.arrival
+            self._push(flow)
+        earlier = sum(other.since_ms < waiting.since_ms for other in flow.queue)
+        flow.queue.insert(earlier, waiting)
 
     def leave(self, waiting: Waiting) -> None:
         """Take *waiting* out, served or not."""
@@ -141,6 +173,8 @@ class Waitlist:
     def __init__(self) -> None:
         self._classes = {priority: PriorityClass() for priority in Priority}
         self._waiting: dict[str, Waiting] = {}
+        # Soonest to be forgotten first: everybody is kept equally long.
+        self._absent: dict[str, Absent] = {}
         self._virtual_time = 0
 
     def __len__(self) -> int:
@@ -167,10 +201,47 @@ class Waitlist:
 
     def remove(self, lease_id: str) -> Waiting | None:
         """Take a request out unserved; None if it does not wait."""
+        self._absent.pop(lease_id, None)
         waiting = self._waiting.pop(lease_id, None)
         if waiting is not None:
             self._classes[waiting.request.priority].leave(waiting)
         return waiting
+
+    def park(self, lease_id: str, until_ms: int) -> None:
+        """Take a waiting request out, but keep its place for `restore`.
+
+        Until then it neither is the head nor delays anybody.
+        """
+        waiting = self._waiting.pop(lease_id)
+        klass = self._classes[waiting.request.priority]
+        flow = klass.flows[waiting.request.holder]
+        self._absent[lease_id] = Absent(waiting, flow.tag, flow.arrival, until_ms)
+        klass.leave(waiting)
+        if len(self._absent) > ABSENT_MAX:
+            del self._absent[next(iter(self._absent))]
+
+    def absent(self, lease_id: str) -> Waiting | None:
+        """The request whose place is kept under *lease_id*."""
+        absent = self._absent.get(lease_id)
+        return None if absent is None else absent.waiting
+
+    def restore(self, lease_id: str) -> Waiting | None:
+        """Put an absent request back in its place; None if there is none."""
+        absent = self._absent.pop(lease_id, None)
+        if absent is None:
+            return None
+        waiting = absent.waiting
+        self._classes[waiting.request.priority].rejoin(absent)
+        self._waiting[lease_id] = waiting
+        return waiting
+
+    def forget_absent(self, now_ms: int) -> None:
+        """Give up the places that have been kept long enough."""
+        while self._absent:
+            lease_id, absent = next(iter(self._absent.items()))
+            if absent.until_ms > now_ms:
+                return
+            del self._absent[lease_id]
 
     def serve(self, waiting: Waiting, tokens: int) -> None:
         """Take *waiting*, the first of its holder, out and charge *tokens* for it."""

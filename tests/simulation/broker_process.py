@@ -211,7 +211,7 @@ class BrokerProcess:
             del self._waits[rpc.call.lease_id]
             self._audit.cancelled(rpc.call)
             now_ms = self.now_ms()
-            self.allocator.cancel(rpc.call.lease_id, now_ms)
+            self.allocator.detach(rpc.call.lease_id, now_ms)
             self._follow_up(now_ms)
 
     # --- running ---------------------------------------------------------------

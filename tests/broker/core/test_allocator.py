@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.allocator import Allocator, AllocatorConfig
+from broker.core.allocator import ABSENCE_MS, Allocator, AllocatorConfig
 from broker.core.answers import BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import TICK_GUARD_MS
 from broker.core.budgets import Budget
@@ -380,3 +380,71 @@ def test_classes_and_reasons_show_in_the_views() -> None:
     assert (view.balance, view.reserved, view.available, view.waiting) == (2, 0, 2, 1)
     assert waiting.reason is DenialReason.INSUFFICIENT_TOKENS
     assert waiting.request.priority is Priority.LOW
+
+
+def cut_off() -> Allocator:
+    """`first` waits from 10 ms on and `second` from 20; the connection of `first` breaks at 30."""
+    allocator = synced(3)
+    allocator.acquire(request("first", holder="A"), 10)
+    allocator.acquire(request("second", holder="B"), 20)
+    allocator.detach("first", 30)
+    return allocator
+
+
+def test_a_wait_that_was_cut_off_comes_back_to_its_place() -> None:
+    """A broken connection says nothing about what its client wants."""
+    allocator = cut_off()
+    allocator.acquire(request("first", holder="A"), 30 + ABSENCE_MS - 1)
+    views = waiting_view(allocator, 30 + ABSENCE_MS)
+
+    assert [view.request.lease_id for view in views] == ["first", "second"]
+    assert views[0].waited_ms == ABSENCE_MS + 20
+
+
+def test_a_client_that_is_away_is_granted_nothing_and_delays_nobody() -> None:
+    """Tokens that nobody fetches would lie idle until the lease lapses."""
+    allocator = cut_off()
+    allocator.probe_started(40)
+    allocator.probe_answered(envelope(5, at=50), 40, 50)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["second"]
+
+
+def test_a_place_is_lost_after_a_while() -> None:
+    """Whoever comes back later is a newcomer."""
+    allocator = cut_off()
+    allocator.acquire(request("first", holder="A"), 30 + ABSENCE_MS)
+    views = waiting_view(allocator, 40_000)
+
+    assert [view.request.lease_id for view in views] == ["second", "first"]
+
+
+def test_a_wait_that_was_called_off_is_given_up_at_once() -> None:
+    """NOT_SENT for its id ends it, so that a late copy of the request can't revive it."""
+    allocator = cut_off()
+    allocator.settle(settlement("first", Outcome.NOT_SENT, holder="A", epoch=0), 40)
+
+    with pytest.raises(LeaseEndedError):
+        allocator.acquire(request("first", holder="A"), 50)
+
+
+def test_the_place_of_another_is_not_taken_up() -> None:
+    """An id belongs to the request that it was first used for, also while its client is away."""
+    allocator = cut_off()
+
+    with pytest.raises(LeaseConflictError):
+        allocator.acquire(request("first", holder="B"), 40)
+
+
+def test_an_absent_client_is_denied_nothing() -> None:
+    """Its deadline passes unheard; the next one that it sends counts."""
+    allocator = synced(3)
+    allocator.acquire(request("a", deadline_ms=100), 10)
+    allocator.detach("a", 20)
+    allocator.advance(200)
+    assert allocator.take_outcomes() == []
+    allocator.acquire(request("a", deadline_ms=5_000), 300)
+    allocator.probe_failed(400)
+    allocator.advance(5_000)
+
+    assert denied(allocator).lease_id == "a"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -213,3 +213,55 @@ def test_weights_are_eight_four_one() -> None:
     weights = [8 / TAG_PER_TOKEN[p] for p in (Priority.HIGH, Priority.NORMAL, Priority.LOW)]
 
     assert weights == [8, 4, 1]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from(Priority)), min_size=1, max_size=9),
+    st.integers(0, 8),
+    st.data(),
+)
+def test_an_absence_costs_no_place(
+    arrivals: list[tuple[str, Priority]], served: int, data: st.DataObject
+) -> None:
+    """Who goes and comes back while nobody is served stands where it stood."""
+    waitlist = Waitlist()
+    for number, (holder, priority) in enumerate(arrivals):
+        entry = waiting(str(number), holder, priority=priority)
+        entry.since_ms = number
+        waitlist.add(entry)
+    drain(waitlist, min(served, len(arrivals) - 1))
+    before = [w.request.lease_id for w in waitlist.order()]
+    gone = data.draw(st.lists(st.sampled_from(before), unique=True))
+    for lease_id in gone:
+        waitlist.park(lease_id, until_ms=100)
+    meanwhile = {w.request.lease_id for w in waitlist.order()}
+    for lease_id in data.draw(st.permutations(gone)):
+        waitlist.restore(lease_id)
+
+    assert meanwhile == set(before) - set(gone)
+    assert [w.request.lease_id for w in waitlist.order()] == before
+
+
+def test_an_absent_request_is_neither_head_nor_counted() -> None:
+    """Tokens go past a client that is away, to the next."""
+    waitlist = Waitlist()
+    waitlist.add(waiting("a", "A"))
+    waitlist.add(waiting("b", "B"))
+    waitlist.park("a", until_ms=100)
+
+    assert len(waitlist) == 1
+    assert drain(waitlist, 1) == ["B"]
+    assert waitlist.head() is None
+
+
+def test_a_place_is_kept_for_so_long() -> None:
+    """Then the request is a new one."""
+    waitlist = Waitlist()
+    waitlist.add(waiting("a", "A"))
+    waitlist.park("a", until_ms=100)
+    waitlist.forget_absent(99)
+    assert waitlist.absent("a") is not None
+    waitlist.forget_absent(100)
+
+    assert waitlist.absent("a") is None
+    assert waitlist.restore("a") is None

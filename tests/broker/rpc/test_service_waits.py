@@ -8,7 +8,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.broker.rpcs import DEADLINE_S, acquire, refusal, until, waiting
+from tests.fix_proxy import StartProxy
 from tests.fix_service import NEVER_S, SOON_S, Serve, ServedBroker
 from tests.fix_simulator import RunningSimulator
 
@@ -118,3 +120,29 @@ async def test_thousands_wait_and_all_are_sent_away_at_the_end(
     late = await refusal(broker.stub.AcquireLease(acquire("late")))
 
     assert {answer[::2] for answer in [*answers, late]} == {(Code.UNAVAILABLE, "stopping")}
+
+
+async def test_a_wait_that_its_connection_cuts_keeps_its_place(
+    slow_keepa: RunningSimulator, serve: Serve, start_proxy: StartProxy
+) -> None:
+    """Its client comes back under the same id, and neither place nor time is lost."""
+    broker = await serve(slow_keepa, 3)
+    proxy = start_proxy(broker.address)
+    async with grpc.aio.insecure_channel(proxy.address) as channel:
+        first = pb_grpc.TokenBrokerServiceStub(channel).AcquireLease(acquire("1", holder="A"))
+        await waiting(broker, 1)
+        others = [broker.stub.AcquireLease(acquire(name, holder=name)) for name in "23"]
+        await waiting(broker, 3)
+
+        proxy.cut()
+        code, _, reason = await refusal(first)
+    await waiting(broker, 2)
+    again = broker.stub.AcquireLease(acquire("1", holder="A"))
+    await waiting(broker, 3)
+    waits = (await broker.stub.ListLeases(pb.ListLeasesRequest())).waiting
+    for call in (again, *others):
+        call.cancel()
+
+    assert (code, reason) == (Code.UNAVAILABLE, "")
+    assert [wait.lease_id for wait in waits] == ["1", "2", "3"]
+    assert waits[0].since.ToNanoseconds() >= waits[1].since.ToNanoseconds()
