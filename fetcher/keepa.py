@@ -30,6 +30,9 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
 CONNECT_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 120.0
 
+# No setting limits the system's resolver: five seconds, two tries, three servers as a rule.
+LONGEST_LOOK_UP_S: Final = 30.0
+
 # A full page of deals is about 345 kB and a batch of 100 products some MB.
 LARGEST_BODY_BYTES: Final = 256 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
@@ -75,6 +78,12 @@ class Keepa:
         self._session.headers.update(
             {"Accept-Encoding": "gzip", "User-Agent": "keepa-token-broker"}
         )
+
+    @property
+    def longest_call_s(self) -> float:
+        """How long a call can take, in seconds, the look-up of the name included."""
+        # The time limit for a whole body is looked at between its pieces.
+        return self._connect_timeout_s + 2 * self._read_timeout_s + LONGEST_LOOK_UP_S
 
     def __repr__(self) -> str:
         return f"Keepa(base_url={self._base_url!r})"

@@ -1,4 +1,4 @@
-"""Pages of scans: who reads which, under which fencing number, and what came of it."""
+"""Pages of scans: which is read next, and what was read."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Final, LiteralString
 from psycopg.types.json import Jsonb
 
 from fetcher.errors import ClaimLostError
+from fetcher.postgres.claims import PAGE_WORK, bury_claims, claim_statement, lock_claims
 from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.records import FACTS, to_jsonb
 from fetcher.queries.query import DealQuery
@@ -16,48 +17,22 @@ OPEN: Final[LiteralString] = """
 INSERT INTO scan_pages (scan_id, page) VALUES (%s, %s) ON CONFLICT DO NOTHING
 """
 
-# An expired claim is ready too: its holder died or was cut off.
-READY: Final[LiteralString] = """
-SELECT p.scan_id, p.page, s.query, s.background
-  FROM scan_pages p
-  JOIN scans s ON s.id = p.scan_id
+CANDIDATES: Final[LiteralString] = f"""
+SELECT w.scan_id, w.page, s.query, s.background
+  FROM scan_pages w
+  JOIN scans s ON s.id = w.scan_id
   JOIN unnest(%(names)s::text[], %(hashes)s::text[], %(ranks)s::integer[])
        AS q (query, selection_hash, rank) USING (query, selection_hash)
- WHERE s.state = 'running' AND p.state IN ('ready', 'claimed') AND p.not_before <= now()
-   AND (p.state = 'ready' OR p.claim_expires < now())
- ORDER BY s.background, q.rank, s.id, p.page
+ WHERE s.state = 'running' AND {PAGE_WORK.is_open}
+ ORDER BY s.background, q.rank, s.id, w.page
  LIMIT 1
-"""
+"""  # noqa: S608 - every part is a constant
 
-# A claim that expired counts as a try: a page that kills its readers must not go on for ever.
-CLAIM: Final[LiteralString] = f"""
-WITH next AS ({READY} FOR UPDATE OF p SKIP LOCKED)
-UPDATE scan_pages p
-   SET attempts = p.attempts + (p.state = 'claimed')::integer, state = 'claimed',
-       fence = p.fence + 1, holder = %(holder)s,
-       claim_expires = now() + %(ttl_s)s * interval '1 second'
-  FROM next
- WHERE p.scan_id = next.scan_id AND p.page = next.page
-RETURNING p.scan_id, p.page, p.fence, next.query, next.background, p.attempts, p.reads
-"""  # noqa: S608 - both parts are constants
-
-HELD: Final[LiteralString] = """
-SELECT FROM scan_pages
- WHERE scan_id = %s AND page = %s AND state = 'claimed' AND fence = %s FOR UPDATE
-"""
-
-RENEW: Final[LiteralString] = """
-UPDATE scan_pages SET claim_expires = now() + %s * interval '1 second'
- WHERE holder = %s AND state = 'claimed'
-"""
-
-# Only the holder of the newest claim may put a page back.
-RELEASE: Final[LiteralString] = """
-UPDATE scan_pages
-   SET state = %(state)s, error = %(error)s, attempts = attempts + %(attempts)s, holder = NULL,
-       claim_expires = NULL, not_before = now() + %(delay_s)s * interval '1 second'
- WHERE scan_id = %(scan_id)s AND page = %(page)s AND state = 'claimed' AND fence = %(fence)s
-"""
+CLAIM: Final = claim_statement(
+    PAGE_WORK,
+    CANDIDATES,
+    "w.scan_id, w.page, w.fence, next.query, next.background, w.attempts, w.reads",
+)
 
 # A page that is read again keeps its first facts: the seams were judged by them.
 DONE: Final[LiteralString] = """
@@ -88,7 +63,7 @@ RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 
 @dataclass(frozen=True, slots=True)
 class NextPage:
-    """What there is to do; nobody holds it yet."""
+    """What there is to do; no process holds it yet."""
 
     query: str
     in_background: bool
@@ -96,7 +71,7 @@ class NextPage:
 
 @dataclass(frozen=True, slots=True)
 class PageClaim:
-    """The right to read and commit one page, until somebody claims it under a higher fence."""
+    """The right to read and commit one page; see `claims`."""
 
     scan_id: int
     page: int
@@ -105,6 +80,11 @@ class PageClaim:
     in_background: bool
     attempts: int
     reads: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its row in the table of pages."""
+        return self.scan_id, self.page
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,44 +115,39 @@ def open_pages(connection: Connection, scan_id: int, pages: Iterable[int]) -> No
         cursor.executemany(OPEN, [(scan_id, page) for page in pages])
 
 
-def next_page(connection: Connection, queries: Sequence[DealQuery]) -> NextPage | None:
+def next_page(
+    connection: Connection, queries: Sequence[DealQuery], *, take_over: bool = True
+) -> NextPage | None:
     """The page that would be claimed now, without claiming it."""
-    row = connection.execute(READY, _asked(queries)).fetchone()
+    row = connection.execute(CANDIDATES, _asked(queries) | {"take_over": take_over}).fetchone()
     return None if row is None else NextPage(query=row[2], in_background=row[3])
 
 
 def claim_page(
-    connection: Connection, queries: Sequence[DealQuery], *, holder: str, ttl_s: float
+    connection: Connection,
+    queries: Sequence[DealQuery],
+    *,
+    holder: str,
+    ttl_s: float,
+    take_over: bool = True,
 ) -> PageClaim | None:
-    """Claim the most urgent page of *queries* for *ttl_s* seconds; None if there is none."""
-    values = _asked(queries) | {"holder": holder, "ttl_s": ttl_s}
+    """Claim the most urgent page of *queries* for *ttl_s* seconds; None if there is none.
+
+    With *take_over* also a page whose claim has expired.
+    """
+    values = _asked(queries) | {"holder": holder, "ttl_s": ttl_s, "take_over": take_over}
     row = connection.execute(CLAIM, values).fetchone()
     return None if row is None else PageClaim(*row)
-
-
-def renew_pages(connection: Connection, *, holder: str, ttl_s: float) -> None:
-    """Extend every claim of a living *holder*."""
-    connection.execute(RENEW, (ttl_s, holder))
-
-
-def release_page(connection: Connection, claim: PageClaim, *, delay_s: float = 0.0) -> None:
-    """Give the page back unharmed; others may claim it after *delay_s* seconds."""
-    _release(connection, claim, state="ready", error=None, attempts=0, delay_s=delay_s)
-
-
-def fail_page(connection: Connection, claim: PageClaim, error: str, *, delay_s: float) -> None:
-    """Count a failed try; the next one waits for *delay_s* seconds."""
-    _release(connection, claim, state="ready", error=error, attempts=1, delay_s=delay_s)
 
 
 def bury_page(connection: Connection, claim: PageClaim, error: str) -> None:
     """Set the page aside until a person looks at it.
 
     Raises:
-        ClaimLostError: It is somebody else's by now.
+        ClaimLostError: The claim expired and another one was made.
     """
-    hold_page(connection, claim)
-    _release(connection, claim, state="dead", error=error, attempts=1, delay_s=0.0)
+    if bury_claims(connection, PAGE_WORK, [claim], error):
+        raise _lost(claim)
 
 
 def hold_page(connection: Connection, claim: PageClaim) -> None:
@@ -181,9 +156,8 @@ def hold_page(connection: Connection, claim: PageClaim) -> None:
     Raises:
         ClaimLostError: The claim expired and another one was made.
     """
-    held = connection.execute(HELD, (claim.scan_id, claim.page, claim.fence)).fetchone()
-    if held is None:
-        raise ClaimLostError(f"page {claim.page} of scan {claim.scan_id} is somebody else's now")
+    if lock_claims(connection, PAGE_WORK, [claim]):
+        raise _lost(claim)
 
 
 def finish_page(connection: Connection, claim: PageClaim, result: PageResult) -> None:
@@ -232,24 +206,5 @@ def _asked(queries: Sequence[DealQuery]) -> dict[str, object]:
     }
 
 
-def _release(
-    connection: Connection,
-    claim: PageClaim,
-    *,
-    state: str,
-    error: str | None,
-    attempts: int,
-    delay_s: float,
-) -> None:
-    connection.execute(
-        RELEASE,
-        {
-            "scan_id": claim.scan_id,
-            "page": claim.page,
-            "fence": claim.fence,
-            "state": state,
-            "error": error,
-            "attempts": attempts,
-            "delay_s": delay_s,
-        },
-    )
+def _lost(claim: PageClaim) -> ClaimLostError:
+    return ClaimLostError(f"page {claim.page} of scan {claim.scan_id} has another holder now")

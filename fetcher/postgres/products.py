@@ -6,6 +6,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg.types.json import Jsonb
 
+from fetcher.postgres.claims import PRODUCT_WORK, claim_statement
 from fetcher.postgres.database import Connection, instant, unix_ms
 from fetcher.postgres.deals import as_jsonb
 from fetcher.replies.products import Product
@@ -27,67 +28,35 @@ WHERE products.state IN ('known', 'no_data') AND products.reply_time IS NOT DIST
 """
 
 # One call can only ask for products of one site with the same parameters.
-NEXT: Final[LiteralString] = """
-SELECT domain_id, operation, parameters, unit_tokens
-  FROM products
- WHERE state IN ('wanted', 'claimed') AND not_before <= now()
-   AND (state = 'wanted' OR claim_expires < now())
- ORDER BY wanted_at
+NEXT: Final[LiteralString] = f"""
+SELECT w.domain_id, w.operation, w.parameters, w.unit_tokens
+  FROM products w
+ WHERE {PRODUCT_WORK.is_open}
+ ORDER BY w.wanted_at
  LIMIT 1
-"""
+"""  # noqa: S608 - every part is a constant
 
-COUNT: Final[LiteralString] = """
-SELECT count(*) FROM (
-    SELECT FROM products
-     WHERE state IN ('wanted', 'claimed') AND not_before <= now()
-       AND (state = 'wanted' OR claim_expires < now())
-       AND domain_id = %s AND operation = %s AND parameters = %s
-     LIMIT %s) AS wanted
-"""
+CANDIDATES: Final[LiteralString] = f"""
+SELECT w.domain_id, w.asin
+  FROM products w
+ WHERE {PRODUCT_WORK.is_open}
+   AND w.domain_id = %(domain_id)s AND w.operation = %(operation)s
+   AND w.parameters = %(parameters)s
+ ORDER BY w.wanted_at, w.asin
+ LIMIT %(units)s
+"""  # noqa: S608 - every part is a constant
 
-CLAIM: Final[LiteralString] = """
-WITH next AS (
-    SELECT domain_id, asin FROM products
-     WHERE state IN ('wanted', 'claimed') AND not_before <= now()
-       AND (state = 'wanted' OR claim_expires < now())
-       AND domain_id = %(domain_id)s AND operation = %(operation)s
-       AND parameters = %(parameters)s
-     ORDER BY wanted_at, asin
-     LIMIT %(units)s
-       FOR UPDATE SKIP LOCKED)
-UPDATE products p
-   SET attempts = p.attempts + (p.state = 'claimed')::integer, state = 'claimed',
-       fence = p.fence + 1, holder = %(holder)s,
-       claim_expires = now() + %(ttl_s)s * interval '1 second'
-  FROM next
- WHERE p.domain_id = next.domain_id AND p.asin = next.asin
-RETURNING p.asin, p.fence, p.attempts
-"""
+COUNT: Final[LiteralString] = f"SELECT count(*) FROM ({CANDIDATES}) AS wanted"  # noqa: S608 - as above
 
-# What is locked is being written by the holder itself; waiting for it could deadlock.
-RENEW: Final[LiteralString] = """
-WITH mine AS (
-    SELECT domain_id, asin FROM products
-     WHERE holder = %s AND state = 'claimed'
-       FOR UPDATE SKIP LOCKED)
-UPDATE products p SET claim_expires = now() + %s * interval '1 second'
-  FROM mine
- WHERE p.domain_id = mine.domain_id AND p.asin = mine.asin
-"""
+CLAIM: Final = claim_statement(PRODUCT_WORK, CANDIDATES, "w.asin, w.fence, w.attempts")
 
-RELEASE: Final[LiteralString] = """
-UPDATE products
-   SET state = %s, error = %s, attempts = attempts + %s, holder = NULL, claim_expires = NULL,
-       not_before = now() + %s * interval '1 second'
- WHERE domain_id = %s AND asin = %s AND state = 'claimed' AND fence = %s
-"""
-
-# An answer is paid for and true whoever holds the claim by now; a newer one stays.
+# An answer is paid for and true whichever process holds the claim by now; a newer one stays.
+# So does a question that has changed meanwhile: this is not its answer.
 STORE: Final[LiteralString] = """
 UPDATE products
    SET state = %s, holder = NULL, claim_expires = NULL, attempts = 0, error = %s,
        known_by = parameters, raw = %s, last_update = %s, reply_time = %s
- WHERE domain_id = %s AND asin = %s
+ WHERE domain_id = %s AND asin = %s AND parameters = %s
    AND (reply_time IS NULL OR reply_time <= %s)
 """
 
@@ -114,12 +83,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ProductClaim:
-    """The right to ask for one product."""
+    """The right to ask for one product; see `claims`."""
 
     domain_id: int
     asin: str
     fence: int
     attempts: int
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Its row in the table of products."""
+        return self.domain_id, self.asin
 
 
 def known_products(
@@ -158,79 +132,52 @@ def want_products(
             cursor.executemany(WANT, rows)
 
 
-def next_request(connection: Connection) -> Request | None:
+def next_request(connection: Connection, *, take_over: bool = True) -> Request | None:
     """The call that would be made now, without claiming anything."""
-    row = connection.execute(NEXT).fetchone()
+    row = connection.execute(NEXT, {"take_over": take_over}).fetchone()
     return None if row is None else Request(*row)
 
 
-def count_wanted(connection: Connection, request: Request, *, most: int) -> int:
+def count_wanted(
+    connection: Connection, request: Request, *, most: int, take_over: bool = True
+) -> int:
     """How many products wait for such a call, counted up to *most*."""
-    row = connection.execute(COUNT, (*_kind(request), most)).fetchone()
+    values = _asked(request) | {"units": most, "take_over": take_over}
+    row = connection.execute(COUNT, values).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def claim_products(
-    connection: Connection, request: Request, *, units: int, holder: str, ttl_s: float
+    connection: Connection,
+    request: Request,
+    *,
+    units: int,
+    holder: str,
+    ttl_s: float,
+    take_over: bool = True,
 ) -> list[ProductClaim]:
-    """Claim up to *units* products for one call."""
-    domain_id, operation, parameters = _kind(request)
-    rows = connection.execute(
-        CLAIM,
-        {
-            "domain_id": domain_id,
-            "operation": operation,
-            "parameters": parameters,
-            "units": units,
-            "holder": holder,
-            "ttl_s": ttl_s,
-        },
-    )
+    """Claim up to *units* products for one call, for *ttl_s* seconds; in order of ASIN.
+
+    With *take_over* also products whose claim has expired.
+    """
+    values = _asked(request) | {
+        "units": units,
+        "holder": holder,
+        "ttl_s": ttl_s,
+        "take_over": take_over,
+    }
+    rows = connection.execute(CLAIM, values)
     return sorted(
         (ProductClaim(request.domain_id, *row) for row in rows), key=lambda claim: claim.asin
     )
 
 
-def renew_products(connection: Connection, *, holder: str, ttl_s: float) -> None:
-    """Extend every claim of a living *holder*."""
-    connection.execute(RENEW, (holder, ttl_s))
-
-
-def release_products(
-    connection: Connection, claims: Iterable[ProductClaim], *, delay_s: float = 0.0
-) -> None:
-    """Give products back unharmed."""
-    rows = [("wanted", None, 0, delay_s, *_key(claim)) for claim in claims]
-    _execute_all(connection, RELEASE, rows)
-
-
-def fail_products(
-    connection: Connection,
-    claims: Iterable[ProductClaim],
-    error: str,
-    *,
-    attempts_max: int,
-    delay_s: float,
-) -> None:
-    """Count a failed try; after *attempts_max* of them a product is set aside."""
-    rows = [
-        (
-            "dead" if claim.attempts + 1 >= attempts_max else "wanted",
-            error,
-            1,
-            delay_s,
-            *_key(claim),
-        )
-        for claim in claims
-    ]
-    _execute_all(connection, RELEASE, rows)
-
-
 def store_products(
-    connection: Connection, products: Iterable[Product], *, reply_time_ms: int
+    connection: Connection, request: Request, products: Iterable[Product], *, reply_time_ms: int
 ) -> None:
-    """Keep what Keepa answered at *reply_time_ms*; "no data" is an answer too."""
+    """Keep what Keepa answered to *request* at *reply_time_ms*; "no data" is an answer too."""
     reply_time = instant(reply_time_ms)
+    parameters = Jsonb(dict(request.parameters))
     rows = [
         (
             "known" if product.no_data is None else "no_data",
@@ -240,6 +187,7 @@ def store_products(
             reply_time,
             product.domain_id,
             product.asin,
+            parameters,
             reply_time,
         )
         for product in sorted(products, key=lambda product: product.asin)
@@ -247,12 +195,12 @@ def store_products(
     _execute_all(connection, STORE, rows)
 
 
-def _kind(request: Request) -> tuple[int, str, Jsonb]:
-    return request.domain_id, request.operation, Jsonb(dict(request.parameters))
-
-
-def _key(claim: ProductClaim) -> tuple[Any, ...]:
-    return claim.domain_id, claim.asin, claim.fence
+def _asked(request: Request) -> dict[str, Any]:
+    return {
+        "domain_id": request.domain_id,
+        "operation": request.operation,
+        "parameters": Jsonb(dict(request.parameters)),
+    }
 
 
 def _execute_all(

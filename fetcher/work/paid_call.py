@@ -1,13 +1,276 @@
-"""One call to Keepa under one lease: however it ends, the broker hears what it cost."""
+"""One paid call to Keepa: lease, claim, call, settle, store. The same for pages and products.
 
-from collections.abc import Callable
+Law:
+1. While it waits for tokens, a process holds no claim, lock, connection or transaction. It
+   looks for work, takes a lease for it, and claims only then. Where nothing is left to
+   claim, the lease is settled as not sent.
+2. The lease is settled the moment the call's outcome is known: before the reply is parsed,
+   and before anything is written.
+3. A reply was paid for: it is kept and written again and again while Postgres is away.
+4. A reply whose claim was lost is written where it is newer than what is stored. What
+   follows from the claim is left to its new holder.
+5. A claim ends in one way: its work is stored, or the claim is released (the work is not at
+   fault), failed (tried again, later each time) or buried (a person must look at it).
+6. An error that is not expected here fails the claim before it goes on: heartbeats would
+   keep the work from others for as long as the process lives.
+"""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Final
+
+import structlog
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from fetcher.broker_client import Lease
-from fetcher.errors import KeepaResponseError, KeepaThrottledError, KeepaUnavailableError
+from fetcher.broker_client import Lease, LeaseLostError, Priority
+from fetcher.errors import (
+    DatabaseRefusedError,
+    FetcherError,
+    KeepaResponseError,
+    KeepaThrottledError,
+    KeepaUnavailableError,
+)
 from fetcher.keepa import Reply
+from fetcher.postgres.claims import Claim, WorkTable, fail_claims, release_claims
+from fetcher.postgres.database import Connection
+from fetcher.replies.record import MalformedReplyError
 from fetcher.tracing import tracer
+from fetcher.work.shared import StoppedError, Workplace
+from fetcher.work.threads import STEP_AT_MOST_S
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+
+class KeyRefusedError(FetcherError):
+    """Keepa refuses the key itself: nothing will work until a person acts."""
+
+    def __init__(self, exc: KeepaResponseError) -> None:
+        super().__init__(
+            f"Keepa refuses the key ({exc}): check KEEPA_API_KEY and the subscription"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a reply's claims: *lost* to others, or *unanswered* by the reply."""
+
+    lost: Sequence[Claim] = ()
+    unanswered: Sequence[Claim] = ()
+
+
+class Job(ABC):
+    """Claimed work that one call asks for."""
+
+    # For logs: what its claims are.
+    noun: ClassVar[str]
+    table: ClassVar[WorkTable]
+
+    @property
+    @abstractmethod
+    def claims(self) -> Sequence[Claim]:
+        """The claims, at least one."""
+
+    @property
+    @abstractmethod
+    def about(self) -> Mapping[str, str | int]:
+        """Names the work in logs and spans."""
+
+    @property
+    @abstractmethod
+    def doing(self) -> str:
+        """The work in words, for people."""
+
+    @abstractmethod
+    def without(self, claims: Sequence[Claim]) -> "Job | None":
+        """The job less *claims*; None when nothing is left."""
+
+    @abstractmethod
+    def call(self) -> Reply:
+        """Ask Keepa. Raises KeepaError."""
+
+    @abstractmethod
+    def store(self, reply: Reply, workplace: Workplace) -> Stored:
+        """Parse *reply* and persist what follows from it, in one transaction.
+
+        Raises:
+            MalformedReplyError: The reply is not what was asked for.
+        """
+
+    @abstractmethod
+    def bury(
+        self, connection: Connection, claims: Sequence[Claim], error: str
+    ) -> Sequence[Claim]:
+        """Set *claims* aside; returns those that were lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Work that was seen and is not held: what to lease for it, and how to claim it.
+
+    *claim* takes the units that were granted; its answer is None when nothing is left.
+    """
+
+    span: str
+    operation: str
+    units: int
+    min_units: int
+    tokens_per_unit: float
+    priority: Priority
+    words: str
+    claim: Callable[[Connection, int], Job | None]
+
+
+class PaidCalls:
+    """Makes the paid calls of one thread, one after the other.
+
+    Args:
+        workplace: What the process shares.
+        longest_call_s: How long a call can take, in seconds.
+    """
+
+    def __init__(self, workplace: Workplace, *, longest_call_s: float) -> None:
+        self._workplace = workplace
+        self._longest_call_s = longest_call_s
+        self._outage = Outage(workplace)
+        self._in_hand: tuple[Job, Lease] | None = None
+
+    def make(self, want: Want) -> bool:
+        """Lease, claim and call; False means that nothing was left to claim.
+
+        Raises:
+            BrokerClientError: No lease.
+            DatabaseAwayError, DatabaseNotSetUpError: No claim; the lease was given back.
+            KeyRefusedError: A person must act.
+            StoppedError: The process ends while Postgres is away.
+        """
+        workplace = self._workplace
+        # The broker may be away, or the bucket empty, for hours.
+        workplace.doing(f"waiting for tokens for {want.words}", at_most_s=None)
+        with (
+            tracer.start_as_current_span(want.span),
+            workplace.broker.lease(
+                want.operation,
+                units=want.units,
+                min_units=want.min_units,
+                tokens_per_unit=want.tokens_per_unit,
+                priority=want.priority,
+            ) as lease,
+        ):
+            workplace.doing(f"claiming {want.words}", at_most_s=STEP_AT_MOST_S)
+            # One try only: tokens must not stay held while Postgres is away.
+            job = workplace.attempt(lambda connection: want.claim(connection, lease.units))
+            if job is None:
+                return False
+            trace.get_current_span().set_attributes(job.about)
+            self._in_hand = (job, lease)
+            try:
+                self._work(job, lease)
+            except (StoppedError, KeyRefusedError):
+                raise
+            except Exception as exc:
+                self._fail(job, job.claims, f"unexpected {type(exc).__name__}")
+                raise
+            finally:
+                self._in_hand = None
+        return True
+
+    def give_back(self) -> None:
+        """Release what a call is still out for; its cost is unknown."""
+        if (held := self._in_hand) is not None:
+            job, lease = held
+            lease.settle_unsaid()
+            self._release(job)
+
+    def _work(self, job: Job, lease: Lease) -> None:
+        attempts_max = self._workplace.limits.attempts_max
+        worn_out = [claim for claim in job.claims if claim.attempts >= attempts_max]
+        if worn_out:
+            self._bury(job, worn_out, "its holders died again and again")
+            if (rest := job.without(worn_out)) is None:
+                return
+            job = rest
+        try:
+            reply = self._call(job, lease)
+            stored = self._store(job, reply)
+        except (LeaseLostError, KeepaThrottledError) as exc:
+            log.info(f"{job.noun} put back", **job.about, reason=str(exc))
+            self._release(job)
+        except KeepaUnavailableError as exc:
+            if exc.sent:
+                self._fail(job, job.claims, str(exc))
+            else:
+                self._release(job)
+            self._outage.pause(exc)
+        except KeepaResponseError as exc:
+            if exc.concerns_key:
+                self._release(job)
+                raise KeyRefusedError(exc) from None
+            if len(job.claims) == 1:
+                # The same request would be refused again.
+                self._bury(job, job.claims, str(exc))
+            else:
+                # Which of them Keepa does not like is unknown.
+                self._fail(job, job.claims, str(exc))
+        except (MalformedReplyError, DatabaseRefusedError) as exc:
+            self._fail(job, job.claims, str(exc))
+        else:
+            if stored.unanswered:
+                self._fail(job, stored.unanswered, "the reply left it out")
+
+    def _call(self, job: Job, lease: Lease) -> Reply:
+        self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
+        reply = leased_call(lease, job.call, units=len(job.claims))
+        self._outage.over()
+        return reply
+
+    def _store(self, job: Job, reply: Reply) -> Stored:
+        self._workplace.doing(f"writing what came of {job.doing}", at_most_s=STEP_AT_MOST_S)
+        stored = job.store(reply, self._workplace)
+        if stored.lost:
+            log.warning(
+                f"{job.noun} taken over meanwhile: only the reply's data kept",
+                **job.about,
+                lost=len(stored.lost),
+            )
+        return stored
+
+    def _fail(self, job: Job, claims: Sequence[Claim], error: str) -> None:
+        limits = self._workplace.limits
+        last_try = [claim for claim in claims if claim.attempts + 1 >= limits.attempts_max]
+        again = [claim for claim in claims if claim.attempts + 1 < limits.attempts_max]
+        if last_try:
+            self._bury(job, last_try, error)
+        if again:
+            delays_s = [limits.retry_delay(claim.attempts) for claim in again]
+            log.warning(
+                f"{job.noun} failed", **job.about, error=error, retry_in_s=max(delays_s)
+            )
+            change = partial(
+                fail_claims, table=job.table, claims=again, error=error, delays_s=delays_s
+            )
+            self._change(job, change)
+
+    def _bury(self, job: Job, claims: Sequence[Claim], error: str) -> None:
+        log.error(f"{job.noun} put aside", **job.about, error=error, count=len(claims))
+        self._change(job, partial(job.bury, claims=claims, error=error))
+
+    def _release(self, job: Job) -> None:
+        self._change(job, partial(release_claims, table=job.table, claims=job.claims))
+
+    def _change(self, job: Job, change: Callable[[Connection], Sequence[Claim]]) -> None:
+        """Persist the end of claims; those that were lost are their new holders' to end."""
+        if lost := self._workplace.persist(change):
+            log.info("claim lost", **job.about, lost=len(lost))
+
+
+def odd(oddities: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What was malformed in a reply, for its log line; nothing as a rule."""
+    return {"oddities": dict(oddities)} if oddities else {}
 
 
 def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = None) -> Reply:
@@ -40,3 +303,26 @@ def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = 
         raise
     lease.settle_replied(reply.envelope, units=units)
     return reply
+
+
+class Outage:
+    """Backs off while Keepa is unreachable, as one thread sees it; logs the outage once."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+        self._failures = 0
+
+    def over(self) -> None:
+        """Keepa has answered."""
+        if self._failures > 1:
+            log.info("Keepa answers again")
+        self._failures = 0
+
+    def pause(self, exc: KeepaUnavailableError) -> None:
+        """Wait a little longer each time."""
+        if self._failures == 0:
+            log.warning("Keepa is not available: trying again", problem=str(exc))
+        pause_s = min(FIRST_PAUSE_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)
+        self._failures += 1
+        self._workplace.doing("waiting for Keepa", at_most_s=None)
+        self._workplace.rest(pause_s)

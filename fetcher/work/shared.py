@@ -1,4 +1,4 @@
-"""What the kinds of work of one process share: Postgres, the broker, the queries, the end."""
+"""What the threads of one process share: Postgres, the broker, the queries, the end."""
 
 import threading
 import time
@@ -9,10 +9,11 @@ from typing import Final, TypeVar
 import structlog
 
 from fetcher.broker_client import BrokerClient
-from fetcher.errors import DatabaseAwayError
+from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.query_folder import QueryFolder
+from fetcher.work.threads import Activities
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +22,9 @@ LONGEST_PAUSE_S: Final = 10.0
 
 # After a stop, a reply that was paid for is still tried to be written for so long.
 STOP_GRACE_S: Final = 1.0
+
+# Errors of Postgres after which the same work may succeed later, some by an operator's act.
+WAITED_FOR: Final = (DatabaseAwayError, DatabaseNotSetUpError)
 
 Result = TypeVar("Result")
 
@@ -38,9 +42,86 @@ class Limits:
     retry_delay_s: float
     poll_speed: float = 1.0
 
+    @property
+    def beat_every_s(self) -> float:
+        """How often claims are renewed, in seconds."""
+        return self.claim_ttl_s / 3
+
     def retry_delay(self, attempts: int) -> float:
         """Seconds until the next try after *attempts* failed ones; doubles up to a minute."""
         return float(min(self.retry_delay_s * 2 ** min(attempts, 10), 60.0))
+
+
+class Every:
+    """Lets something happen once within *period_s* seconds, the first time at once."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._last_s = float("-inf")
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is to happen now; the next time is counted from here."""
+        if now_s - self._last_s < self._period_s:
+            return False
+        self._last_s = now_s
+        return True
+
+
+class Pulse:
+    """Whether heartbeats succeed, and with that whether expired claims may be taken over.
+
+    A claim of another process may have expired because Postgres took no renewals for a
+    while, which this process's own heartbeats show too. Its holder then renews it as soon
+    as Postgres takes renewals again. It is left that time, or its work would be paid twice.
+    A process that has just started knows nothing of the time before, and waits as well.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        # One beat may be late, two in a row are an outage.
+        self._gap_max_s = 2 * limits.beat_every_s
+        self._settle_s = 1.5 * limits.beat_every_s
+        self._last_s: float | None = None
+        self._steady_since_s = float("inf")
+
+    def beat(self, now_s: float) -> None:
+        """A heartbeat has succeeded."""
+        if self._last_s is None or now_s - self._last_s > self._gap_max_s:
+            self._steady_since_s = now_s
+        self._last_s = now_s
+
+    def miss(self) -> None:
+        """A heartbeat has failed."""
+        self._last_s = None
+
+    def may_take_over(self, now_s: float) -> bool:
+        """Whether living holders of expired claims have had the time to renew them."""
+        last_s = self._last_s
+        if last_s is None or now_s - last_s > self._gap_max_s:
+            return False
+        return now_s - self._steady_since_s >= self._settle_s
+
+
+class Troubles:
+    """Which threads Postgres fails at present; logged when the first begins and the last ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: dict[str, str] = {}
+
+    def begin(self, exc: DatabaseError) -> None:
+        """Postgres has failed the calling thread."""
+        with self._lock:
+            is_first = not self._threads
+            self._threads[threading.current_thread().name] = str(exc)
+        if is_first:
+            log.warning("Postgres is away: waiting for it", problem=str(exc))
+
+    def end(self) -> None:
+        """Postgres serves the calling thread."""
+        with self._lock:
+            was_last = self._threads.pop(threading.current_thread().name, "") and not self._threads
+        if was_last:
+            log.info("Postgres is back")
 
 
 @dataclass
@@ -53,28 +134,62 @@ class Workplace:
     folder: QueryFolder
     limits: Limits
     stop: threading.Event = field(default_factory=threading.Event)
-    doing: str = "starting"
-    _database_away: bool = False
+    activities: Activities = field(default_factory=Activities)
+    troubles: Troubles = field(default_factory=Troubles)
     _stopped_at_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.limits)
+
+    @property
+    def may_take_over(self) -> bool:
+        """Whether this process may claim what others have left behind."""
+        return self.pulse.may_take_over(time.monotonic())
+
+    def doing(self, text: str, *, at_most_s: float | None) -> None:
+        """Note what the calling thread does, and how long that may take; None is for ever."""
+        self.activities.begin(text, at_most_s=at_most_s)
+
+    def attempt(self, change: Callable[[Connection], Result]) -> Result:
+        """Run *change* in one transaction, once.
+
+        Raises:
+            DatabaseAwayError, DatabaseNotSetUpError: Nothing has changed; try again later.
+            DatabaseRefusedError: The same change fails again.
+        """
+        try:
+            with self.database.connection() as connection:
+                result = change(connection)
+        except WAITED_FOR as exc:
+            self.troubles.begin(exc)
+            raise
+        self.troubles.end()
+        return result
 
     def persist(self, change: Callable[[Connection], Result]) -> Result:
         """Run *change* in one transaction, again and again while Postgres is away.
 
         Raises:
             StoppedError: The process was told to stop meanwhile.
+            DatabaseRefusedError: The same change fails again.
         """
         pause_s = FIRST_PAUSE_S
+        has_failed = False
         while True:
             # The end can't wait for long.
             timeout_s = STOP_GRACE_S / 2 if self.stop.is_set() else None
             try:
                 with self.database.connection(timeout_s=timeout_s) as connection:
                     result = change(connection)
-            except DatabaseAwayError as exc:
-                self._say_away(exc)
+            except WAITED_FOR as exc:
+                has_failed = True
+                self.troubles.begin(exc)
             else:
-                self._say_back()
+                # Reading may work where writing does not: that ends no trouble of before.
+                if has_failed:
+                    self.troubles.end()
                 return result
+            self.doing("waiting for Postgres", at_most_s=None)
             if self.stop.is_set():
                 self._check_grace()
                 # The event doesn't wait any more, and Postgres must not be hammered.
@@ -93,13 +208,3 @@ class Workplace:
             self._stopped_at_s = now_s
         if now_s - self._stopped_at_s > STOP_GRACE_S:
             raise StoppedError
-
-    def _say_away(self, exc: DatabaseAwayError) -> None:
-        if not self._database_away:
-            self._database_away = True
-            log.warning("Postgres is away: waiting for it", problem=str(exc))
-
-    def _say_back(self) -> None:
-        if self._database_away:
-            self._database_away = False
-            log.info("Postgres is back")

@@ -1,0 +1,202 @@
+"""Claims: the right of one process to work on one row for a while; once for pages and products.
+
+A table of work has a two-column key, a state that is its ready state or `claimed` while a row
+is open, and the columns fence, holder, claim_expires, attempts, not_before and error.
+
+Law:
+1. A row has at most one holder. Each claim raises the row's fence, and whatever a holder
+   changes names its fence: a holder whose claim was taken over changes nothing.
+2. A claim is short and is renewed. An expired claim is still good until another one is made;
+   that counts as a try, or a row that kills its holders would be worked on for ever.
+3. Claiming and renewing skip locked rows and never wait. What locks several rows locks them
+   in the order of their keys, so that no two holders wait in a circle.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString, Protocol, TypeVar
+
+from fetcher.postgres.database import Connection
+
+Key = tuple[int, int | str]
+
+# Longer than any message that a person reads in a table.
+ERROR_CHARACTERS_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkTable:
+    """A table of work; statements call it `w`."""
+
+    name: LiteralString
+    key: tuple[LiteralString, LiteralString]
+    key_types: tuple[LiteralString, LiteralString]
+    ready: LiteralString
+
+    @property
+    def is_open(self) -> LiteralString:
+        """The condition for a row that can be claimed; takes *take_over*."""
+        return f"""w.state IN ('{self.ready}', 'claimed') AND w.not_before <= now()
+   AND (w.state = '{self.ready}' OR (%(take_over)s AND w.claim_expires < now()))"""
+
+
+PAGE_WORK: Final = WorkTable("scan_pages", ("scan_id", "page"), ("bigint", "integer"), "ready")
+PRODUCT_WORK: Final = WorkTable("products", ("domain_id", "asin"), ("smallint", "text"), "wanted")
+
+
+class Claim(Protocol):
+    """The right to work on one row, until another claim is made under a higher fence.
+
+    *attempts* counts the tries that have failed so far.
+    """
+
+    @property
+    def key(self) -> Key:
+        """Which row of its table it is."""
+
+    @property
+    def fence(self) -> int:
+        """The number of this claim."""
+
+    @property
+    def attempts(self) -> int:
+        """How many tries have failed."""
+
+
+AnyClaim = TypeVar("AnyClaim", bound=Claim)
+
+
+def claim_statement(
+    table: WorkTable, candidates: LiteralString, returning: LiteralString
+) -> LiteralString:
+    """The statement that claims what *candidates* selects: keys of rows `w` that are open.
+
+    It takes *holder*, *ttl_s* and what *candidates* takes, and returns *returning*, columns of
+    `w` and of `next`, the candidates.
+    """
+    first, second = table.key
+    return f"""
+WITH next AS ({candidates} FOR UPDATE OF w SKIP LOCKED)
+UPDATE {table.name} w
+   SET attempts = w.attempts + (w.state = 'claimed')::integer, state = 'claimed',
+       fence = w.fence + 1, holder = %(holder)s,
+       claim_expires = now() + %(ttl_s)s * interval '1 second'
+  FROM next
+ WHERE w.{first} = next.{first} AND w.{second} = next.{second}
+RETURNING {returning}
+"""  # noqa: S608 - every part is a constant
+
+
+def renew_claims(connection: Connection, table: WorkTable, *, holder: str, ttl_s: float) -> int:
+    """Extend every claim of *holder* to *ttl_s* seconds from now; returns how many."""
+    first, second = table.key
+    # What is locked is being written by the holder itself.
+    statement = f"""
+WITH mine AS (
+    SELECT {first}, {second} FROM {table.name}
+     WHERE holder = %s AND state = 'claimed'
+       FOR UPDATE SKIP LOCKED)
+UPDATE {table.name} w SET claim_expires = now() + %s * interval '1 second'
+  FROM mine
+ WHERE w.{first} = mine.{first} AND w.{second} = mine.{second}
+"""  # noqa: S608 - every part is a constant
+    return connection.execute(statement, (holder, ttl_s)).rowcount
+
+
+def lock_claims(
+    connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
+) -> list[AnyClaim]:
+    """Lock the claimed rows until the transaction ends; returns the claims that were lost."""
+    rows = connection.execute(_held(table), _parameters(claims)).fetchall()
+    return _lost(claims, rows)
+
+
+def release_claims(
+    connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
+) -> list[AnyClaim]:
+    """Give rows back unharmed; returns the claims that were lost."""
+    return _end(connection, table, claims, state=table.ready, tries=0, error=None)
+
+
+def fail_claims(
+    connection: Connection,
+    table: WorkTable,
+    claims: Sequence[AnyClaim],
+    error: str,
+    *,
+    delays_s: Sequence[float],
+) -> list[AnyClaim]:
+    """Count a failed try of each; the next one waits for its delay in seconds.
+
+    Returns the claims that were lost.
+    """
+    return _end(
+        connection, table, claims, state=table.ready, tries=1, error=error, delays_s=delays_s
+    )
+
+
+def bury_claims(
+    connection: Connection, table: WorkTable, claims: Sequence[AnyClaim], error: str
+) -> list[AnyClaim]:
+    """Set rows aside until a person looks at them; returns the claims that were lost."""
+    return _end(connection, table, claims, state="dead", tries=1, error=error)
+
+
+def _end(
+    connection: Connection,
+    table: WorkTable,
+    claims: Sequence[AnyClaim],
+    *,
+    state: str,
+    tries: int,
+    error: str | None,
+    delays_s: Sequence[float] | None = None,
+) -> list[AnyClaim]:
+    first, second = table.key
+    statement = f"""
+WITH held AS ({_held(table)})
+UPDATE {table.name} w
+   SET state = %(state)s, error = %(error)s, attempts = w.attempts + %(tries)s, holder = NULL,
+       claim_expires = NULL, not_before = now() + held.delay_s * interval '1 second'
+  FROM held
+ WHERE w.{first} = held.{first} AND w.{second} = held.{second}
+RETURNING w.{first}, w.{second}
+"""  # noqa: S608 - every part is a constant
+    values = _parameters(claims, delays_s) | {
+        "state": state,
+        "tries": tries,
+        # Postgres takes no NUL in a text, and Keepa is quoted in errors.
+        "error": None if error is None else error.replace("\0", "")[:ERROR_CHARACTERS_MAX],
+    }
+    return _lost(claims, connection.execute(statement, values).fetchall())
+
+
+def _held(table: WorkTable) -> LiteralString:
+    first, second = table.key
+    return f"""
+SELECT w.{first}, w.{second}, mine.delay_s
+  FROM {table.name} w
+  JOIN unnest(%(first)s::{table.key_types[0]}[], %(second)s::{table.key_types[1]}[],
+              %(fences)s::bigint[], %(delays_s)s::float8[])
+       AS mine ({first}, {second}, fence, delay_s)
+    ON w.{first} = mine.{first} AND w.{second} = mine.{second} AND w.fence = mine.fence
+ WHERE w.state = 'claimed'
+ ORDER BY w.{first}, w.{second}
+   FOR UPDATE OF w
+"""  # noqa: S608 - every part is a constant
+
+
+def _parameters(
+    claims: Sequence[Claim], delays_s: Sequence[float] | None = None
+) -> dict[str, Any]:
+    return {
+        "first": [claim.key[0] for claim in claims],
+        "second": [claim.key[1] for claim in claims],
+        "fences": [claim.fence for claim in claims],
+        "delays_s": [0.0] * len(claims) if delays_s is None else list(delays_s),
+    }
+
+
+def _lost(claims: Iterable[AnyClaim], rows: Iterable[Sequence[Any]]) -> list[AnyClaim]:
+    kept = {(row[0], row[1]) for row in rows}
+    return [claim for claim in claims if claim.key not in kept]
