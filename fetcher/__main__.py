@@ -76,10 +76,10 @@ def alive() -> None:
 
     Example: docker compose exec fetcher dealfetcher alive
     """
-    from fetcher.commands.alive import is_alive  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alive import why_not_alive  # noqa: PLC0415 - only what is used
 
-    if not is_alive(Settings.load()):
-        _fail("no fetcher of this host was heard of lately", EXIT_FAILED)
+    if (reason := why_not_alive(Settings.load())) is not None:
+        _fail(reason, EXIT_FAILED)
 
 
 @app.command()

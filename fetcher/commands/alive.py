@@ -1,19 +1,29 @@
-"""Telling whether the fetchers of this machine, or of this container, are alive."""
+"""The health check: whether the fetchers of this machine, or of this container, are alive."""
 
 import socket
 
 from fetcher.postgres import Database
-from fetcher.postgres.workers import heard_of
+from fetcher.postgres.workers import SILENT_CLAIMS, workers_of
 from fetcher.settings import Settings
 
 # A health check must answer before its own time limit.
 TIMEOUT_S = 3.0
 
 
-def is_alive(settings: Settings) -> bool:
-    """Whether a fetcher of this host was heard of lately; raises DatabaseAwayError."""
+def why_not_alive(settings: Settings) -> str | None:
+    """Why no fetcher of this host works; None when one does.
+
+    Raises:
+        DatabaseError: Postgres can't be asked.
+    """
     with (
         Database(settings.require_database_url(), timeout_s=TIMEOUT_S) as database,
         database.connection() as connection,
     ):
-        return heard_of(connection, host=socket.gethostname(), within_s=2 * settings.claim_ttl_s)
+        workers = workers_of(connection, socket.gethostname())
+    if not workers:
+        return "no fetcher of this host was heard of lately"
+    latest = workers[0]
+    if latest.silent_s < SILENT_CLAIMS * settings.claim_ttl_s:
+        return None
+    return f"fetcher {latest.holder} has not worked for {latest.silent_s:.0f} s: {latest.doing}"

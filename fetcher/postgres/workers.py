@@ -1,28 +1,63 @@
-"""Which fetcher processes are alive, for people."""
+"""Which fetcher processes are alive, and what they do.
 
+`seen_at` is when a process last worked as it should: one that is stuck, or can't begin,
+reports what it does and lets its `seen_at` age.
+"""
+
+from dataclasses import dataclass
 from typing import Final, LiteralString
+
+from psycopg.rows import class_row
 
 from fetcher.postgres.database import Connection
 
+# A process that was not seen for so many lifetimes of a claim is not alive.
+SILENT_CLAIMS: Final = 2
+
 BEAT: Final[LiteralString] = """
-INSERT INTO workers (holder, version, doing) VALUES (%s, %s, %s)
-ON CONFLICT (holder) DO UPDATE SET seen_at = now(), doing = EXCLUDED.doing
+INSERT INTO workers (holder, version, doing, seen_at)
+VALUES (%(holder)s, %(version)s, %(doing)s,
+        now() - coalesce(%(silent_s)s::float8, 0) * interval '1 second')
+ON CONFLICT (holder) DO UPDATE
+   SET doing = EXCLUDED.doing,
+       seen_at = CASE WHEN %(silent_s)s::float8 IS NULL THEN now() ELSE workers.seen_at END
 """
 
 LEAVE: Final[LiteralString] = "DELETE FROM workers WHERE holder = %s"
 
 # A holder's name begins with its host's.
-HEARD_OF: Final[LiteralString] = """
-SELECT EXISTS (SELECT FROM workers
-                WHERE starts_with(holder, %s) AND seen_at > now() - %s * interval '1 second')
+OF_HOST: Final[LiteralString] = """
+SELECT holder, doing, extract(epoch FROM now() - seen_at)::float8 AS silent_s
+  FROM workers WHERE starts_with(holder, %s) ORDER BY seen_at DESC
 """
 
 FORGET: Final[LiteralString] = "DELETE FROM workers WHERE seen_at < now() - interval '1 day'"
 
 
-def beat(connection: Connection, *, holder: str, version: str, doing: str) -> None:
-    """Say that *holder* lives, and what it does."""
-    connection.execute(BEAT, (holder, version, doing))
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A process, what it reported last, and for how long it has not worked, in seconds."""
+
+    holder: str
+    doing: str
+    silent_s: float
+
+
+def beat(
+    connection: Connection,
+    *,
+    holder: str,
+    version: str,
+    doing: str,
+    silent_s: float | None = None,
+) -> None:
+    """Report what *holder* does, and that it works.
+
+    With *silent_s* it does not work: it was last seen when it did, or *silent_s* seconds ago
+    if it never has.
+    """
+    values = {"holder": holder, "version": version, "doing": doing, "silent_s": silent_s}
+    connection.execute(BEAT, values)
     connection.execute(FORGET)
 
 
@@ -31,7 +66,7 @@ def leave(connection: Connection, *, holder: str) -> None:
     connection.execute(LEAVE, (holder,))
 
 
-def heard_of(connection: Connection, *, host: str, within_s: float) -> bool:
-    """Whether a process of *host* has said within *within_s* seconds that it lives."""
-    row = connection.execute(HEARD_OF, (f"{host}-", within_s)).fetchone()
-    return row is not None and bool(row[0])
+def workers_of(connection: Connection, host: str) -> list[WorkerRow]:
+    """The processes of *host* that have not left, the one seen last first."""
+    with connection.cursor(row_factory=class_row(WorkerRow)) as cursor:
+        return cursor.execute(OF_HOST, (f"{host}-",)).fetchall()

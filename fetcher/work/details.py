@@ -69,7 +69,7 @@ class ProductsJob(Job):
 
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
         """Write the details, and judge the deals they belong to again."""
-        asins = [claim.asin for claim in self._claims]
+        asins = tuple(claim.asin for claim in self._claims)
         page = parse_products(reply.body, domain_id=self._request.domain_id, asins=asins)
         envelope = reply.envelope
         server_ms = int(time.time() * 1000) if envelope is None else envelope.timestamp_ms
@@ -87,9 +87,7 @@ class ProductsJob(Job):
         missing = [claim for claim in self._claims if claim.asin in page.missing]
         return Stored(lost=lost, unanswered=[claim for claim in missing if claim not in lost])
 
-    def bury(
-        self, connection: Connection, claims: Sequence[Claim], error: str
-    ) -> Sequence[Claim]:
+    def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
         """Set *claims* aside, the others of the job apart."""
         return bury_claims(connection, PRODUCT_WORK, claims, error)
 
@@ -120,9 +118,7 @@ class EnrichmentWork:
         if request is None:
             return False
         units = self._workplace.persist(
-            partial(
-                count_wanted, request=request, most=PRODUCTS_PER_CALL, take_over=take_over
-            )
+            partial(count_wanted, request=request, most=PRODUCTS_PER_CALL, take_over=take_over)
         )
         if units == 0:
             return False

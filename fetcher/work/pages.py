@@ -103,9 +103,7 @@ class PageJob(Job):
         self._report(paid, done)
         return Stored()
 
-    def bury(
-        self, connection: Connection, claims: Sequence[Claim], error: str
-    ) -> Sequence[Claim]:
+    def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
         """Set the page aside and give its scan up."""
         try:
             bury_and_give_up(connection, self._claim, error)
@@ -171,9 +169,7 @@ class ScanWork:
         if self._look_for_due.is_due(time.monotonic()):
             self._start_due(queries)
         take_over = self._workplace.may_take_over
-        wanted = self._workplace.persist(
-            partial(next_page, queries=queries, take_over=take_over)
-        )
+        wanted = self._workplace.persist(partial(next_page, queries=queries, take_over=take_over))
         if wanted is None:
             return False
         query = next(query for query in queries if query.name == wanted.query)

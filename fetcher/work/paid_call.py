@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 
+
 class KeyRefusedError(FetcherError):
     """Keepa refuses the key itself: nothing will work until a person acts."""
 
@@ -102,9 +103,7 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def bury(
-        self, connection: Connection, claims: Sequence[Claim], error: str
-    ) -> Sequence[Claim]:
+    def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
         """Set *claims* aside; returns those that were lost."""
 
 
@@ -144,7 +143,7 @@ class PaidCalls:
 
         Raises:
             BrokerClientError: No lease.
-            DatabaseAwayError, DatabaseNotSetUpError: No claim; the lease was given back.
+            DatabaseAwayError: No claim; the lease was given back.
             KeyRefusedError: A person must act.
             StoppedError: The process ends while Postgres is away.
         """
@@ -198,29 +197,35 @@ class PaidCalls:
             reply = self._call(job, lease)
             stored = self._store(job, reply)
         except (LeaseLostError, KeepaThrottledError) as exc:
-            log.info(f"{job.noun} put back", **job.about, reason=str(exc))
+            log.info("%s put back", job.noun, **job.about, reason=str(exc))
             self._release(job)
         except KeepaUnavailableError as exc:
-            if exc.sent:
-                self._fail(job, job.claims, str(exc))
-            else:
-                self._release(job)
-            self._outage.pause(exc)
+            self._unavailable(job, exc)
         except KeepaResponseError as exc:
-            if exc.concerns_key:
-                self._release(job)
-                raise KeyRefusedError(exc) from None
-            if len(job.claims) == 1:
-                # The same request would be refused again.
-                self._bury(job, job.claims, str(exc))
-            else:
-                # Which of them Keepa does not like is unknown.
-                self._fail(job, job.claims, str(exc))
+            self._refused(job, exc)
         except (MalformedReplyError, DatabaseRefusedError) as exc:
             self._fail(job, job.claims, str(exc))
         else:
             if stored.unanswered:
                 self._fail(job, stored.unanswered, "the reply left it out")
+
+    def _unavailable(self, job: Job, exc: KeepaUnavailableError) -> None:
+        if exc.sent:
+            self._fail(job, job.claims, str(exc))
+        else:
+            self._release(job)
+        self._outage.pause(exc)
+
+    def _refused(self, job: Job, exc: KeepaResponseError) -> None:
+        if exc.concerns_key:
+            self._release(job)
+            raise KeyRefusedError(exc) from None
+        if len(job.claims) == 1:
+            # The same request would be refused again.
+            self._bury(job, job.claims, str(exc))
+        else:
+            # Which of them Keepa does not like is unknown.
+            self._fail(job, job.claims, str(exc))
 
     def _call(self, job: Job, lease: Lease) -> Reply:
         self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
@@ -233,7 +238,8 @@ class PaidCalls:
         stored = job.store(reply, self._workplace)
         if stored.lost:
             log.warning(
-                f"{job.noun} taken over meanwhile: only the reply's data kept",
+                "%s taken over meanwhile: only the reply's data kept",
+                job.noun,
                 **job.about,
                 lost=len(stored.lost),
             )
@@ -247,16 +253,14 @@ class PaidCalls:
             self._bury(job, last_try, error)
         if again:
             delays_s = [limits.retry_delay(claim.attempts) for claim in again]
-            log.warning(
-                f"{job.noun} failed", **job.about, error=error, retry_in_s=max(delays_s)
-            )
+            log.warning("%s failed", job.noun, **job.about, error=error, retry_in_s=max(delays_s))
             change = partial(
                 fail_claims, table=job.table, claims=again, error=error, delays_s=delays_s
             )
             self._change(job, change)
 
     def _bury(self, job: Job, claims: Sequence[Claim], error: str) -> None:
-        log.error(f"{job.noun} put aside", **job.about, error=error, count=len(claims))
+        log.error("%s put aside", job.noun, **job.about, error=error, count=len(claims))
         self._change(job, partial(job.bury, claims=claims, error=error))
 
     def _release(self, job: Job) -> None:

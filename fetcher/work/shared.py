@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import structlog
 
 from fetcher.broker_client import BrokerClient
-from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
+from fetcher.errors import DatabaseAwayError
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.query_folder import QueryFolder
@@ -22,9 +22,6 @@ LONGEST_PAUSE_S: Final = 10.0
 
 # After a stop, a reply that was paid for is still tried to be written for so long.
 STOP_GRACE_S: Final = 1.0
-
-# Errors of Postgres after which the same work may succeed later, some by an operator's act.
-WAITED_FOR: Final = (DatabaseAwayError, DatabaseNotSetUpError)
 
 Result = TypeVar("Result")
 
@@ -108,7 +105,7 @@ class Troubles:
         self._lock = threading.Lock()
         self._threads: dict[str, str] = {}
 
-    def begin(self, exc: DatabaseError) -> None:
+    def begin(self, exc: DatabaseAwayError) -> None:
         """Postgres has failed the calling thread."""
         with self._lock:
             is_first = not self._threads
@@ -154,13 +151,13 @@ class Workplace:
         """Run *change* in one transaction, once.
 
         Raises:
-            DatabaseAwayError, DatabaseNotSetUpError: Nothing has changed; try again later.
+            DatabaseAwayError: Nothing has changed; try again later.
             DatabaseRefusedError: The same change fails again.
         """
         try:
             with self.database.connection() as connection:
                 result = change(connection)
-        except WAITED_FOR as exc:
+        except DatabaseAwayError as exc:
             self.troubles.begin(exc)
             raise
         self.troubles.end()
@@ -181,7 +178,7 @@ class Workplace:
             try:
                 with self.database.connection(timeout_s=timeout_s) as connection:
                     result = change(connection)
-            except WAITED_FOR as exc:
+            except DatabaseAwayError as exc:
                 has_failed = True
                 self.troubles.begin(exc)
             else:

@@ -98,13 +98,17 @@ class Threads:
         self._end = end
         self._threads: list[threading.Thread] = []
 
-    def start(self, name: str, step: Step) -> None:
-        """Repeat *step* in a thread; call it from one thread only.
+    def start(self, name: str, step: Step, *, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
+        """Repeat *step* in a thread, resting up to *longest_pause_s* after unexpected errors.
+
+        Call it from one thread only.
 
         Raises:
             ThreadEndedError: The machine has no room for a thread.
         """
-        thread = threading.Thread(target=self._run, args=(name, step), name=name, daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(name, step, longest_pause_s), name=name, daemon=True
+        )
         try:
             thread.start()
         except (RuntimeError, MemoryError) as exc:
@@ -119,8 +123,8 @@ class Threads:
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
 
-    def _run(self, name: str, step: Step) -> None:
-        mishaps = Mishaps(name)
+    def _run(self, name: str, step: Step, longest_pause_s: float) -> None:
+        mishaps = Mishaps(name, longest_pause_s=longest_pause_s)
         try:
             while not self._stop.is_set():
                 try:
@@ -134,7 +138,7 @@ class Threads:
                 else:
                     mishaps.over()
                 self._stop.wait(pause_s)
-        except BaseException as exc:  # noqa: BLE001 - as above; ends the process
+        except BaseException as exc:
             log.exception("thread ended", thread=name)
             self._end(ThreadEndedError(f"the thread {name!r} ended by {type(exc).__name__}"))
 
@@ -142,14 +146,15 @@ class Threads:
 class Mishaps:
     """Unexpected errors of one thread: each is logged once, and the pauses grow."""
 
-    def __init__(self, thread: str) -> None:
+    def __init__(self, thread: str, *, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
         self._thread = thread
+        self._longest_pause_s = longest_pause_s
         self._count = 0
         self._logged: set[tuple[type[Exception], str]] = set()
 
     def note(self, exc: Exception) -> float:
         """Log *exc* unless it came before from the same place; returns the seconds to rest."""
-        pause_s = min(FIRST_PAUSE_S * 2 ** min(self._count, 10), LONGEST_PAUSE_S)
+        pause_s = float(min(FIRST_PAUSE_S * 2 ** min(self._count, 10), self._longest_pause_s))
         self._count += 1
         kind = (type(exc), _place(exc.__traceback__))
         if kind not in self._logged:

@@ -1,7 +1,8 @@
 """One fetcher process: its threads, its heartbeat, and how it ends.
 
-One thread reads pages, one buys details, one says that the process lives. The main
-thread waits for the end: a signal, the time limit, or an error that a person must see.
+One thread reads pages, one buys details, one renews the claims of both and reports that the
+process lives. The main thread starts them, watches over them and waits for the end: a signal,
+the time limit, or an error that a person must see.
 """
 
 import random
@@ -17,38 +18,44 @@ import structlog
 
 from fetcher.broker_client import (
     BrokerAwayError,
-    BrokerClientError,
     BrokerRefusedError,
     LeaseDeniedError,
     WaitCancelledError,
 )
-from fetcher.errors import DatabaseAwayError, FetcherError
+from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
 from fetcher.keepa import Keepa
+from fetcher.postgres.claims import PAGE_WORK, PRODUCT_WORK, renew_claims
 from fetcher.postgres.database import Connection
-from fetcher.postgres.pages import renew_pages
-from fetcher.postgres.products import renew_products
 from fetcher.postgres.schema import missing_migrations
-from fetcher.postgres.workers import beat, leave
+from fetcher.postgres.workers import SILENT_CLAIMS, beat, leave
 from fetcher.work.details import EnrichmentWork
-from fetcher.work.outage import KeyRefusedError
 from fetcher.work.pages import ScanWork
+from fetcher.work.paid_call import KeyRefusedError
 from fetcher.work.reevaluation import judge_outdated
-from fetcher.work.shared import StoppedError, Workplace
+from fetcher.work.shared import Every, StoppedError, Workplace
+from fetcher.work.threads import STEP_AT_MOST_S, Activity, Threads
 
 log = structlog.get_logger(__name__)
 
 # Nothing to do: look again after about so long. Fleets must not look in step.
 IDLE_S: Final = 0.5
 DENIED_PAUSE_MAX_S: Final = 10.0
-BUG_PAUSE_S: Final = 5.0
+AWAY_PAUSE_MAX_S: Final = 10.0
 SCHEMA_PAUSE_S: Final = 2.0
+JUDGE_AGAIN_PAUSE_S: Final = 30.0
+WATCH_EVERY_S: Final = 1.0
 
 # Of the five seconds that a stop may take: first for the work to end by itself, then to
 # give back what is still out, then to tell the broker.
 FINISH_S: Final = 2.5
 GOODBYE_S: Final = 1.0
 
-Step = Callable[[], bool]
+SCANS: Final = "scans"
+DETAILS: Final = "details"
+HEARTBEAT: Final = "heartbeat"
+
+# The thread that holds the claims of each table.
+CLAIMERS: Final = ((SCANS, PAGE_WORK), (DETAILS, PRODUCT_WORK))
 
 
 class Worker:
@@ -61,8 +68,18 @@ class Worker:
         self._details = EnrichmentWork(workplace, new_keepa())
         self._end_heard, self._end_said = socket.socketpair()
         self._end_said.setblocking(False)
-        self._threads: list[threading.Thread] = []
-        self._fatal: FetcherError | BrokerClientError | None = None
+        self._fatal: Exception | None = None
+        self._threads = Threads(
+            workplace.stop,
+            workplace.activities,
+            fatal=(KeyRefusedError, BrokerRefusedError),
+            end=self._end_by,
+        )
+        # Set once the tables are known to be as this version needs them.
+        self._has_tables = threading.Event()
+        self._waits_because = ""
+        # Set while deals may be left that other rules have judged.
+        self._judge_outdated_again: Every | None = None
 
     def run(self, *, seconds: float | None = None) -> None:
         """Work until `end` is called or *seconds* have passed.
@@ -70,9 +87,14 @@ class Worker:
         Raises:
             FetcherError, BrokerClientError: A person must act; the message says how.
         """
-        self._start("scans", self._begin)
-        select.select([self._end_heard], [], [], seconds)
-        self._end()
+        beat_every_s = self._workplace.limits.beat_every_s
+        try:
+            self._threads.start(HEARTBEAT, self._heartbeat, longest_pause_s=beat_every_s)
+            self._threads.start(SCANS, Round(self, self._workplace, self._scan_step))
+            self._threads.start(DETAILS, Round(self, self._workplace, self._details.step))
+            self._watch(seconds)
+        finally:
+            self._end()
         if self._fatal is not None:
             raise self._fatal
 
@@ -89,21 +111,65 @@ class Worker:
         """Have `run` return soon."""
         self._end_said.send(b"\0")
 
-    def _start(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _end_by(self, exc: Exception) -> None:
+        self._fatal = self._fatal or exc
+        self.end()
 
-    def _begin(self) -> None:
-        self._wait_for_schema()
-        self._start("heartbeat", self._heartbeat)
-        self._start("details", partial(self._loop, self._details.step))
-        self._loop(self._scan_step)
+    def _watch(self, seconds: float | None) -> None:
+        """Wait for the end; log threads that are stuck, each once."""
+        end_s = float("inf") if seconds is None else time.monotonic() + seconds
+        logged: set[Activity] = set()
+        while (left_s := end_s - time.monotonic()) > 0:
+            heard, _, _ = select.select([self._end_heard], [], [], min(left_s, WATCH_EVERY_S))
+            if heard:
+                return
+            for activity in set(self._workplace.activities.overdue()) - logged:
+                logged.add(activity)
+                log.error(
+                    "thread is stuck: this process counts as alive no more",
+                    thread=activity.thread,
+                    doing=activity.text,
+                    at_most_s=activity.at_most_s,
+                )
+
+    def can_begin(self) -> bool:
+        """Whether the tables are there and may be used; logs once why not."""
+        if self._has_tables.is_set():
+            return True
+        if threading.current_thread().name != SCANS:
+            # One thread looks for all.
+            return False
+        if problem := self._schema_problem():
+            self._workplace.doing(f"waiting for the database: {problem}", at_most_s=None)
+            if problem != self._waits_because:
+                log.warning("waiting for the database", problem=problem)
+                self._waits_because = problem
+            return False
+        if self._waits_because:
+            log.info("the database can be used")
+        self._has_tables.set()
+        return True
+
+    def _schema_problem(self) -> str:
+        try:
+            with self._workplace.database.connection() as connection:
+                missing = missing_migrations(connection)
+        except DatabaseNotSetUpError as exc:
+            return str(exc)
+        except DatabaseAwayError as exc:
+            return f"Postgres is away: {exc}"
+        names = ", ".join(sorted(missing))
+        return f"it lacks {names}: run dealfetcher migrate" if missing else ""
 
     def _scan_step(self) -> bool:
         if self._workplace.folder.refresh():
             self._workplace.folder.report()
+            self._judge_outdated_again = Every(JUDGE_AGAIN_PAUSE_S)
+        again = self._judge_outdated_again
+        # Kept until it has succeeded, but what can't be judged must not stop the reading.
+        if again is not None and again.is_due(time.monotonic()):
             self._judge_outdated()
+            self._judge_outdated_again = None
         return self._scans.step()
 
     def _judge_outdated(self) -> None:
@@ -118,75 +184,113 @@ class Worker:
             if judged:
                 log.info("deals judged again by changed rules", query=query.name, deals=judged)
 
-    def _loop(self, step: Step) -> None:
-        while not self._workplace.stop.is_set():
-            try:
-                if not step():
-                    self._workplace.doing = "idle"
-                    self._workplace.rest(random.uniform(IDLE_S / 2, IDLE_S))  # noqa: S311 - jitter
-            except (WaitCancelledError, StoppedError):
-                return
-            except LeaseDeniedError as exc:
-                log.info("no tokens for now", reason=exc.reason, retry_in_s=exc.retry_delay_s)
-                self._workplace.rest(min(max(exc.retry_delay_s, IDLE_S), DENIED_PAUSE_MAX_S))
-            except (BrokerAwayError, DatabaseAwayError) as exc:
-                # Said by those who wait for them; nothing is held meanwhile.
-                log.debug("put off", problem=str(exc))
-                self._workplace.rest(IDLE_S)
-            except (KeyRefusedError, BrokerRefusedError) as exc:
-                self._fatal = exc
-                self.end()
-                return
-            except Exception:
-                # A mistake of ours must not stop the process; the work is put off.
-                log.exception("unexpected error")
-                self._workplace.rest(BUG_PAUSE_S)
+    def _heartbeat(self) -> float:
+        """Renew the claims, then report that the process lives; returns the pause in seconds."""
+        workplace = self._workplace
+        workplace.doing("renewing claims", at_most_s=STEP_AT_MOST_S)
+        pulse, beat_every_s = workplace.pulse, workplace.limits.beat_every_s
+        if not self._has_tables.is_set():
+            self._report_waiting()
+            return beat_every_s
+        try:
+            workplace.attempt(self._renew)
+        except DatabaseAwayError as exc:
+            pulse.miss()
+            log.debug("no heartbeat", problem=str(exc))
+            return beat_every_s / 2
+        pulse.beat(time.monotonic())
+        try:
+            # Apart: a table of reports that can't be written must cost no claims.
+            workplace.attempt(self._report)
+        except DatabaseAwayError as exc:
+            log.debug("no report of being alive", problem=str(exc))
+        return beat_every_s
 
-    def _wait_for_schema(self) -> None:
-        said = ""
-        while not self._workplace.stop.is_set() and (problem := self._schema_problem()):
-            if problem != said:
-                log.warning("waiting for the database", problem=problem)
-                said = problem
-            self._workplace.rest(SCHEMA_PAUSE_S)
+    def _renew(self, connection: Connection) -> None:
+        # What a stuck thread holds is left to others.
+        stuck = {activity.thread for activity in self._workplace.activities.overdue()}
+        for thread, table in CLAIMERS:
+            if thread not in stuck:
+                renew_claims(
+                    connection,
+                    table,
+                    holder=self._workplace.holder,
+                    ttl_s=self._workplace.limits.claim_ttl_s,
+                )
 
-    def _schema_problem(self) -> str:
+    def _report(self, connection: Connection) -> None:
+        overdue = self._workplace.activities.overdue()
+        shown = overdue or [
+            activity
+            for activity in self._workplace.activities.current()
+            if activity.thread != HEARTBEAT
+        ]
+        words = "; ".join(f"{activity.thread}: {activity.text}" for activity in shown)
+        beat(
+            connection,
+            holder=self._workplace.holder,
+            version=self._version,
+            doing=f"stuck: {words}" if overdue else words,
+            silent_s=SILENT_CLAIMS * self._workplace.limits.claim_ttl_s
+            if overdue or not self._has_tables.is_set()
+            else None,
+        )
+
+    def _report_waiting(self) -> None:
+        """Let `doctor` and `alive` show why the process does not work, if they can read that."""
         try:
             with self._workplace.database.connection() as connection:
-                missing = missing_migrations(connection)
-        except DatabaseAwayError as exc:
-            return f"Postgres is away: {exc}"
-        names = ", ".join(sorted(missing))
-        return f"it lacks {names}: run dealfetcher migrate" if missing else ""
-
-    def _heartbeat(self) -> None:
-        limits = self._workplace.limits
-        while not self._workplace.stop.is_set():
-            try:
-                with self._workplace.database.connection() as connection:
-                    self._beat(connection)
-            except DatabaseAwayError as exc:
-                log.debug("no heartbeat", problem=str(exc))
-            self._workplace.rest(limits.claim_ttl_s / 3)
-
-    def _beat(self, connection: Connection) -> None:
-        holder, ttl_s = self._workplace.holder, self._workplace.limits.claim_ttl_s
-        renew_pages(connection, holder=holder, ttl_s=ttl_s)
-        renew_products(connection, holder=holder, ttl_s=ttl_s)
-        beat(connection, holder=holder, version=self._version, doing=self._workplace.doing)
+                self._report(connection)
+        except DatabaseError as exc:
+            # Logged by the thread that waits.
+            log.debug("no report of waiting", problem=str(exc))
 
     def _end(self) -> None:
         """Let the work finish for a moment, then give back what is still out."""
         self._workplace.stop.set()
         self._workplace.broker.stop_waiting()
-        deadline_s = time.monotonic() + FINISH_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+        self._threads.join(until_s=time.monotonic() + FINISH_S)
         try:
             self._scans.give_back()
             self._details.give_back()
             with self._workplace.database.connection(timeout_s=0.5) as connection:
                 leave(connection, holder=self._workplace.holder)
-        except (StoppedError, DatabaseAwayError) as exc:
+        except (StoppedError, DatabaseError) as exc:
             log.warning("Postgres is away: claims end by themselves", problem=str(exc))
         self._workplace.broker.close(timeout_s=GOODBYE_S)
+
+
+class Round:
+    """One round of a thread that makes paid calls: *step*, and the pause that follows from it."""
+
+    def __init__(self, worker: Worker, workplace: Workplace, step: Callable[[], bool]) -> None:
+        self._worker = worker
+        self._workplace = workplace
+        self._step = step
+        self._failures = 0
+
+    def __call__(self) -> float:
+        """Work once; returns the seconds to rest."""
+        workplace = self._workplace
+        workplace.doing("looking for work", at_most_s=STEP_AT_MOST_S)
+        if not self._worker.can_begin():
+            return SCHEMA_PAUSE_S
+        try:
+            has_worked = self._step()
+        except LeaseDeniedError as exc:
+            log.info("no tokens for now", reason=exc.reason, retry_in_s=exc.retry_delay_s)
+            return float(min(max(exc.retry_delay_s, IDLE_S), DENIED_PAUSE_MAX_S))
+        except (BrokerAwayError, WaitCancelledError, StoppedError) as exc:
+            # Logged where the wait happens, or the process is to end; nothing is held here.
+            log.debug("put off", problem=str(exc))
+            return IDLE_S
+        except DatabaseAwayError:
+            # As above.
+            self._failures += 1
+            return float(min(IDLE_S * 2 ** min(self._failures, 10), AWAY_PAUSE_MAX_S))
+        self._failures = 0
+        workplace.troubles.end()
+        if has_worked:
+            return 0.0
+        workplace.doing("idle", at_most_s=None)
+        return random.uniform(IDLE_S / 2, IDLE_S)  # noqa: S311 - jitter

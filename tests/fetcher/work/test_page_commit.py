@@ -7,13 +7,12 @@ import pytest
 
 from fetcher.errors import ClaimLostError
 from fetcher.postgres import Database
+from fetcher.postgres.claims import PAGE_WORK, release_claims, renew_claims
 from fetcher.postgres.pages import (
     PageClaim,
     claim_page,
     next_page,
     open_pages,
-    release_page,
-    renew_pages,
 )
 from fetcher.postgres.progress import lock_progress, standings
 from fetcher.postgres.scans import start_scan
@@ -152,7 +151,7 @@ def test_a_heartbeat_keeps_claims_alive(database: Database) -> None:
     start(database, asked)
     claim(database, asked, ttl_s=-1)
     with database.connection() as connection:
-        renew_pages(connection, holder="me", ttl_s=TTL_S)
+        renew_claims(connection, PAGE_WORK, holder="me", ttl_s=TTL_S)
 
     assert claim(database, asked, holder="you") is None
 
@@ -164,7 +163,7 @@ def test_a_page_put_back_can_be_claimed_at_once(database: Database) -> None:
     mine = claim(database, asked)
     assert mine is not None
     with database.connection() as connection:
-        release_page(connection, mine)
+        release_claims(connection, PAGE_WORK, [mine])
     again = claim(database, asked, holder="you")
 
     assert again is not None
