@@ -69,6 +69,11 @@ class KeepaResponseError(KeepaError):
 class DatabaseError(FetcherError):
     """Postgres did not do the work; the message is one line and never holds the URL."""
 
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}: {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
+
 
 class DatabaseAwayError(DatabaseError):
     """Postgres can't be reached, dropped the connection, or can't do the work now."""

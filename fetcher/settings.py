@@ -1,8 +1,8 @@
 """Settings of the fetcher: the environment, then `.env`; read nowhere else."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 
@@ -98,11 +98,11 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     def secrets(self) -> list[str]:
         """Every text that must never be shown."""
         found: list[str] = []
-        for secret in (self.require_api_key, self._database_password, self._token):
-            try:
+        for secret in (self.require_api_key, self._token):
+            with contextlib.suppress(SettingsError):
                 found.append(secret())
-            except SettingsError:
-                continue
+        with contextlib.suppress(SettingsError):
+            found += _passwords(self.require_database_url())
         return [text for text in found if text]
 
     def _token(self) -> str:
@@ -111,14 +111,18 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         except CredentialError:
             return ""
 
-    def _database_password(self) -> str:
-        return unquote(urlsplit(self.require_database_url()).password or "")
-
 
 def _postgres_url(text: str) -> SecretStr:
-    if urlsplit(text).scheme not in {"postgresql", "postgres"}:
-        raise ValueError("must look like postgresql://user:password@127.0.0.1:5432/deals")
-    return SecretStr(text)
+    # Only commands that use Postgres pay for its driver.
+    from fetcher.postgres.url import check_database_url  # noqa: PLC0415 - see above
+
+    return SecretStr(check_database_url(text))
+
+
+def _passwords(database_url: str) -> list[str]:
+    from fetcher.postgres.url import secrets_of  # noqa: PLC0415 - as above
+
+    return list(secrets_of(database_url))
 
 
 def _missing(variable: str, remedy: str) -> str:

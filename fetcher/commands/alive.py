@@ -2,7 +2,7 @@
 
 import socket
 
-from fetcher.postgres import Database
+from fetcher.postgres.database import connect
 from fetcher.postgres.workers import SILENT_CLAIMS, workers_of
 from fetcher.settings import Settings
 
@@ -16,10 +16,7 @@ def why_not_alive(settings: Settings) -> str | None:
     Raises:
         DatabaseError: Postgres can't be asked.
     """
-    with (
-        Database(settings.require_database_url(), timeout_s=TIMEOUT_S) as database,
-        database.connection() as connection,
-    ):
+    with connect(settings.require_database_url(), timeout_s=TIMEOUT_S) as connection:
         workers = workers_of(connection, socket.gethostname())
     if not workers:
         return "no fetcher of this host was heard of lately"

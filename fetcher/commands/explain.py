@@ -5,7 +5,7 @@ from typing import Any
 
 from fetcher.commands.look import money
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say, when
-from fetcher.postgres import Database
+from fetcher.postgres.database import connect
 from fetcher.postgres.story import tell_story
 from fetcher.replies.units import DOMAINS, PRICE_TYPES
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 def explain_deal(database_url: str, asin: str, *, output: Format) -> int:
     """Print what is known of *asin* and why each query takes it or not; returns the exit code."""
-    with Database(database_url) as database, database.connection() as connection:
+    with connect(database_url) as connection:
         story = tell_story(connection, asin, changes=CHANGES_SHOWN)
     if output is Format.JSON:
         print_json({"asin": asin, **story})

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from fetcher.commands.output import Format, print_json, print_rows
-from fetcher.postgres import Database
+from fetcher.postgres.database import connect
 from fetcher.postgres.reports import count_rejections, count_states, list_deals, list_scans
 
 Row = dict[str, Any]
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 def show_scans(database_url: str, *, query: str | None, limit: int, output: Format) -> None:
     """Print the newest scans."""
-    with Database(database_url) as database, database.connection() as connection:
+    with connect(database_url) as connection:
         rows = list_scans(connection, query=query, limit=limit)
     print_rows("Scans", rows, output)
 
@@ -22,7 +22,7 @@ def show_deals(
     database_url: str, *, query: str | None, state: str | None, limit: int, output: Format
 ) -> None:
     """Print the newest deals."""
-    with Database(database_url) as database, database.connection() as connection:
+    with connect(database_url) as connection:
         rows = list_deals(connection, query=query, state=state, limit=limit)
     if output is Format.TABLE:
         rows = [_deal_for_people(row) for row in rows]
@@ -33,7 +33,7 @@ def show_rejections(
     database_url: str, *, query: str | None, since: timedelta | None, output: Format
 ) -> None:
     """Print how deals were judged, and which rules rejected them."""
-    with Database(database_url) as database, database.connection() as connection:
+    with connect(database_url) as connection:
         states = count_states(connection, query=query, since=since)
         rules = count_rejections(connection, query=query, since=since)
     if output is Format.JSON:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say, when
-from fetcher.postgres import Database
+from fetcher.postgres.database import Connection, connect
 from fetcher.postgres.retention import STATEMENTS, last_page, prune_some
 
 
@@ -13,16 +13,15 @@ def prune_database(database_url: str, *, days: int, force: bool, output: Format)
     Refuses while nothing has been collected for a day: then "not seen" says
     nothing about the deals, only about us.
     """
-    with Database(database_url) as database:
-        with database.connection() as connection:
-            newest, is_stale = last_page(connection)
+    with connect(database_url) as connection:
+        newest, is_stale = last_page(connection)
         if is_stale and not force:
             say(
                 f"nothing deleted: the last page was read at {when(newest)}, and while"
                 " collection stands still old rows are the only ones (--force deletes anyway)"
             )
             return EXIT_FAILED
-        deleted = {what: _prune(database, what, timedelta(days=days)) for what in STATEMENTS}
+        deleted = {what: _prune(connection, what, timedelta(days=days)) for what in STATEMENTS}
     if output is Format.JSON:
         print_json(deleted)
     else:
@@ -30,11 +29,12 @@ def prune_database(database_url: str, *, days: int, force: bool, output: Format)
     return EXIT_OK
 
 
-def _prune(database: Database, what: str, older_than: timedelta) -> int:
+def _prune(connection: Connection, what: str, older_than: timedelta) -> int:
     total = 0
     while True:
-        with database.connection() as connection:
-            count = prune_some(connection, what, older_than)
+        count = prune_some(connection, what, older_than)
+        # Each lot by itself: fetchers wait for no long transaction.
+        connection.commit()
         total += count
         if not count:
             return total

@@ -9,8 +9,8 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from fetcher.errors import DatabaseAwayError
-from fetcher.postgres.errors import Trouble, classify, explained
+from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
+from fetcher.postgres.errors import LOOK, Trouble, classify, explained
 
 # Its warnings repeat, for every connection and attempt, what we say once.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
@@ -22,6 +22,9 @@ CONNECTIONS_MAX: Final = 3
 CONNECT_TIMEOUT_S: Final = 3.0
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+ENCODING: Final = "UTF8"
 
 
 class Database:
@@ -38,7 +41,7 @@ class Database:
             num_workers=1,
             # A connection from before a restart of Postgres is replaced unseen.
             check=ConnectionPool.check_connection,
-            kwargs={"connect_timeout": int(timeout_s), "application_name": "dealfetcher"},
+            kwargs=_options(timeout_s),
             open=True,
         )
 
@@ -69,6 +72,7 @@ class Database:
         with explaining(self._why_away):
             connection = self._pool.getconn(timeout_s)
             try:
+                check_encoding(connection)
                 # Commits, or rolls back; a pool's connection stays open.
                 with connection:
                     yield connection
@@ -79,17 +83,51 @@ class Database:
             finally:
                 self._pool.putconn(connection)
 
-    def _why_away(self) -> str:
+    def _why_away(self) -> DatabaseError:
         """The pool only says that it has waited; a connection of our own says why."""
         try:
-            with explaining(), psycopg.connect(self._database_url, connect_timeout=1):
-                return "no connection in time"
-        except DatabaseAwayError as exc:
-            return str(exc)
+            with connect(self._database_url, timeout_s=1.0):
+                return DatabaseAwayError("no connection in time", LOOK)
+        except DatabaseError as exc:
+            return exc
 
 
 @contextmanager
-def explaining(why_no_connection: Callable[[], str] | None = None) -> Iterator[None]:
+def connect(
+    database_url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, autocommit: bool = False
+) -> Iterator[Connection]:
+    """One connection for one command: committed at the end, rolled back on an error.
+
+    A pool would try again until its time is up; here the first failure says why.
+
+    Raises:
+        DatabaseError: As `Database.connection` does.
+    """
+    with (
+        explaining(),
+        psycopg.connect(database_url, autocommit=autocommit, **_options(timeout_s)) as connection,
+    ):
+        check_encoding(connection)
+        yield connection
+
+
+def check_encoding(connection: Connection) -> None:
+    """Make sure that the database can hold any text; asks the server nothing.
+
+    Raises:
+        DatabaseNotSetUpError: It can't.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in {ENCODING, None}:
+        raise DatabaseNotSetUpError(
+            f"the database's encoding is {encoding}, but must be {ENCODING}",
+            f"CREATE DATABASE ... ENCODING '{ENCODING}' TEMPLATE template0, name the new one in"
+            " DATABASE_URL and run dealfetcher migrate",
+        )
+
+
+@contextmanager
+def explaining(why_no_connection: Callable[[], DatabaseError] | None = None) -> Iterator[None]:
     """Turn the driver's errors into the fetcher's own.
 
     *why_no_connection* explains a pool that had no connection to give.
@@ -97,13 +135,26 @@ def explaining(why_no_connection: Callable[[], str] | None = None) -> Iterator[N
     try:
         yield
     except PoolTimeout as exc:
-        problem = why_no_connection() if why_no_connection else str(exc)
+        problem = why_no_connection() if why_no_connection else DatabaseAwayError(str(exc), LOOK)
     except psycopg.Error as exc:
         # A statement that fails again is looked into by its traceback.
         raise explained(exc) from (exc if classify(exc) is Trouble.WRONG else None)
     else:
         return
-    raise DatabaseAwayError(problem)
+    raise problem
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "connect_timeout": int(timeout_s),
+        "application_name": "dealfetcher",
+        # Whatever PGCLIENTENCODING or the server's default is.
+        "client_encoding": ENCODING,
+        # A prepared statement belongs to one server connection; behind PgBouncer in
+        # transaction mode the next transaction may run on another.
+        # Source: psycopg documentation, "Prepared statements", on PgBouncer.
+        "prepare_threshold": None,
+    }
 
 
 def instant(unix_ms: int | None) -> datetime | None:

@@ -50,20 +50,44 @@ AWAY_CODES: Final = frozenset({
     "3D000",  # the database is not there yet, or not any more
 })  # fmt: skip
 MIGRATE_CODES: Final = frozenset({
-    "3F000",  # no such schema
     "42703",  # no such column
     "42704",  # no such type or other object
     "42883",  # no such function
     "42P01",  # no such table
     "42P10",  # no such unique key: the table is of another version
 })  # fmt: skip
-NO_RIGHTS: Final = "42501"
+# A role that may not use a schema does not see it either.
+RIGHTS_CODES: Final = frozenset({"42501", "3F000"})
 
 MIGRATE: Final = "run dealfetcher migrate"
 GRANT: Final = (
-    "grant the role of DATABASE_URL USAGE on the schema, SELECT, INSERT, UPDATE and DELETE on"
+    "grant the role in DATABASE_URL USAGE on the schema, SELECT, INSERT, UPDATE and DELETE on"
     " its tables and USAGE on its sequences, or use the role that ran dealfetcher migrate"
 )
+GRANT_SCHEMA: Final = (
+    "GRANT USAGE ON SCHEMA public to the role in DATABASE_URL, and CREATE for dealfetcher migrate"
+)
+LOOK: Final = "check DATABASE_URL and the server"
+
+# A refused login comes without a code; a server that speaks another language gets LOOK.
+REMEDIES: Final = {
+    "password authentication failed": "correct the password in DATABASE_URL",
+    "no password supplied": "put the password into DATABASE_URL, PGPASSWORD or ~/.pgpass",
+    "no pg_hba.conf entry": "allow this client in the server's pg_hba.conf",
+    "is not permitted to log in": "ALTER ROLE ... LOGIN, or use another role in DATABASE_URL",
+    "permission denied for database": "GRANT CONNECT ON DATABASE to the role in DATABASE_URL",
+    "SSL": "check sslmode and the certificates in DATABASE_URL",
+    "certificate": "check sslmode and the certificates in DATABASE_URL",
+    "Connection refused": "start the server, or correct host and port in DATABASE_URL",
+    "timeout expired": "correct host and port in DATABASE_URL, or let the firewall pass",
+    "translate host name": "correct the host in DATABASE_URL",
+    "resolve host": "correct the host in DATABASE_URL",
+    "session is read-only": "none of the servers in DATABASE_URL takes writes: see why",
+    "too many clients": "raise max_connections, or put PgBouncer in between",
+    "remaining connection slots": "raise max_connections, or put PgBouncer in between",
+    "read-only": "see why the server takes no writes: a standby, or a full disk",
+    "does not exist": "create it on the server, or correct DATABASE_URL",
+}
 
 
 def classify(error: psycopg.Error) -> Trouble:
@@ -75,7 +99,7 @@ def classify(error: psycopg.Error) -> Trouble:
         return Trouble.AWAY if lost else Trouble.WRONG
     if code[:2] in AWAY_CLASSES or code in AWAY_CODES:
         return Trouble.AWAY
-    if code in MIGRATE_CODES or code == NO_RIGHTS:
+    if code in MIGRATE_CODES or code in RIGHTS_CODES:
         return Trouble.NOT_SET_UP
     return Trouble.WRONG
 
@@ -85,10 +109,9 @@ def explained(error: psycopg.Error) -> DatabaseError:
     text = summary(error)
     match classify(error):
         case Trouble.AWAY:
-            return DatabaseAwayError(text)
+            return DatabaseAwayError(text, _remedy(text))
         case Trouble.NOT_SET_UP:
-            remedy = GRANT if error.sqlstate == NO_RIGHTS else MIGRATE
-            return DatabaseNotSetUpError(f"{text}: {remedy}")
+            return DatabaseNotSetUpError(text, _missing(error))
     return DatabaseRefusedError(f"{text} (SQLSTATE {error.sqlstate})")
 
 
@@ -96,3 +119,14 @@ def summary(error: psycopg.Error) -> str:
     """The first line of *error*: the rest quotes statements and hints."""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _remedy(text: str) -> str:
+    return next((remedy for part, remedy in REMEDIES.items() if part in text), LOOK)
+
+
+def _missing(error: psycopg.Error) -> str:
+    if error.sqlstate in MIGRATE_CODES:
+        return MIGRATE
+    concerns_schema = error.sqlstate == "3F000" or "schema" in summary(error)
+    return GRANT_SCHEMA if concerns_schema else GRANT

@@ -1,5 +1,6 @@
 """What `dealfetcher doctor` asks the database."""
 
+from collections.abc import Iterable
 from typing import Any, Final, LiteralString
 
 from psycopg.rows import dict_row
@@ -34,6 +35,15 @@ SELECT holder, version, doing, extract(epoch FROM now() - seen_at)::bigint AS se
   FROM workers WHERE seen_at > now() - interval '1 hour' ORDER BY holder
 """
 
+WITHOUT_RIGHTS: Final[LiteralString] = """
+SELECT relname FROM pg_class
+ WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
+   AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+            AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))
+   AND relname = ANY(%s)
+ ORDER BY relname
+"""
+READ_ONLY: Final[LiteralString] = "SHOW transaction_read_only"
 VERSION: Final[LiteralString] = "SHOW server_version"
 
 
@@ -56,6 +66,16 @@ def server_version(connection: Connection) -> str:
     """The version of Postgres."""
     row = connection.execute(VERSION).fetchone()
     return "" if row is None else str(row[0])
+
+
+def is_read_only(connection: Connection) -> bool:
+    """Whether the server takes no writes on this connection."""
+    return connection.execute(READ_ONLY).fetchone() == ("on",)
+
+
+def without_rights(connection: Connection, tables: Iterable[str]) -> list[str]:
+    """Those of *tables* that the role may not read and write as fetchers must."""
+    return [str(name) for (name,) in connection.execute(WITHOUT_RIGHTS, (list(tables),))]
 
 
 def _rows(connection: Connection, statement: LiteralString) -> list[Row]:

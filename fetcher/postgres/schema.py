@@ -1,47 +1,45 @@
 """The schema and its versions, by yoyo-migrations."""
 
-import contextlib
+import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
-
-from fetcher.postgres.database import Connection, explaining
+from fetcher.errors import DatabaseNotSetUpError
+from fetcher.postgres.database import Connection, connect
+from fetcher.postgres.errors import GRANT_SCHEMA
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
-# Any number that nobody else takes in this database. Unlike yoyo's own lock it
-# goes with the connection, so a killed migration blocks nobody.
+# Any number that nobody else takes in this database. The lock ends with the transaction:
+# a killed migration blocks nobody, nor does one behind PgBouncer, whose server connections
+# outlive their users.
 LOCK_KEY: Final = 5_077_206_411
 
-LOCK: Final = "SELECT pg_advisory_lock(%s)"
-TABLE_EXISTS: Final = "SELECT to_regclass('_yoyo_migration') IS NOT NULL"
+LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
+LOOK: Final = "SELECT current_schema() IS NOT NULL, to_regclass('_yoyo_migration') IS NOT NULL"
+CREATE_TABLE: Final = re.compile(r"CREATE TABLE(?: IF NOT EXISTS)? (\w+)")
 APPLIED: Final = "SELECT migration_id FROM _yoyo_migration"
 
 
 def migrate(database_url: str) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations applied.
 
-    Safe to run from several processes at once: they take turns.
+    All of them are applied in one transaction, or none is. Safe to run from several
+    processes at once: they take turns.
 
     Raises:
         DatabaseAwayError: Postgres can't be reached.
+        DatabaseNotSetUpError: The role may not make tables, or the encoding is wrong.
     """
     # Imported late: only this command pays for yoyo and its SQL parser.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        import yoyo  # noqa: PLC0415 - see above
+        from fetcher.postgres.yoyo_backend import apply_pending  # noqa: PLC0415 - see above
 
-    with explaining(), _taking_turns(database_url):
-        backend = yoyo.get_backend(_yoyo_url(database_url))
-        with contextlib.closing(backend.connection):
-            pending = backend.to_apply(yoyo.read_migrations(str(MIGRATIONS)))
-            names = [migration.id for migration in pending]
-            backend.apply_migrations(pending)
-    return names
+    with connect(database_url, autocommit=True) as connection, connection.transaction():
+        connection.execute(LOCK, (LOCK_KEY,))
+        return apply_pending(connection, MIGRATIONS)
 
 
 def known_migrations() -> set[str]:
@@ -50,21 +48,31 @@ def known_migrations() -> set[str]:
     return {path.stem for path in files if not path.stem.endswith(".rollback")}
 
 
+def known_tables() -> set[str]:
+    """Names of the tables that those migrations make; later ones may drop some again."""
+    texts = (path.read_text(encoding="utf-8") for path in MIGRATIONS.glob("*.sql"))
+    return {name for text in texts for name in CREATE_TABLE.findall(text)}
+
+
 def missing_migrations(connection: Connection) -> set[str]:
-    """Migrations that the database lacks."""
-    exists = connection.execute(TABLE_EXISTS).fetchone()
-    if exists is None or not exists[0]:
-        return known_migrations()
-    applied = {str(name) for (name,) in connection.execute(APPLIED)}
-    return known_migrations() - applied
+    """Migrations that the database lacks.
+
+    Raises:
+        DatabaseNotSetUpError: The role may not look.
+    """
+    return known_migrations() - applied_migrations(connection)
 
 
-@contextlib.contextmanager
-def _taking_turns(database_url: str) -> Iterator[None]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(LOCK, (LOCK_KEY,))
-        yield
+def applied_migrations(connection: Connection) -> set[str]:
+    """Migrations that the database has, be they from a newer version of the program.
 
-
-def _yoyo_url(database_url: str) -> str:
-    return urlunsplit(urlsplit(database_url)._replace(scheme="postgresql+psycopg"))
+    Raises:
+        DatabaseNotSetUpError: The role may not look.
+    """
+    row = connection.execute(LOOK).fetchone()
+    assert row is not None
+    sees_schema, exists = row
+    # Without rights on the schema its tables seem to be missing, and to migrate is no remedy.
+    if not sees_schema:
+        raise DatabaseNotSetUpError("the role in DATABASE_URL sees no schema", GRANT_SCHEMA)
+    return {str(name) for (name,) in connection.execute(APPLIED)} if exists else set()

@@ -7,11 +7,12 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from fetcher.broker_client import BrokerClient, BrokerClientError, BucketView
-from fetcher.errors import DatabaseAwayError, KeepaError, KeepaResponseError
+from fetcher.errors import DatabaseError, KeepaError, KeepaResponseError
 from fetcher.keepa import Keepa
-from fetcher.postgres import Database, health
-from fetcher.postgres.database import Connection
-from fetcher.postgres.schema import missing_migrations
+from fetcher.postgres import health
+from fetcher.postgres.database import Connection, connect
+from fetcher.postgres.errors import GRANT, MIGRATE
+from fetcher.postgres.schema import applied_migrations, known_migrations, known_tables
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.envelope import Envelope
 from fetcher.scans.page_facts import STALE_AFTER_MS
@@ -135,18 +136,32 @@ def _count_finding(bucket: BucketView, envelope: Envelope) -> Finding:
 
 def _examine_database(settings: Settings) -> Iterator[Finding]:
     try:
-        url = settings.require_database_url()
-        with Database(url) as database, database.connection() as connection:
+        with connect(settings.require_database_url()) as connection:
             yield Finding("Postgres", State.OK, f"version {health.server_version(connection)}")
-            missing = missing_migrations(connection)
-            if missing:
-                names = ", ".join(sorted(missing))
-                yield Finding("schema", State.FAILED, f"lacks {names}", "dealfetcher migrate")
+            applied, known = applied_migrations(connection), known_migrations()
+            if missing := known - applied:
+                yield Finding("schema", State.FAILED, f"lacks {_names(missing)}", MIGRATE)
                 return
-            yield Finding("schema", State.OK, "up to date")
+            if newer := applied - known:
+                text = f"has {_names(newer)}, which this version does not know"
+                yield Finding("schema", State.WARNING, text, "update this program")
+            else:
+                yield Finding("schema", State.OK, "up to date")
+            if health.is_read_only(connection):
+                remedy = "see why the server takes no writes: a standby, or a full disk"
+                yield Finding("Postgres", State.FAILED, "read-only", remedy)
+            yield from _examine_rights(connection)
             yield from _examine_collection(connection)
-    except (SettingsError, DatabaseAwayError) as exc:
-        yield Finding("Postgres", State.FAILED, str(exc), "check DATABASE_URL and the server")
+    except SettingsError as exc:
+        yield Finding("Postgres", State.FAILED, str(exc), "correct the setting")
+    except DatabaseError as exc:
+        yield Finding("Postgres", State.FAILED, exc.problem, exc.remedy)
+
+
+def _examine_rights(connection: Connection) -> Iterator[Finding]:
+    if lacking := health.without_rights(connection, known_tables()):
+        text = f"the role may not read and write {', '.join(lacking)}"
+        yield Finding("rights", State.FAILED, text, GRANT)
 
 
 def _examine_collection(connection: Connection) -> Iterator[Finding]:
@@ -209,3 +224,7 @@ def _minutes(seconds: int) -> str:
 
 def _hours(seconds: int) -> str:
     return f"{seconds / 3600:.0f} hours"
+
+
+def _names(migrations: Iterable[str]) -> str:
+    return ", ".join(sorted(migrations))

@@ -79,7 +79,7 @@ def test_doctor_names_what_is_missing_and_the_remedy(world: World, tmp_path: Pat
     assert done.returncode == 1
     assert "KEEPA_API_KEY" in done.stdout
     assert "tokenbroker serve" in done.stdout
-    assert "check DATABASE_URL" in done.stdout
+    assert "host and port in DATABASE_URL" in done.stdout
     assert "hidden-word" not in done.stdout
     assert done.stderr == ""
 

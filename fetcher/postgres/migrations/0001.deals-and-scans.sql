@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS deal_changes (
     asin        text        NOT NULL,
     reply_time  timestamptz NOT NULL,
     price_type  smallint    NOT NULL,
-    -- {"price_minor": [before, after], …}
+    -- {"price_minor": [before, after], ...}
     changes     jsonb       NOT NULL
 );
 

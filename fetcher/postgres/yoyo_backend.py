@@ -1,0 +1,75 @@
+"""yoyo-migrations on a connection of ours, in one transaction.
+
+yoyo reads connection URLs in its own way, opens a second connection for every
+migration, and keeps others off by a row that a killed process leaves behind. Here it
+gets a connection that is made like any other, and the caller holds a lock that ends
+with the transaction.
+"""
+
+import contextlib
+import socket
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yoyo
+from yoyo import internalmigrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import DatabaseURI
+
+from fetcher.postgres.database import Connection
+
+# yoyo looks into it for the database's name only, and Postgres needs none.
+NO_URI: Final = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {})
+
+
+def apply_pending(connection: Connection, folder: Path) -> list[str]:
+    """Apply the migrations in *folder* that are missing; returns their names.
+
+    *connection* is in autocommit mode: yoyo sends BEGIN and COMMIT itself, here as
+    savepoints within the transaction that is open.
+    """
+    backend = _Backend(connection)
+    pending = backend.to_apply(yoyo.read_migrations(str(folder)))
+    names = [migration.id for migration in pending]
+    backend.apply_migrations(pending)
+    return names
+
+
+class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+    def __init__(self, connection: Connection) -> None:
+        self._given = connection
+        super().__init__(NO_URI, yoyo.default_migration_table)
+        # The caller has begun the transaction.
+        self._in_transaction = True
+
+    def connect(self, _uri: object) -> Connection:
+        return self._given
+
+    def copy(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the connection open; its owner closes it."""
+
+    @contextlib.contextmanager
+    def disable_transactions(self) -> Iterator[None]:
+        raise NotImplementedError("a migration is part of one transaction")
+
+    def ensure_internal_schema_updated(self) -> None:
+        if internalmigrations.needs_upgrading(self):
+            internalmigrations.upgrade(self)
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+        """The row for yoyo's log; its own asks for a user's name that containers lack."""
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": "dealfetcher",
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
