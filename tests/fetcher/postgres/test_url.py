@@ -5,9 +5,9 @@ import re
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from fetcher.errors import SettingsError
 from fetcher.postgres.url import check_database_url, secrets_of
 from fetcher.settings import Settings
+from protos.process.settings import SettingsError
 
 GOOD = (
     "postgresql://localhost/deals",
