@@ -1,0 +1,133 @@
+"""The commands that README, broker and fetcher documents give work on a running stack."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.keepa_simulator.options import DEMO_KEY
+from deploy.local.program import Program
+from tests.e2e.collection import wait_until
+from tests.fix_broker import StartProgram, environment
+from tests.test_documents import ROOT, of
+
+PROGRAMS = {"tokenbroker": "broker", "dealfetcher": "fetcher"}
+# They run until they are stopped; what they serve is tested elsewhere.
+ENDLESS = (("tokenbroker", "serve"), ("dealfetcher", "run"), ("dealfetcher", "metrics"))
+COMMAND_TIMEOUT_S = 120
+
+
+class RunningStack:
+    """What `make run` started, and how its second terminal reaches it."""
+
+    def __init__(self, program: Program, data_dir: Path) -> None:
+        output = program.output()
+        broker = re.search(r"broker: gRPC on (\S+),", output)
+        simulator = re.search(r"a simulator at (http://[^\s,]+)", output)
+        assert broker is not None
+        assert simulator is not None
+        self.environment = environment(
+            broker_address=broker[1],
+            keepa_base_url=simulator[1],
+            keepa_api_key=DEMO_KEY,
+            database_url=(data_dir / "database-url").read_text("utf-8").strip(),
+            queries=ROOT / "deploy" / "queries",
+        )
+
+    def run(self, command: list[str], *, endless: bool = False) -> tuple[int, str]:
+        """The exit code and output of *command*; Ctrl-C follows the first output if *endless*."""
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            first = ""
+            if endless:
+                assert process.stdout is not None
+                first = process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        return process.returncode, first + output
+
+
+@pytest.fixture
+def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+    """A stack as `make run` starts it, with deals in its database."""
+    data_dir = tmp_path_factory.mktemp("stack") / "data"
+    program = start_program(
+        "deploy.local",
+        broker_listen="127.0.0.1:0",
+        broker_http_listen="127.0.0.1:0",
+        queries=ROOT / "deploy" / "queries",
+        data_dir=data_dir,
+    )
+    wait_until(
+        lambda: "page read" in program.output() or not program.running, 120, "the first page"
+    )
+    return RunningStack(program, data_dir)
+
+
+def documented(program: str) -> list[list[str]]:
+    """The commands of *program* in the documents, each once; docker's own are tried there."""
+    found = {
+        (program, *words)
+        for place, words in of(program)
+        if re.match(r"(README|broker/README|fetcher/README)\.md", place) and words
+    }
+    return [list(command) for command in sorted(found - {(*endless,) for endless in ENDLESS})]
+
+
+def asin_of(stack: RunningStack) -> str:
+    """The ASIN of a stored deal."""
+    _, output = stack.run([sys.executable, "-m", "fetcher", "deals", "-o", "json"])
+    found = re.search(r'"asin": ?"(\w+)"', output)
+    assert found is not None, output
+    return found[1]
+
+
+@pytest.mark.slow
+def test_the_documented_commands_work(stack: RunningStack) -> None:
+    """Every command of the three documents ends with exit code 0 beside `make run`."""
+    asin = asin_of(stack)
+    commands = []
+    for program, module in PROGRAMS.items():
+        for command in documented(program):
+            arguments = [asin if word == "ASIN" else word for word in command[1:]]
+            commands.append([sys.executable, "-m", module, *arguments])
+
+    def outcome(command: list[str]) -> tuple[int, str]:
+        return stack.run(command, endless=command[2:4] == ["broker", "watch"])
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(outcome, commands))
+    failed = {
+        " ".join(command[2:]): output
+        for command, (code, output) in zip(commands, outcomes, strict=True)
+        if code != 0 or "Traceback" in output
+    }
+
+    assert len(commands) > 15
+    assert failed == {}
+
+
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+def test_the_documented_statements_find_something(stack: RunningStack) -> None:
+    """Every psql line of fetcher/README.md prints at least one row."""
+    url = stack.environment["DATABASE_URL"]
+    statements = [words[-1] for place, words in of("psql") if "fetcher/README" in place]
+    outcomes = [
+        stack.run(["psql", url, "-v", "ON_ERROR_STOP=1", "-c", statement])
+        for statement in statements
+    ]
+
+    assert len(statements) > 3
+    assert [output for code, output in outcomes if code != 0] == []
+    assert all(not re.search(r"\(0 rows\)", output) for _, output in outcomes)
