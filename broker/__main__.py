@@ -1,8 +1,7 @@
 """The `tokenbroker` command."""
 
-import sys
 from enum import StrEnum
-from typing import Annotated, Final, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -11,10 +10,9 @@ from broker.commands import watch as watching
 from broker.commands.connection import CommandError, Target
 from broker.settings import ServeSettings
 from protos.channel.credential_files import CredentialError
-from protos.process.settings import ClientSettings, SettingsError, TracingSettings
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
+from protos.process.addresses import ListenError
+from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
+from protos.process.settings import ClientSettings, Secrets, SettingsError, TracingSettings
 
 
 class Format(StrEnum):
@@ -58,21 +56,18 @@ def serve() -> None:
     from broker.access.budgets_file import BudgetsFileError  # noqa: PLC0415
     from broker.rpc.tracing import SERVICE  # noqa: PLC0415
     from protos.process import logs, tracing  # noqa: PLC0415
-    from protos.process.addresses import ListenError  # noqa: PLC0415
 
     settings, protocol = ServeSettings.load(), TracingSettings.load().protocol
     logs.configure(
         settings.log_level,
         settings.log_format,
-        secrets=[settings.keepa_api_key.get_secret_value()],
+        secrets=Secrets.known(),
     )
     try:
         with tracing.exporting(SERVICE, protocol):
             server.run(settings, traced=protocol is not None)
     except BudgetsFileError as exc:
-        _fail(exc, EXIT_USAGE)
-    except ListenError as exc:
-        _fail(exc, EXIT_FAILED)
+        raise SettingsError([str(exc)]) from None
 
 
 @app.command()
@@ -136,20 +131,19 @@ def _target(option: str | None) -> Target:
     return Target(option or settings.broker_address, settings.access)
 
 
-def _fail(exc: Exception, code: int) -> NoReturn:
-    for line in str(exc).splitlines():
-        print(f"tokenbroker: {line}", file=sys.stderr)
-    raise SystemExit(code)
-
-
 def main() -> None:
     """Run the command; a wrong setting exits 2, any other failure 1."""
-    try:
-        app()
-    except (SettingsError, CredentialError) as exc:
-        _fail(exc, EXIT_USAGE)
-    except CommandError as exc:
-        _fail(exc, EXIT_FAILED)
+    run_command(
+        "tokenbroker",
+        app,
+        exit_codes={
+            SettingsError: EXIT_USAGE,
+            CredentialError: EXIT_USAGE,
+            ListenError: EXIT_FAILED,
+            CommandError: EXIT_FAILED,
+        },
+        secrets=Secrets.known,
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """The `dealfetcher` command."""
 
-import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from fetcher.broker_client import BrokerClientError
-from fetcher.commands.output import EXIT_FAILED, EXIT_USAGE, Format, Output
-from fetcher.errors import DatabaseAwayError, FetcherError
-from fetcher.settings import Settings
+from fetcher.commands.output import Format, Output
+from fetcher.errors import FetcherError
+from fetcher.settings import FetcherSecrets, Settings
+from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.settings import SettingsError
 
 app = typer.Typer(
@@ -79,7 +79,7 @@ def alive() -> None:
     from fetcher.commands.alive import why_not_alive  # noqa: PLC0415 - only what is used
 
     if (reason := why_not_alive(Settings.load())) is not None:
-        _fail(reason, EXIT_FAILED)
+        raise FetcherError(reason)
 
 
 @app.command()
@@ -270,22 +270,18 @@ def _duration(text: str | None) -> timedelta | None:
     return timedelta(**{units[unit]: int(number)})
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        print(f"dealfetcher: {line}", file=sys.stderr)
-    raise SystemExit(code)
-
-
 def main() -> None:
     """Run the command; a wrong setting exits 2, any other failure 1."""
-    try:
-        app()
-    except SettingsError as exc:
-        _fail(str(exc), EXIT_USAGE)
-    except DatabaseAwayError as exc:
-        _fail(f"Postgres can't be used: {exc} (see DATABASE_URL)", EXIT_FAILED)
-    except (FetcherError, BrokerClientError) as exc:
-        _fail(str(exc), EXIT_FAILED)
+    run_command(
+        "dealfetcher",
+        app,
+        exit_codes={
+            SettingsError: EXIT_USAGE,
+            FetcherError: EXIT_FAILED,
+            BrokerClientError: EXIT_FAILED,
+        },
+        secrets=FetcherSecrets.known,
+    )
 
 
 if __name__ == "__main__":

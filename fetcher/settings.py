@@ -1,12 +1,12 @@
 """Settings of the fetcher: the environment, then `.env`; read nowhere else."""
 
-import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 
-from protos.channel.access import Access, read_token
+from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
 from protos.process.settings import (
     ENV_FILE,
@@ -14,7 +14,9 @@ from protos.process.settings import (
     ClientSettings,
     KeepaSettings,
     LogSettings,
+    Secrets,
     SettingsError,
+    content_of,
     read_secret,
 )
 
@@ -95,21 +97,22 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
             return access
         raise SettingsError([problem])
 
-    def secrets(self) -> list[str]:
-        """Every text that must never be shown."""
-        found: list[str] = []
-        for secret in (self.require_api_key, self._token):
-            with contextlib.suppress(SettingsError):
-                found.append(secret())
-        with contextlib.suppress(SettingsError):
-            found += _passwords(self.require_database_url())
-        return [text for text in found if text]
 
-    def _token(self) -> str:
-        try:
-            return read_token(self.broker_token_file) if self.broker_token_file else ""
-        except CredentialError:
-            return ""
+class FetcherSecrets(Secrets):
+    """Those of the fetcher: the database's password too."""
+
+    database_url: str = ""
+    database_url_file: Path | None = None
+    # libpq's own variable.
+    pgpassword: str = ""
+
+    def texts(self) -> Iterator[str]:
+        """Each secret; some may be empty."""
+        yield from super().texts()
+        yield self.pgpassword
+        for url in (self.database_url, content_of(self.database_url_file)):
+            if url:
+                yield from _passwords(url)
 
 
 def _postgres_url(text: str) -> SecretStr:

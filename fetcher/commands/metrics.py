@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
 from fetcher.reports.metrics import CollectionCollector, Measuring
-from fetcher.settings import Settings
+from fetcher.settings import FetcherSecrets, Settings
 from protos.process import logs
 from protos.process.addresses import Listen
 from protos.process.settings import SettingsError
@@ -24,7 +24,7 @@ def serve_metrics(settings: Settings) -> None:
         SettingsError: The address can't be listened on.
     """
     database_url = settings.require_database_url()
-    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
+    logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -11,7 +11,6 @@ import typer
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 
 NONE: Final = "-"
 

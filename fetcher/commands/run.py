@@ -10,7 +10,7 @@ from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
 from fetcher.query_folder import QueryFolder
-from fetcher.settings import Settings
+from fetcher.settings import FetcherSecrets, Settings
 from fetcher.tracing import SERVICE
 from fetcher.work.shared import Limits, Workplace
 from fetcher.work.worker import Worker
@@ -27,7 +27,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     """Collect deals until a signal comes or *seconds* have passed."""
     api_key, database_url = settings.require_api_key(), settings.require_database_url()
     access = settings.require_access()
-    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets())
+    logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
     with (
         exporting(SERVICE, TracingSettings.load().protocol),
         Database(database_url) as database,

@@ -3,20 +3,18 @@
 Lines go to stderr: on a terminal as text, elsewhere as JSON, one object a line.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from typing import Final, TextIO
-from urllib.parse import quote, quote_plus
 
 import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from protos.process.redaction import Redaction
 from protos.process.settings import LogFormat, LogLevel
 
-REDACTED: Final = "[redacted]"
 # Their debug lines hold whole URLs, and the key with them, or repeat what our own lines report.
 QUIET: Final = (
     *("urllib3", "requests", "aiohttp.access", "asyncio", "grpc"),
@@ -45,21 +43,18 @@ class Seldom(logging.Filter):
         return not silent
 
 
-class Redaction:
+class Renderer:
     """Renders lines and blanks out every secret in them, wherever it came from."""
 
     def __init__(self, render: Processor, secrets: Sequence[str]) -> None:
         self._render = render
-        forms = (str, quote, quote_plus, _in_json)
-        self._secrets = {form(text) for text in secrets for form in forms if text}
+        self._redact = Redaction(secrets)
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
         """The line of *event*, its secrets blanked out."""
         line = self._render(logger, name, event)
         assert isinstance(line, str)
-        for secret in self._secrets:
-            line = line.replace(secret, REDACTED)
-        return line
+        return self._redact(line)
 
 
 def add_trace(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
@@ -97,7 +92,7 @@ def configure(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *tracebacks,
-                Redaction(_renderer(console=console, colors=stream.isatty()), secrets),
+                Renderer(_renderer(console=console, colors=stream.isatty()), secrets),
             ],
         )
     )
@@ -127,8 +122,3 @@ def _renderer(*, console: bool, colors: bool) -> Processor:
             exception_formatter=structlog.dev.plain_traceback,
         )
     return structlog.processors.JSONRenderer(default=str)
-
-
-def _in_json(text: str) -> str:
-    """*text* as it stands inside a JSON string."""
-    return json.dumps(text)[1:-1]

@@ -5,6 +5,7 @@ the variable and the remedy and never repeats a value, because the value may be 
 """
 
 import hashlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -82,6 +83,8 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE,
+        # Whatever the locale is.
+        env_file_encoding="utf-8",
         env_ignore_empty=True,
         extra="ignore",
         # A rejected value may be the key.
@@ -102,6 +105,10 @@ class Environment(BaseSettings):
                 _line(tuple(error["loc"]), error["msg"])
                 for error in exc.errors(include_url=False, include_input=False)
             ]
+        except OSError as exc:
+            problems = [f"{ENV_FILE.absolute()}: can't be read: {exc.strerror}"]
+        except UnicodeDecodeError:
+            problems = [f"{ENV_FILE.absolute()}: is not UTF-8: save it as UTF-8"]
         # Outside the handler: the validation error would be shown as the cause, values and all.
         raise SettingsError(problems)
 
@@ -160,6 +167,28 @@ class ClientSettings(Environment):
         )
 
 
+class Secrets(Environment):
+    """The texts that must never be shown, whatever else is wrong with the settings."""
+
+    keepa_api_key: str = ""
+    keepa_api_key_file: Path | None = None
+    broker_token_file: Path | None = None
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """All that can be read; none where `.env` can't be."""
+        try:
+            return [text for text in cls.load().texts() if text]
+        except SettingsError:
+            return []
+
+    def texts(self) -> Iterator[str]:
+        """Each secret; some may be empty."""
+        yield self.keepa_api_key.strip()
+        yield content_of(self.keepa_api_key_file)
+        yield content_of(self.broker_token_file)
+
+
 class TracingSettings(Environment):
     """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself."""
 
@@ -211,6 +240,15 @@ def read_secret(variable: str, path: Path, content: str) -> str:
         problem = f"{variable}: {path.absolute()} is empty: put {content} in it"
     # Outside the handler: a decoding error would be shown as the cause, content and all.
     raise SettingsError([problem])
+
+
+def content_of(path: Path | None) -> str:
+    """The text of a secret's file as far as there is any; never an error."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path else ""
+    except (OSError, ValueError):
+        # A path with a null character is a ValueError.
+        return ""
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:

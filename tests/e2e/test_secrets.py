@@ -17,7 +17,8 @@ from structlog.processors import JSONRenderer
 from deploy.local.ports import free_port
 from deploy.local.program import Program, stop_together
 from protos.channel.access import Access
-from protos.process.logs import REDACTED, Redaction
+from protos.process.logs import Renderer
+from protos.process.redaction import REDACTED
 from tests.e2e.collection import fetch, wait_until, write_query
 from tests.e2e.otlp_receiver import receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
@@ -180,7 +181,7 @@ def test_no_output_of_a_full_run_holds_a_secret(
 
 def test_a_line_is_blanked_however_a_secret_is_written() -> None:
     """Should a library log a secret after all, plain, quoted or in JSON, it does not show."""
-    redaction = Redaction(JSONRenderer(), [KEY, PASSWORD])
+    redaction = Renderer(JSONRenderer(), [KEY, PASSWORD])
     written = [form(secret) for secret in (KEY, PASSWORD) for form in (str, quote, quote_plus)]
     line = redaction(None, "info", {"event": " ".join(written), "more": {"key": KEY}})
 

@@ -1,0 +1,62 @@
+"""Runs a command so that a cause outside the program ends in one clear line, never a traceback."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NoReturn
+
+from protos.process.redaction import redact_stderr
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+
+def run_command(
+    program: str,
+    command: Callable[[], object],
+    *,
+    exit_codes: Mapping[type[Exception], int],
+    secrets: Callable[[], Iterable[str]],
+) -> None:
+    """Run *command*; an expected error becomes a line on stderr and an exit code.
+
+    Args:
+        program: Its name, before each line.
+        command: A typer application.
+        exit_codes: The expected errors; the first class that fits decides.
+        secrets: The texts to blank out on stderr.
+    """
+    redact_stderr(secrets)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that lacks a letter shows its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except tuple(exit_codes) as exc:
+        code = next(code for kind, code in exit_codes.items() if isinstance(exc, kind))
+        message = str(exc)
+    except OSError as exc:
+        code, message = EXIT_FAILED, _os_problem(exc)
+    else:
+        return
+    _fail(program, message, code)
+
+
+def _os_problem(exc: OSError) -> str:
+    if exc.filename:
+        return f"{exc.filename}: {exc.strerror}"
+    # What could not be written would be tried again at exit, with a traceback.
+    # Source: Python documentation, module signal, "Note on SIGPIPE".
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"the output can't be written: {exc.strerror or exc}"
+
+
+def _fail(program: str, message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        sys.stderr.write(f"{program}: {line}\n")
+    raise SystemExit(code)

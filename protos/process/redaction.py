@@ -1,0 +1,96 @@
+"""Keeps secrets out of whatever a process writes for people: logs, errors, tracebacks."""
+
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from typing import Any, Final, TextIO, cast
+from urllib.parse import quote, quote_plus
+
+REDACTED: Final = "[redacted]"
+# A shorter secret stands in too many harmless words; the patterns below still cover it.
+LENGTH_MIN: Final = 6
+# What stands where passwords do, be it a known one or not.
+PATTERNS: Final = (
+    re.compile(r"(://[^\s/:@\"']*:)[^\s@\"']+(?=@)"),
+    re.compile(r"(?i)(password=)[^\s&'\"]+"),
+)
+
+
+class Redaction:
+    """Blanks out *secrets* in a text, however they are quoted."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms = (str, quote, partial(quote, safe=""), quote_plus, _in_json, _in_repr)
+        long = [text for text in secrets if len(text) >= LENGTH_MIN]
+        found = {form(text) for text in long for form in forms}
+        # Longest first: of a secret that holds another, no piece must be left.
+        self._secrets = sorted(found, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """*text* without the secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        for pattern in PATTERNS:
+            text = pattern.sub(rf"\1{REDACTED}", text)
+        return text
+
+
+class RedactedStream:
+    """A text stream that blanks out secrets line by line; all else is the given stream's.
+
+    Args:
+        stream: Where the lines go.
+        secrets: Read when the first line is written.
+    """
+
+    def __init__(self, stream: TextIO, secrets: Callable[[], Iterable[str]]) -> None:
+        self._stream = stream
+        self._read_secrets = secrets
+        self._rest = ""
+        # A signal's handler may write while its thread does.
+        self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @cached_property
+    def _redact(self) -> Redaction:
+        return Redaction(self._read_secrets())
+
+    def write(self, text: str) -> int:
+        """Write whole lines; what has no end of line yet waits for it, or for `flush`."""
+        with self._lock:
+            lines, newline, self._rest = (self._rest + text).rpartition("\n")
+            if newline:
+                self._stream.write(self._redact(lines) + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        with self._lock:
+            rest, self._rest = self._rest, ""
+            if rest:
+                self._stream.write(self._redact(rest))
+            self._stream.flush()
+
+
+def redact_stderr(secrets: Callable[[], Iterable[str]]) -> None:
+    """Blank out *secrets* in all that this process writes to stderr from now on.
+
+    That covers every way out at once: usage errors, sys.excepthook, threading.excepthook,
+    asyncio's and logging's last resort, warnings, and what fails at exit.
+    """
+    if not isinstance(sys.stderr, RedactedStream):
+        sys.stderr = cast("TextIO", RedactedStream(sys.stderr, secrets))
+
+
+def _in_json(text: str) -> str:
+    """*text* as it stands inside a JSON string."""
+    return json.dumps(text)[1:-1]
+
+
+def _in_repr(text: str) -> str:
+    return repr(text)[1:-1]
