@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import repeat
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from fetcher.broker_client import (
     BrokerClient,
     Envelope,
 )
+from protos.channel.reasons import REASON_KEY
 from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
 
 ENVELOPE = Envelope(
@@ -21,6 +23,9 @@ ENVELOPE = Envelope(
     refill_rate=5,
     token_flow_reduction=0.0,
 )
+
+
+DONE = object()
 
 
 class Stage:
@@ -58,10 +63,17 @@ def stage() -> Iterator[Stage]:
     stage.clear()
 
 
-def abort(code: grpc.StatusCode) -> Callable[[object, grpc.ServicerContext], None]:
-    """A hook that fails every request with *code*."""
+def abort(
+    code: grpc.StatusCode, reason: str = "", *, times: int | None = None
+) -> Callable[[object, grpc.ServicerContext], None]:
+    """A hook that fails every request, or the first *times*, with *code* and *reason*."""
+    failures = repeat(None) if times is None else repeat(None, times)
 
     def hook(_request: object, context: grpc.ServicerContext) -> None:
+        if next(failures, DONE) is DONE:
+            return
+        if reason:
+            context.set_trailing_metadata(((REASON_KEY, reason),))
         context.abort(code, "as told")
 
     return hook

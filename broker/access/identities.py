@@ -25,8 +25,8 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from broker.rpc.introspection import CHANNELZ_NAME, REFLECTION_NAME, SERVICE_NAME
-from broker.rpc.refusals import Refusal
 from protos.channel.credential_files import CredentialError, read_file
+from protos.channel.reasons import Reason
 
 SETTING: Final = "BROKER_IDENTITIES_FILE"
 # It stands before the holder's own name, up to a slash.
@@ -88,9 +88,9 @@ class Identity:
 class RefusedError(Exception):
     """A call is not allowed; the message says why and what to do, and holds no secret."""
 
-    def __init__(self, refusal: Refusal, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
-        self.refusal = refusal
+        self.reason = reason
 
 
 # Whose call this is; None where the broker knows nobody and serves everybody.

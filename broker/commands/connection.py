@@ -7,8 +7,8 @@ from typing import Final
 
 import grpc
 
-from broker.rpc.refusals import REASON_KEY
 from protos.channel.access import Access
+from protos.channel.reasons import reason_of
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 # An operator's question is answered in milliseconds or not at all.
@@ -47,7 +47,7 @@ def explain(target: Target, exc: grpc.RpcError) -> str:
     """Why an RPC to *target* failed."""
     assert isinstance(exc, grpc.Call)
     address = target.address
-    if REASON_KEY in dict(exc.trailing_metadata() or ()):
+    if reason_of(exc):
         return exc.details() or ""
     match exc.code():
         case grpc.StatusCode.UNAVAILABLE:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health
 
 from broker.access.identities import Identity, IdentityBook, RefusedError, Role, caller, roles_for
 from broker.access.watched_files import Followed
-from broker.rpc.refusals import REASON_KEY, Refusal
+from protos.channel.reasons import REASON_KEY, Reason
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -28,18 +28,18 @@ SCHEME: Final = "bearer "
 CERTIFICATE_NAMES: Final = ("peer_spiffe_id", "peer_dns", "x509_common_name")
 
 STATUSES: Final = {
-    Refusal.NO_CREDENTIALS: Code.UNAUTHENTICATED,
-    Refusal.UNKNOWN_TOKEN: Code.UNAUTHENTICATED,
-    Refusal.UNKNOWN_CERTIFICATE: Code.UNAUTHENTICATED,
-    Refusal.WRONG_ROLE: Code.PERMISSION_DENIED,
-    Refusal.FOREIGN_LEASE: Code.PERMISSION_DENIED,
+    Reason.NO_CREDENTIALS: Code.UNAUTHENTICATED,
+    Reason.UNKNOWN_TOKEN: Code.UNAUTHENTICATED,
+    Reason.UNKNOWN_CERTIFICATE: Code.UNAUTHENTICATED,
+    Reason.WRONG_ROLE: Code.PERMISSION_DENIED,
+    Reason.FOREIGN_LEASE: Code.PERMISSION_DENIED,
 }
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
     """Refuses what its caller may not do; tells *refused* of it."""
 
-    def __init__(self, book: Followed[IdentityBook], refused: Callable[[Refusal], None]) -> None:
+    def __init__(self, book: Followed[IdentityBook], refused: Callable[[Reason], None]) -> None:
         self._book = book
         self._refused = refused
 
@@ -61,7 +61,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
                 _check_role(identity, method)
             except RefusedError as exc:
                 log.warning(
-                    "call refused", method=method, reason=exc.refusal.value, peer=context.peer()
+                    "call refused", method=method, reason=exc.reason.value, peer=context.peer()
                 )
                 await self.refuse(exc, context)
             else:
@@ -71,9 +71,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
 
     async def refuse(self, exc: RefusedError, context: Context) -> None:
         """Count *exc* and end the RPC with it; never returns."""
-        self._refused(exc.refusal)
-        metadata = ((REASON_KEY, exc.refusal.value),)
-        await context.abort(STATUSES[exc.refusal], str(exc), trailing_metadata=metadata)
+        self._refused(exc.reason)
+        metadata = ((REASON_KEY, exc.reason.value),)
+        await context.abort(STATUSES[exc.reason], str(exc), trailing_metadata=metadata)
 
     def _identify(self, token: str | None, context: Context) -> Identity:
         book = self._book.now()
@@ -81,7 +81,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
             identity = book.by_token(token)
             if identity is None:
                 raise RefusedError(
-                    Refusal.UNKNOWN_TOKEN,
+                    Reason.UNKNOWN_TOKEN,
                     "the broker does not know this token: check BROKER_TOKEN_FILE, or add the"
                     " token's SHA-256 to the broker's BROKER_IDENTITIES_FILE",
                 )
@@ -89,14 +89,14 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
         names = _certificate_names(context)
         if not names:
             raise RefusedError(
-                Refusal.NO_CREDENTIALS,
+                Reason.NO_CREDENTIALS,
                 "the broker serves only whom it knows: set BROKER_TOKEN_FILE, or"
                 " BROKER_TLS_CLIENT_CERT_FILE and BROKER_TLS_CLIENT_KEY_FILE",
             )
         identity = book.by_certificate(names)
         if identity is None:
             raise RefusedError(
-                Refusal.UNKNOWN_CERTIFICATE,
+                Reason.UNKNOWN_CERTIFICATE,
                 f"the broker does not know the certificate of {names[0]}: add this name to"
                 " certificates in the broker's BROKER_IDENTITIES_FILE",
             )
@@ -109,7 +109,7 @@ def _check_role(identity: Identity, method: str) -> None:
         return
     needed = " or ".join(role for role in Role if role in allowed) or "another"
     raise RefusedError(
-        Refusal.WRONG_ROLE,
+        Reason.WRONG_ROLE,
         f"{identity.name} has the role {identity.role}, but {method.rpartition('/')[2]} needs"
         f" {needed}: use other credentials, or change the role in the broker's"
         " BROKER_IDENTITIES_FILE",

@@ -24,10 +24,10 @@ from broker.core.leases import LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
 from broker.rpc import replies, requests
 from broker.rpc.gate import STATUSES as GATE_STATUSES
-from broker.rpc.refusals import REASON_KEY, Refusal
 from broker.rpc.requests import InvalidRequestError
 from broker.runtime import BrokerRuntime, BrokerStoppingError
 from broker.telemetry.metrics import BrokerMetrics
+from protos.channel.reasons import REASON_KEY, Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -38,11 +38,11 @@ Code = grpc.StatusCode
 Call = TypeVar("Call", LeaseRequest, Renewal, Settlement)
 
 STATUSES: Final = {
-    InvalidRequestError: (Code.INVALID_ARGUMENT, "invalid_argument"),
-    LeaseNotFoundError: (Code.NOT_FOUND, "lease_not_found"),
-    LeaseConflictError: (Code.ALREADY_EXISTS, "lease_conflict"),
-    LeaseEndedError: (Code.FAILED_PRECONDITION, "lease_ended"),
-    BrokerStoppingError: (Code.UNAVAILABLE, "stopping"),
+    InvalidRequestError: (Code.INVALID_ARGUMENT, Reason.INVALID_ARGUMENT),
+    LeaseNotFoundError: (Code.NOT_FOUND, Reason.LEASE_NOT_FOUND),
+    LeaseConflictError: (Code.ALREADY_EXISTS, Reason.LEASE_CONFLICT),
+    LeaseEndedError: (Code.FAILED_PRECONDITION, Reason.LEASE_ENDED),
+    BrokerStoppingError: (Code.UNAVAILABLE, Reason.STOPPING),
 }
 
 # An answer must leave this long before the deadline to arrive within it, but no
@@ -63,14 +63,14 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         code, reason = STATUSES[type(exc)]
         await refuse(context, code, str(exc), reason)
     except RefusedError as exc:
-        await refuse(context, GATE_STATUSES[exc.refusal], str(exc), exc.refusal.value)
+        await refuse(context, GATE_STATUSES[exc.reason], str(exc), exc.reason.value)
     except KeepaSyncError as exc:
         await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
 
 
 async def refuse(context: Context, code: grpc.StatusCode, message: str, reason: str) -> None:
     """End the RPC with *code*; never returns."""
-    await context.abort(code, message, trailing_metadata=((REASON_KEY, reason),))
+    await context.abort(code, message, trailing_metadata=((REASON_KEY, str(reason)),))
 
 
 def patience_ms(context: Context) -> int | None:
@@ -209,10 +209,10 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             return call
         holder = self._runtime.holder(call.lease_id)
         if holder is not None and not identity.owns(holder):
-            self._metrics.refused(Refusal.FOREIGN_LEASE)
+            self._metrics.refused(Reason.FOREIGN_LEASE)
             log.warning("call refused", reason="foreign_lease", by=identity.name, holder=holder)
             raise RefusedError(
-                Refusal.FOREIGN_LEASE,
+                Reason.FOREIGN_LEASE,
                 f"lease {call.lease_id!r} is not {identity.name}'s: use the credentials that"
                 " acquired it",
             )
@@ -236,7 +236,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 f"the client uses another Keepa key ({fingerprint}) than the broker"
                 f" ({self._fingerprint}): give both the same KEEPA_API_KEY"
             )
-            await refuse(context, Code.FAILED_PRECONDITION, message, "other_key")
+            await refuse(context, Code.FAILED_PRECONDITION, message, Reason.OTHER_KEY)
 
     def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
         about = {"lease": wanted.lease_id, "holder": wanted.holder, "operation": wanted.operation}

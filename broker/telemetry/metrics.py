@@ -14,14 +14,22 @@ from prometheus_client.registry import Collector
 from broker.core.answers import BucketState, DenialReason
 from broker.core.leases import Outcome, Priority, Settlement
 from broker.keepa_status import ProbeFailure
-from broker.rpc.refusals import Refusal
 from broker.runtime import BrokerRuntime, SettleResult
+from protos.channel.reasons import Reason
 
 # A grant takes a moment, a tick a minute, and an empty bucket up to an hour.
 WAIT_BUCKETS_S: Final = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600)
 # Holders come and go; the series they leave behind must not grow without end.
 LABEL_VALUES_MAX: Final = 100
 OTHER: Final = "other"
+# For want of rights; other refusals concern the request, not its caller.
+DOOR_REASONS: Final = (
+    Reason.NO_CREDENTIALS,
+    Reason.UNKNOWN_TOKEN,
+    Reason.UNKNOWN_CERTIFICATE,
+    Reason.WRONG_ROLE,
+    Reason.FOREIGN_LEASE,
+)
 
 
 class BoundedLabel:
@@ -91,8 +99,8 @@ class BrokerMetrics:
             self._wait.labels(priority.name.lower())
         for outcome in Outcome:
             self._settles.labels(outcome.value)
-        for refusal in Refusal:
-            self._refused.labels(refusal.value)
+        for reason in DOOR_REASONS:
+            self._refused.labels(reason.value)
         for told in ("first", "last"):
             self._eta_error.labels(told)
 
@@ -104,9 +112,9 @@ class BrokerMetrics:
         """A lease was granted after *waited_ms*."""
         self._wait.labels(priority.name.lower()).observe(waited_ms / 1000)
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, reason: Reason) -> None:
         """A caller was not let in."""
-        self._refused.labels(refusal.value).inc()
+        self._refused.labels(reason.value).inc()
 
     def settled(self, settlement: Settlement, result: SettleResult) -> None:
         """A lease was settled, not for the second time."""

@@ -1,4 +1,4 @@
-"""The client: acquires leases, hands them to upkeep, shows the bucket."""
+"""The blocking client: acquires leases, hands them to upkeep, shows the bucket."""
 
 import logging
 import os
@@ -17,35 +17,28 @@ from fetcher.broker_client.connection import Connection
 from fetcher.broker_client.errors import (
     BrokerAwayError,
     BrokerRefusedError,
-    KeyMismatchError,
+    ForkedError,
     LeaseDeniedError,
     WaitCancelledError,
 )
 from fetcher.broker_client.lease import Lease
 from fetcher.broker_client.tracing import trace_context, tracer
 from fetcher.broker_client.upkeep import Upkeep
+from fetcher.broker_client.verdicts import Verdict, verdict
+from fetcher.broker_client.waiting import Silence, Wait
 from fetcher.broker_client.wire import (
-    TRY_AGAIN,
     BucketView,
     Priority,
-    Settlement,
-    Terms,
+    abandonment,
+    acquire_request,
     bucket_view,
-    duration,
+    granted_terms,
     seconds,
 )
 from protos.channel.access import Access
-from protos.channel.options import RECONNECT_MAX_MS, RECONNECT_MIN_MS
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-# Pauses between repeats are those between grpc's own attempts to connect.
-RECONNECT_MIN_S = RECONNECT_MIN_MS / 1000
-RECONNECT_MAX_S = RECONNECT_MAX_MS / 1000
-
-# Added to max_wait_s, so that the broker's own denial arrives before the deadline.
-DENIAL_GRACE_S = 5.0
 
 
 def instance_name() -> str:
@@ -55,6 +48,8 @@ def instance_name() -> str:
 
 class BrokerClient:
     """A connection to the broker at *address* (host:port); thread-safe.
+
+    It belongs to the process that made it; a child process makes its own.
 
     Args:
         address: Where the broker listens.
@@ -80,13 +75,14 @@ class BrokerClient:
         self.holder = holder or instance_name()
         self._key_fingerprint = key_fingerprint
         self._ttl_s = ttl_s
-        self._connection = Connection(address, access or Access())
+        access = access or Access()
+        self._process = os.getpid()
+        self._silence = Silence(address, access)
+        self._connection = Connection(address, access)
         self._upkeep = Upkeep(self._connection)
         self._lock = threading.Lock()
         self._waits: set[grpc.CallFuture[pb.AcquireLeaseResponse]] = set()
         self._stopping = threading.Event()
-        # Reasons logged since the broker last answered.
-        self._away: set[str] = set()
         self._connection.subscribe(self._connectivity_changed)
 
     def __enter__(self) -> Self:
@@ -121,18 +117,19 @@ class BrokerClient:
             BrokerAwayError: The broker could not be reached within max_wait_s.
             WaitCancelledError: `stop_waiting` was called.
             BrokerRefusedError: A person must act; KeyMismatchError is one such.
+            ForkedError: This is not the process that made the client.
         """
-        request = pb.AcquireLeaseRequest(
+        self._check_process()
+        request = acquire_request(
             holder=self.holder,
             operation=operation,
             units=units,
             min_units=min_units,
             tokens_per_unit=tokens_per_unit,
-            priority=priority.value,
+            priority=priority,
             key_fingerprint=self._key_fingerprint,
+            ttl_s=self._ttl_s,
         )
-        if self._ttl_s is not None:
-            request.ttl.CopyFrom(duration(self._ttl_s))
         held = self._acquire(request, max_wait_s)
         try:
             yield held
@@ -144,18 +141,22 @@ class BrokerClient:
 
         Raises:
             BrokerAwayError: No answer within *timeout_s* seconds.
-            BrokerRefusedError: The broker won't tell this client.
+            BrokerRefusedError: The broker does not serve this client.
+            ForkedError: This is not the process that made the client.
         """
+        self._check_process()
         try:
             answer = self._connection.stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
         except grpc.RpcError as exc:
-            if exc.code() in TRY_AGAIN:
-                raise BrokerAwayError(self._silence(exc)) from exc
+            if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
+                raise BrokerAwayError(self._silence.reason(exc)) from exc
             raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
         return bucket_view(answer.bucket)
 
     def stop_waiting(self) -> None:
         """End every wait for tokens now, and refuse new ones; open leases go on."""
+        if os.getpid() != self._process:
+            return
         self._stopping.set()
         with self._lock:
             waits = list(self._waits)
@@ -163,59 +164,65 @@ class BrokerClient:
             wait.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs lacks it
 
     def close(self, *, timeout_s: float = 2.0) -> None:
-        """Stop waiting, deliver queued settles within *timeout_s*, disconnect."""
+        """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
+
+        In another process than the client's own it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
         self.stop_waiting()
         if left := self._upkeep.close(timeout_s):
             log.warning("%d settles could not be delivered to the broker", left)
         self._connection.close()
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedError
+
     def _acquire(self, request: pb.AcquireLeaseRequest, max_wait_s: float | None) -> Lease:
         deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
-        request.lease_id = str(uuid.uuid4())
+        wait = Wait(request, deadline_s, self._silence)
         try:
             with tracer.start_as_current_span(
-                "wait", kind=SpanKind.CLIENT, attributes=_about(request)
+                "wait", kind=SpanKind.CLIENT, attributes=wait.about
             ) as span:
-                grant = self._granted(request, deadline_s)
+                grant = self._granted(wait)
                 span.set_attribute("tokens", grant.tokens)
         except (LeaseDeniedError, BrokerRefusedError):
             raise
         except BaseException:
             # A grant may be crossing our going away: its tokens must not stay held.
-            self._abandon(request)
+            self._upkeep.settle_later(abandonment(request, time.monotonic()))
             raise
-        return self._open(request, grant)
+        held = Lease(
+            granted_terms(request, grant),
+            ttl_s=seconds(grant.ttl),
+            waited_s=seconds(grant.waited),
+            settle=self._upkeep.settle,
+        )
+        self._upkeep.keep(held)
+        return held
 
-    def _granted(self, request: pb.AcquireLeaseRequest, deadline_s: float | None) -> pb.Grant:
-        """Repeat *request* while the broker is away; the same id joins the same wait."""
-        pause_s = RECONNECT_MIN_S
+    def _granted(self, wait: Wait) -> pb.Grant:
+        """Repeat the request while the broker is away; the same id joins the same wait."""
         while True:
             try:
-                answer = self._ask(request, deadline_s)
+                return wait.grant(self._ask(wait))
             except grpc.FutureCancelledError:
                 raise WaitCancelledError("the wait for tokens was called off") from None
             except grpc.RpcError as exc:
-                self._judge(exc, request, deadline_s)
-            else:
-                self._broker_answers()
-                return _grant(answer)
+                pause_s = wait.failed(exc, time.monotonic())
+            self._connection.refresh()
             if self._stopping.wait(pause_s):
                 raise WaitCancelledError("the wait for the broker was called off")
-            pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
-    def _ask(
-        self, request: pb.AcquireLeaseRequest, deadline_s: float | None
-    ) -> pb.AcquireLeaseResponse:
-        timeout_s = None
-        if deadline_s is not None:
-            wait_s = max(0.0, deadline_s - time.monotonic())
-            request.max_wait.CopyFrom(duration(wait_s))
-            timeout_s = wait_s + DENIAL_GRACE_S
+    def _ask(self, wait: Wait) -> pb.AcquireLeaseResponse:
         with self._lock:
             if self._stopping.is_set():
                 raise WaitCancelledError("this client waits for no more tokens")
+            timeout_s = wait.timeout_s(time.monotonic())
             call = self._connection.stub.AcquireLease.future(
-                request, timeout=timeout_s, metadata=trace_context()
+                wait.request, timeout=timeout_s, metadata=trace_context()
             )
             self._waits.add(call)
         try:
@@ -225,86 +232,7 @@ class BrokerClient:
                 self._waits.discard(call)
             call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs lacks it
 
-    def _judge(
-        self, exc: grpc.RpcError, request: pb.AcquireLeaseRequest, deadline_s: float | None
-    ) -> None:
-        """Return when the request is worth repeating, else raise."""
-        if exc.code() is grpc.StatusCode.FAILED_PRECONDITION:
-            theirs = self.get_bucket().key_fingerprint
-            if self._key_fingerprint and theirs != self._key_fingerprint:
-                raise KeyMismatchError(self._key_fingerprint, theirs) from exc
-            # The lease was granted and lapsed while its grant was lost on the way.
-            request.lease_id = str(uuid.uuid4())
-            return
-        if exc.code() not in TRY_AGAIN:
-            raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
-        if deadline_s is not None and time.monotonic() >= deadline_s:
-            raise BrokerAwayError(self._silence(exc)) from exc
-        silence = self._silence(exc)
-        if silence not in self._away:
-            self._away.add(silence)
-            log.warning("%s; waiting for it", silence)
-        self._connection.refresh()
-
-    def _silence(self, exc: grpc.RpcError) -> str:
-        return self._connection.silence(exc)
-
-    def _broker_answers(self) -> None:
-        if self._away:
-            self._away.clear()
-            log.info("the broker at %s answers again", self.address)
-
-    def _open(self, request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Lease:
-        terms = Terms(
-            lease_id=request.lease_id,
-            epoch=grant.epoch,
-            holder=request.holder,
-            operation=request.operation,
-            units=grant.units,
-            tokens=grant.tokens,
-        )
-        held = Lease(
-            terms,
-            ttl_s=seconds(grant.ttl),
-            waited_s=seconds(grant.waited),
-            settle=self._upkeep.settle,
-        )
-        self._upkeep.keep(held)
-        return held
-
-    def _abandon(self, request: pb.AcquireLeaseRequest) -> None:
-        terms = Terms(
-            lease_id=request.lease_id,
-            epoch=0,
-            holder=request.holder,
-            operation=request.operation,
-            units=request.units,
-            tokens=0,
-        )
-        self._upkeep.settle_later(Settlement(terms, pb.OUTCOME_NOT_SENT, time.monotonic()))
-
     def _connectivity_changed(self, state: grpc.ChannelConnectivity) -> None:
         # Renewals wait for the connection, so they go out the moment it is back.
         if state is not grpc.ChannelConnectivity.READY:
             self._upkeep.renew_all_now()
-
-
-def _about(request: pb.AcquireLeaseRequest) -> dict[str, str | int]:
-    return {
-        "lease": request.lease_id,
-        "holder": request.holder,
-        "operation": request.operation,
-        "units": request.units,
-    }
-
-
-def _grant(answer: pb.AcquireLeaseResponse) -> pb.Grant:
-    if answer.HasField("grant"):
-        return answer.grant
-    denial = answer.denial
-    raise LeaseDeniedError(
-        pb.DenialReason.Name(denial.reason).removeprefix("DENIAL_REASON_"),
-        denial.message,
-        retry_delay_s=seconds(denial.retry_delay),
-        largest_units=denial.largest_units,
-    )

@@ -41,10 +41,6 @@ class Connection:
         """For calls; ask for it before each."""
         return self._stub
 
-    def silence(self, exc: grpc.RpcError) -> str:
-        """Why a call got no answer, in one line."""
-        return self._access.silence(self._address, exc.details())
-
     def refresh(self) -> None:
         """After a failed call: with new certificates on disk, use them from now on."""
         if self._access.ca_file is None:

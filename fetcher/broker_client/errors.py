@@ -6,6 +6,7 @@
   - BrokerAwayError      the broker can't be reached
   - BrokerRefusedError   the broker won't serve this client: a person must act
     + KeyMismatchError   client and broker use different Keepa keys
+  - ForkedError          the client belongs to another process: make one here
   - LeaseLostError       the lease is gone or about to lapse: make no call
 """
 
@@ -39,12 +40,15 @@ class BrokerRefusedError(BrokerClientError):
 
 
 class KeyMismatchError(BrokerRefusedError):
-    """Another key is another bucket: the broker's tokens are not ours to spend."""
+    """The broker counts for another Keepa key: its tokens are not this client's to spend."""
 
-    def __init__(self, ours: str, theirs: str) -> None:
+
+class ForkedError(BrokerClientError):
+    """A fork copies neither the client's connection nor the thread that renews leases."""
+
+    def __init__(self) -> None:
         super().__init__(
-            f"the broker counts for another Keepa key ({theirs or 'unknown'}) than ours ({ours}):"
-            " set KEEPA_API_KEY to the same key for both"
+            "this broker client was made before a fork: make a new one in the child process"
         )
 
 

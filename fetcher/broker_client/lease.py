@@ -1,13 +1,15 @@
 """A lease: the right to make one call, and the duty to say what it cost."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
-from fetcher.broker_client.errors import LeaseLostError
+from fetcher.broker_client.errors import ForkedError, LeaseLostError
 from fetcher.broker_client.tracing import tracer
 from fetcher.broker_client.wire import Settlement, Terms
 from fetcher.replies.envelope import Envelope
@@ -18,23 +20,17 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 CALL_MARGIN_S = 2.0
 
 
-class Lease:
-    """Tokens held for one call; made by `BrokerClient`.
+class HeldLease:
+    """Tokens held for one call; both clients' leases are such, and differ in how they settle.
 
     The first settle counts, later ones do nothing, so that an exception after
-    the settle can't report the call a second time.
+    the settle can't report the call a second time. In a child process the lease
+    is nothing: the process that acquired it settles it.
     """
 
-    def __init__(
-        self,
-        terms: Terms,
-        *,
-        ttl_s: float,
-        waited_s: float,
-        settle: Callable[["Lease", Settlement], None],
-    ) -> None:
+    def __init__(self, terms: Terms, *, ttl_s: float, waited_s: float) -> None:
         self._terms = terms
-        self._settle = settle
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._ttl_s = ttl_s
         self._ends_at_s = time.monotonic() + ttl_s
@@ -82,10 +78,66 @@ class Lease:
 
         Raises:
             LeaseLostError: The lease has lapsed or is about to.
+            ForkedError: Another process acquired it.
         """
+        if os.getpid() != self._process:
+            raise ForkedError
         if self._settled or self.time_left < min(CALL_MARGIN_S, self._ttl_s / 4):
             raise LeaseLostError(f"lease {self.lease_id} ends too soon for a call")
         self._calling_since_s = time.monotonic()
+
+    def renewed(self, *, epoch: int, ttl_s: float, asked_at_s: float) -> None:
+        """Take in a heartbeat's answer, counted from when it was asked."""
+        self._terms = replace(self._terms, epoch=epoch)
+        self._ttl_s = ttl_s
+        self._ends_at_s = asked_at_s + ttl_s
+
+    def lost(self) -> None:
+        """The broker does not know the lease any more: no call may start."""
+        self._ends_at_s = 0.0
+
+    def _is_first_word(self) -> bool:
+        """Whether the outcome may be said now: once, by the process that has the lease."""
+        if os.getpid() != self._process:
+            return False
+        with self._lock:
+            first, self._settled = not self._settled, True
+        return first
+
+    def _settlement(
+        self, outcome: pb.Outcome.ValueType, envelope: Envelope | None, units: int | None
+    ) -> Settlement:
+        """How the lease ended just now."""
+        now_s = time.monotonic()
+        called = self._calling_since_s
+        return Settlement(
+            terms=self._terms if units is None else replace(self._terms, units=units),
+            outcome=outcome,
+            ended_at_s=now_s,
+            envelope=envelope,
+            call_duration_s=None if called is None else now_s - called,
+        )
+
+
+def settle_span(lease: HeldLease, outcome: pb.Outcome.ValueType) -> AbstractContextManager[Span]:
+    """The span of a settle; the settlement carries it to the broker."""
+    about = {"lease": lease.lease_id, "outcome": pb.Outcome.Name(outcome)}
+    return tracer.start_as_current_span("settle", kind=SpanKind.CLIENT, attributes=about)
+
+
+class Lease(HeldLease):
+    """A lease of `BrokerClient`."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        ttl_s: float,
+        waited_s: float,
+        settle: Callable[["Lease", Settlement], None],
+    ) -> None:
+        super().__init__(terms, ttl_s=ttl_s, waited_s=waited_s)
+        self._settle = settle
 
     def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
         """Report an answer with its envelope, whatever the HTTP status.
@@ -115,36 +167,12 @@ class Lease:
         else:
             self.settle_unknown()
 
-    def renewed(self, *, epoch: int, ttl_s: float, asked_at_s: float) -> None:
-        """Take in a heartbeat's answer, counted from when it was asked."""
-        self._terms = replace(self._terms, epoch=epoch)
-        self._ttl_s = ttl_s
-        self._ends_at_s = asked_at_s + ttl_s
-
-    def lost(self) -> None:
-        """The broker does not know the lease any more: no call may start."""
-        self._ends_at_s = 0.0
-
     def _end(
         self,
         outcome: pb.Outcome.ValueType,
         envelope: Envelope | None = None,
         units: int | None = None,
     ) -> None:
-        with self._lock:
-            if self._settled:
-                return
-            self._settled = True
-        now_s = time.monotonic()
-        called = self._calling_since_s
-        terms = self._terms if units is None else replace(self._terms, units=units)
-        about = {"lease": terms.lease_id, "outcome": pb.Outcome.Name(outcome)}
-        with tracer.start_as_current_span("settle", kind=SpanKind.CLIENT, attributes=about):
-            settlement = Settlement(
-                terms=terms,
-                outcome=outcome,
-                ended_at_s=now_s,
-                envelope=envelope,
-                call_duration_s=None if called is None else now_s - called,
-            )
-            self._settle(self, settlement)
+        if self._is_first_word():
+            with settle_span(self, outcome):
+                self._settle(self, self._settlement(outcome, envelope, units))

@@ -1,29 +1,16 @@
 """Between plain values and the messages of tokenbroker.v1."""
 
+import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fetcher.broker_client.tracing import trace_context
 from fetcher.replies.envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-
-# The broker may be restarting or out of reach: the same request is sent again.
-TRY_AGAIN = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    }
-)
 
 
 class Priority(Enum):
@@ -119,6 +106,58 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
         state=state,
         key_fingerprint=bucket.key_fingerprint,
     )
+
+
+def acquire_request(
+    *,
+    holder: str,
+    operation: str,
+    units: int,
+    min_units: int,
+    tokens_per_unit: float,
+    priority: Priority,
+    key_fingerprint: str,
+    ttl_s: float | None,
+) -> pb.AcquireLeaseRequest:
+    """A request under an id of its own."""
+    request = pb.AcquireLeaseRequest(
+        lease_id=str(uuid.uuid4()),
+        holder=holder,
+        operation=operation,
+        units=units,
+        min_units=min_units,
+        tokens_per_unit=tokens_per_unit,
+        priority=priority.value,
+        key_fingerprint=key_fingerprint,
+    )
+    if ttl_s is not None:
+        request.ttl.CopyFrom(duration(ttl_s))
+    return request
+
+
+def granted_terms(request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Terms:
+    """What *grant* promises for *request*."""
+    return Terms(
+        lease_id=request.lease_id,
+        epoch=grant.epoch,
+        holder=request.holder,
+        operation=request.operation,
+        units=grant.units,
+        tokens=grant.tokens,
+    )
+
+
+def abandonment(request: pb.AcquireLeaseRequest, now_s: float) -> Settlement:
+    """Ends the id of a request that nothing waits for any more, granted or not."""
+    terms = Terms(
+        lease_id=request.lease_id,
+        epoch=0,
+        holder=request.holder,
+        operation=request.operation,
+        units=request.units,
+        tokens=0,
+    )
+    return Settlement(terms, pb.OUTCOME_NOT_SENT, now_s)
 
 
 def renewal(terms: Terms, ttl_s: float) -> pb.RenewLeaseRequest:

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from broker.rpc.refusals import REASON_KEY
+from protos.channel.reasons import REASON_KEY
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fix_service import ServedBroker
 

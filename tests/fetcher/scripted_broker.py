@@ -38,6 +38,7 @@ class ScriptedBroker:
     acquires: list[pb.AcquireLeaseRequest] = field(default_factory=list)
     renewals: list[pb.RenewLeaseRequest] = field(default_factory=list)
     settles: list[pb.SettleLeaseRequest] = field(default_factory=list)
+    buckets: int = 0
 
     def acquire(
         self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext
@@ -79,6 +80,7 @@ class ScriptedBroker:
         self, request: pb.GetBucketRequest, context: grpc.ServicerContext
     ) -> pb.GetBucketResponse:
         """A bucket that counts for key_fingerprint."""
+        self.buckets += 1
         bucket = pb.Bucket(
             balance=33,
             capacity=300,

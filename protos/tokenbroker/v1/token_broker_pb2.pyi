@@ -6,6 +6,21 @@ Leases on the tokens of one metered upstream API account.
 A token is the upstream's billing unit, an integer. Durations are
 google.protobuf.Duration and relative: the clocks of broker and client are
 never compared. Every enum's zero value is refused as input.
+
+Every error that the broker itself raises carries the key `tokenbroker-reason` in
+its trailing metadata. An error without it comes from the network, a proxy or gRPC.
+
+  invalid_argument     INVALID_ARGUMENT     a field makes no sense; the message names it
+  lease_not_found      NOT_FOUND            the lease was never granted in this epoch
+  lease_conflict       ALREADY_EXISTS       the lease_id is in use with other arguments
+  lease_ended          FAILED_PRECONDITION  the lease_id has ended: ask with a new one
+  other_key            FAILED_PRECONDITION  client and broker use different upstream keys
+  stopping             UNAVAILABLE          the broker shuts down: repeat the request
+  no_credentials       UNAUTHENTICATED      the broker serves identities only
+  unknown_token        UNAUTHENTICATED      no identity has this token
+  unknown_certificate  UNAUTHENTICATED      no identity has this certificate
+  wrong_role           PERMISSION_DENIED    the identity's role does not allow the call
+  foreign_lease        PERMISSION_DENIED    the lease is another identity's
 """
 
 from collections import abc as _abc
@@ -649,7 +664,7 @@ class WatchBucketRequest(_message.Message):
     MAX_INTERVAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def min_interval(self) -> _duration_pb2.Duration:
-        """Least time between two messages; unset means 250 ms."""
+        """Least time between two messages; unset means 250 ms, less than 50 ms means 50 ms."""
 
     @_builtins.property
     def max_interval(self) -> _duration_pb2.Duration:

@@ -90,6 +90,8 @@ class TokenBrokerServiceServicer:
         """Reserves tokens before a call, waiting inside the broker until they are
         there. Idempotent for a given lease_id: a repeat joins the wait or returns
         the open grant with its remaining TTL. A denial is an answer, not an error.
+        A wait whose connection breaks keeps its place for 30 s; a repeat of the
+        request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +142,8 @@ class TokenBrokerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseGrants(self, request, context):
-        """Stops granting until ResumeGrants. Open leases go on; requests wait.
+        """Stops granting until ResumeGrants or a restart of the broker. Open leases
+        go on; requests wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,6 +6,21 @@ Leases on the tokens of one metered upstream API account.
 A token is the upstream's billing unit, an integer. Durations are
 google.protobuf.Duration and relative: the clocks of broker and client are
 never compared. Every enum's zero value is refused as input.
+
+Every error that the broker itself raises carries the key `tokenbroker-reason` in
+its trailing metadata. An error without it comes from the network, a proxy or gRPC.
+
+  invalid_argument     INVALID_ARGUMENT     a field makes no sense; the message names it
+  lease_not_found      NOT_FOUND            the lease was never granted in this epoch
+  lease_conflict       ALREADY_EXISTS       the lease_id is in use with other arguments
+  lease_ended          FAILED_PRECONDITION  the lease_id has ended: ask with a new one
+  other_key            FAILED_PRECONDITION  client and broker use different upstream keys
+  stopping             UNAVAILABLE          the broker shuts down: repeat the request
+  no_credentials       UNAUTHENTICATED      the broker serves identities only
+  unknown_token        UNAUTHENTICATED      no identity has this token
+  unknown_certificate  UNAUTHENTICATED      no identity has this certificate
+  wrong_role           PERMISSION_DENIED    the identity's role does not allow the call
+  foreign_lease        PERMISSION_DENIED    the lease is another identity's
 """
 
 from collections import abc as _abc
@@ -42,6 +57,8 @@ class TokenBrokerServiceStub:
     """Reserves tokens before a call, waiting inside the broker until they are
     there. Idempotent for a given lease_id: a repeat joins the wait or returns
     the open grant with its remaining TTL. A denial is an answer, not an error.
+    A wait whose connection breaks keeps its place for 30 s; a repeat of the
+    request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]
     """Heartbeat of an open lease; send it at once after a reconnect, so that a
@@ -60,7 +77,9 @@ class TokenBrokerServiceStub:
     SyncBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]
-    """Stops granting until ResumeGrants. Open leases go on; requests wait."""
+    """Stops granting until ResumeGrants or a restart of the broker. Open leases
+    go on; requests wait.
+    """
     ResumeGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ResumeGrantsRequest, _token_broker_pb2.ResumeGrantsResponse]
     """Takes up granting again."""
 
@@ -73,6 +92,8 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     """Reserves tokens before a call, waiting inside the broker until they are
     there. Idempotent for a given lease_id: a repeat joins the wait or returns
     the open grant with its remaining TTL. A denial is an answer, not an error.
+    A wait whose connection breaks keeps its place for 30 s; a repeat of the
+    request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Heartbeat of an open lease; send it at once after a reconnect, so that a
@@ -91,7 +112,9 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     SyncBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]  # type: ignore[assignment]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]  # type: ignore[assignment]
-    """Stops granting until ResumeGrants. Open leases go on; requests wait."""
+    """Stops granting until ResumeGrants or a restart of the broker. Open leases
+    go on; requests wait.
+    """
     ResumeGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ResumeGrantsRequest, _token_broker_pb2.ResumeGrantsResponse]  # type: ignore[assignment]
     """Takes up granting again."""
 
@@ -107,6 +130,8 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reserves tokens before a call, waiting inside the broker until they are
         there. Idempotent for a given lease_id: a repeat joins the wait or returns
         the open grant with its remaining TTL. A denial is an answer, not an error.
+        A wait whose connection breaks keeps its place for 30 s; a repeat of the
+        request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
 
     @_abc_1.abstractmethod
@@ -167,7 +192,9 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.PauseGrantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.PauseGrantsResponse, _abc.Awaitable[_token_broker_pb2.PauseGrantsResponse]]:
-        """Stops granting until ResumeGrants. Open leases go on; requests wait."""
+        """Stops granting until ResumeGrants or a restart of the broker. Open leases
+        go on; requests wait.
+        """
 
     @_abc_1.abstractmethod
     def ResumeGrants(

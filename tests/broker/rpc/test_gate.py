@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from broker.access.identities import METHODS
-from broker.rpc.refusals import REASON_KEY
 from protos.channel.access import Access
+from protos.channel.reasons import REASON_KEY
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, launch_broker

@@ -14,6 +14,7 @@ from fetcher.broker_client import (
     LeaseLostError,
     Priority,
 )
+from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fetcher.scripted_broker import ScriptedBroker, until
 from tests.fix_broker_client import ENVELOPE, Stage, abort, hold
@@ -248,3 +249,24 @@ def test_a_trace_goes_along_with_whatever_is_repeated(stage: Stage) -> None:
         ("AcquireLeaseRequest", None),
         ("SettleLeaseRequest", None),
     ]
+
+
+def test_a_settle_that_breaks_the_broker_is_given_up(stage: Stage) -> None:
+    """After a few tries; behind it others wait to be delivered."""
+    tries: list[object] = []
+
+    def fail_at_first(request: pb.SettleLeaseRequest, context: grpc.ServicerContext) -> None:
+        tries.append(request)
+        if request.lease_id == broker.servicer.acquires[0].lease_id:
+            context.abort(grpc.StatusCode.INTERNAL, "as told")
+
+    broker = stage.broker(ScriptedBroker(on_settle=fail_at_first))
+    client = stage.client(broker)
+    hold(client)
+    until(lambda: len(tries) == BROKEN_TRIES_MAX + 1)
+    hold(client)
+    until(lambda: len(broker.servicer.settles) == 1)
+    _, second = broker.servicer.acquires
+
+    assert broker.servicer.settles[0].lease_id == second.lease_id
+    assert len(tries) == BROKEN_TRIES_MAX + 2

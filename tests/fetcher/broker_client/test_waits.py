@@ -11,6 +11,8 @@ from fetcher.broker_client import (
     KeyMismatchError,
     WaitCancelledError,
 )
+from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX, BY_REASON
+from protos.channel.reasons import Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fetcher.scripted_broker import DEADLINE_S, ScriptedBroker, until
 from tests.fix_broker_client import ENVELOPE, Stage, abort, hold, in_background
@@ -46,30 +48,39 @@ def test_a_repeated_request_keeps_its_id(stage: Stage) -> None:
 
 def test_a_lease_that_lapsed_on_the_way_is_asked_for_anew(stage: Stage) -> None:
     """An id that has ended can't be used again."""
-    failures = iter([grpc.StatusCode.FAILED_PRECONDITION])
-
-    def fail_once(_request: object, context: grpc.ServicerContext) -> None:
-        if (code := next(failures, None)) is not None:
-            context.abort(code, "the lease has ended")
-
-    broker = stage.broker(ScriptedBroker(on_acquire=fail_once, key_fingerprint="abc"))
-    hold(stage.client(broker, key_fingerprint="abc"))
+    ended = abort(grpc.StatusCode.FAILED_PRECONDITION, Reason.LEASE_ENDED, times=1)
+    broker = stage.broker(ScriptedBroker(on_acquire=ended))
+    hold(stage.client(broker))
 
     assert len({request.lease_id for request in broker.servicer.acquires}) == 2
 
 
 def test_another_key_is_told_apart(stage: Stage) -> None:
     """A broker that counts for another account must not grant its tokens to us."""
-    broker = stage.broker(
-        ScriptedBroker(
-            on_acquire=abort(grpc.StatusCode.FAILED_PRECONDITION), key_fingerprint="theirs"
-        )
-    )
+    other = abort(grpc.StatusCode.FAILED_PRECONDITION, Reason.OTHER_KEY)
+    broker = stage.broker(ScriptedBroker(on_acquire=other))
     client = stage.client(broker, key_fingerprint="ours")
-    with pytest.raises(KeyMismatchError, match="theirs"):
+    with pytest.raises(KeyMismatchError, match="as told"):
         hold(client)
 
     assert broker.servicer.acquires[0].key_fingerprint == "ours"
+    assert broker.servicer.buckets == 0
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+def test_a_broken_broker_is_asked_a_few_times_only(stage: Stage, code: grpc.StatusCode) -> None:
+    """A bug repeats itself; the error reaches somebody who can look at it."""
+    broker = stage.broker(ScriptedBroker(on_acquire=abort(code)))
+    with pytest.raises(BrokerRefusedError, match="fails at this request each time: as told"):
+        hold(stage.client(broker))
+
+    assert len(broker.servicer.acquires) == BROKEN_TRIES_MAX + 1
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_of_the_broker_means_something(reason: Reason) -> None:
+    """A new one needs its line in the client's table."""
+    assert reason in BY_REASON
 
 
 def test_a_refusal_is_not_repeated(stage: Stage) -> None:

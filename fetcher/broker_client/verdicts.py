@@ -1,0 +1,76 @@
+"""What a client does after an error: by the broker's reason, else by the status.
+
+Both clients decide here; nothing here does I/O.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+import grpc
+
+from protos.channel.reasons import Reason, reason_of
+
+Code = grpc.StatusCode
+
+
+class Verdict(Enum):
+    """What is worth doing after a call has failed."""
+
+    # The broker is away, restarting or busy: the same request again, for as long as asked.
+    AGAIN = "again"
+    # Something is broken on the way or in the broker: again, but a few times only.
+    FEW_TIMES = "few_times"
+    # The id has ended: the same request under a new one.
+    NEW_ID = "new_id"
+    # The broker counts for another key.
+    OTHER_KEY = "other_key"
+    # A person must act.
+    REFUSED = "refused"
+
+
+# Further tries of a call that fails with INTERNAL or UNKNOWN. A bug repeats itself.
+BROKEN_TRIES_MAX: Final = 5
+
+BY_REASON: Final[Mapping[str, Verdict]] = {
+    Reason.STOPPING: Verdict.AGAIN,
+    Reason.LEASE_ENDED: Verdict.NEW_ID,
+    Reason.OTHER_KEY: Verdict.OTHER_KEY,
+    Reason.LEASE_NOT_FOUND: Verdict.REFUSED,
+    Reason.LEASE_CONFLICT: Verdict.REFUSED,
+    Reason.INVALID_ARGUMENT: Verdict.REFUSED,
+    Reason.NO_CREDENTIALS: Verdict.REFUSED,
+    Reason.UNKNOWN_TOKEN: Verdict.REFUSED,
+    Reason.UNKNOWN_CERTIFICATE: Verdict.REFUSED,
+    Reason.WRONG_ROLE: Verdict.REFUSED,
+    Reason.FOREIGN_LEASE: Verdict.REFUSED,
+}
+# For errors that are not the broker's own, or of a newer one.
+BY_STATUS: Final[Mapping[grpc.StatusCode, Verdict]] = {
+    Code.UNAVAILABLE: Verdict.AGAIN,
+    Code.DEADLINE_EXCEEDED: Verdict.AGAIN,
+    Code.CANCELLED: Verdict.AGAIN,
+    Code.ABORTED: Verdict.AGAIN,
+    Code.RESOURCE_EXHAUSTED: Verdict.AGAIN,
+    Code.INTERNAL: Verdict.FEW_TIMES,
+    Code.UNKNOWN: Verdict.FEW_TIMES,
+}
+
+
+def verdict(exc: grpc.RpcError) -> Verdict:
+    """What to do about *exc*."""
+    return BY_REASON.get(reason_of(exc)) or BY_STATUS.get(exc.code(), Verdict.REFUSED)
+
+
+def is_worth_repeating(exc: grpc.RpcError, failures: int) -> bool:
+    """Whether a renewal or settle that has failed *failures* times is sent again.
+
+    What was paid for is not forgotten for want of a token that is just being replaced.
+    """
+    match verdict(exc):
+        case Verdict.AGAIN:
+            return True
+        case Verdict.FEW_TIMES:
+            return failures <= BROKEN_TRIES_MAX
+        case _:
+            return exc.code() is Code.UNAUTHENTICATED

@@ -1,0 +1,38 @@
+"""Why the broker refused a call: the trailing metadata of its errors, part of the contract.
+
+A status alone does not tell the broker's own answer from that of a proxy or of the
+library; the key does. Clients decide by the reason and show the message.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import grpc
+
+# Present on every error that the broker itself raised; the value is one of `Reason`, or,
+# for SyncBucket, the way in which Keepa could not be asked.
+REASON_KEY: Final = "tokenbroker-reason"
+
+
+class Reason(StrEnum):
+    """The broker's own reasons; the .proto lists them with their statuses."""
+
+    INVALID_ARGUMENT = "invalid_argument"
+    LEASE_NOT_FOUND = "lease_not_found"
+    LEASE_CONFLICT = "lease_conflict"
+    LEASE_ENDED = "lease_ended"
+    OTHER_KEY = "other_key"
+    STOPPING = "stopping"
+    NO_CREDENTIALS = "no_credentials"
+    UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - a reason, no token
+    UNKNOWN_CERTIFICATE = "unknown_certificate"
+    WRONG_ROLE = "wrong_role"
+    FOREIGN_LEASE = "foreign_lease"
+
+
+def reason_of(exc: grpc.RpcError) -> str:
+    """The broker's reason for *exc*; empty if the error is not the broker's own."""
+    # Both kinds of client have it; grpc's base class of their errors has not.
+    trailing = getattr(exc, "trailing_metadata", None)
+    metadata = () if trailing is None else trailing() or ()
+    return next((str(value) for key, value in metadata if key == REASON_KEY), "")
