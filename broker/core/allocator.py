@@ -11,7 +11,6 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Envelope, Observation, Source
@@ -24,18 +23,12 @@ from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
 from broker.core.ledger import Ledger
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
-from broker.core.probing import Probing
+from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
 from broker.core.waitlist import Waiting, Waitlist
 
 # How long a wait whose connection broke keeps its place. Broker and client notice a dead
 # connection up to 25 s apart; the rest is for the way back.
 ABSENCE_MS: Final = 30_000
-
-# An observation younger than this confirms a wait by itself.
-FRESH_MS: Final = 1_000
-# Ticks after which even an ample balance is checked before it is granted from:
-# others may have spent it, or the plan may have changed.
-STALE_TICKS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +65,8 @@ class Allocator:
         self._recovered_ms = started_ms + config.recovery_grace_ms
         # Until then the head's wait stands confirmed by Keepa.
         self._confirmed_until_ms = started_ms
+        # Since then a probe's answer could serve the head, which waits.
+        self._doubt_since_ms: int | None = None
         self._outcomes: list[Granted | Denied] = []
         self._deadlines = Deadlines()
         self._budget_wake_ms: int | None = None
@@ -173,15 +168,21 @@ class Allocator:
 
     def probe_wanted(self, now_ms: int) -> bool:
         """Whether to ask Keepa now; true until `probe_started`."""
-        if not self.probing.may_start(now_ms):
-            return False
-        bucket = self.ledger.bucket
-        unsettled = not bucket.period.placed and bucket.ticks_landed(now_ms) > 0
-        return self.probing.wanted or bucket.observation is None or unsettled
+        return self.probing.may_start(now_ms) and self._reason_to_ask(now_ms) is not None
 
-    def probe_started(self, now_ms: int) -> None:
-        """A probe is on its way; there is never a second one."""
-        self.probing.started(now_ms)
+    def probe_started(self, now_ms: int) -> Reason:
+        """A probe is on its way, never two at once; returns why."""
+        reason = self._reason_to_ask(now_ms) or Reason.OPERATOR
+        self.probing.started(reason, now_ms)
+        return reason
+
+    def _reason_to_ask(self, now_ms: int) -> Reason | None:
+        bucket = self.ledger.bucket
+        if bucket.observation is None:
+            return Reason.START
+        if self.probing.wanted is None and not bucket.period.placed:
+            return Reason.PERIOD if bucket.ticks_landed(now_ms) > 0 else None
+        return self.probing.wanted
 
     def probe_answered(self, envelope: Envelope, requested_ms: int, now_ms: int) -> None:
         """Keepa's count has arrived; *envelope* must be an observation."""
@@ -234,6 +235,9 @@ class Allocator:
                 times.append(self._budget_wake_ms)
             if now_ms < self._recovered_ms:
                 times.append(self._recovered_ms)
+            times.append(self.ledger.next_over_ms(now_ms))
+            if self._doubt_since_ms is not None and not self.probing.in_flight:
+                times.append(self._doubt_since_ms + FRESH_MS)
         return min((max(time, now_ms + 1) for time in times if time is not None), default=None)
 
     def take_outcomes(self) -> list[Granted | Denied]:
@@ -258,7 +262,9 @@ class Allocator:
             now_ms: The broker's clock.
             projected: Count lumps that should have landed but are not confirmed.
         """
-        headroom = self.ledger.headroom(now_ms, projected=projected)
+        return self._grantable(self.ledger.headroom(now_ms, projected=projected))
+
+    def _grantable(self, headroom: int) -> int:
         available = headroom - self.config.floor_tokens + self.config.max_debt_tokens
         # Keepa refuses at zero and below, and only a lone lease may reach into debt.
         if headroom <= 0 or self.ledger.reserved > 0:
@@ -291,7 +297,7 @@ class Allocator:
         """Grant to the head while it can be granted."""
         if self.state(now_ms) is not BucketState.SERVING:
             return
-        self.probing.wanted = False
+        self.probing.wanted = None
         while (head := self._head(now_ms)) is not None:
             if not self.offers.requote(head):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
@@ -321,28 +327,41 @@ class Allocator:
 
     def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:
         """What to grant to the head; None if it must wait, for Keepa or for tokens."""
-        quote, bucket = waiting.quote, self.ledger.bucket
-        assert bucket.observation is not None
         batch = self.offers.batch(waiting, self.available(now_ms, projected=False), now_ms)
-        age_ms = now_ms - bucket.observation.arrived_ms
-        ask = age_ms > STALE_TICKS * bucket.period.ms
-        if batch is None or batch.units < quote.units:
-            ask = ask or bucket.ticks_landed(now_ms) > 0
-        if batch is None and not self._wait_is_confirmed(now_ms):
-            ask = ask or age_ms > FRESH_MS or bucket.straddles_tick
-        if ask:
-            self.probing.wanted = True
+        self.probing.wanted = reason_to_ask(self._prospect(waiting, batch, now_ms))
+        if self.probing.wanted is not None:
             if self.probing.is_worth_waiting_for(now_ms):
                 return None
-            batch = self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
-        elif batch is None:
-            self._confirmed_until_ms = bucket.next_tick_ms(now_ms)
+            return self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
+        if batch is None and self._doubt_since_ms is None:
+            self._confirmed_until_ms = self.ledger.bucket.next_tick_ms(now_ms)
         return batch
 
-    def _wait_is_confirmed(self, now_ms: int) -> bool:
-        # A reply to a long call, which came after the answer, may tell older news.
-        told_old_news = self.ledger.uncertain or self.ledger.bucket.straddles_tick
-        return now_ms < self._confirmed_until_ms and not told_old_news
+    def _prospect(self, waiting: Waiting, batch: Batch | None, now_ms: int) -> Prospect:
+        """What the present count offers *waiting*, and what speaks against relying on it."""
+        bucket = self.ledger.bucket
+        assert bucket.observation is not None
+        doubt = batch is None and self._would_help(waiting, now_ms)
+        if not doubt:
+            self._doubt_since_ms = None
+        elif self._doubt_since_ms is None:
+            self._doubt_since_ms = now_ms
+        ripe_ms = FRESH_MS if self.ledger.open_leases else 0
+        return Prospect(
+            short=batch is None or batch.units < waiting.quote.units,
+            waits=batch is None,
+            ticks=bucket.ticks_landed(now_ms),
+            age_ms=now_ms - bucket.observation.arrived_ms,
+            period_ms=bucket.period.ms,
+            doubt=doubt,
+            doubt_ripe=now_ms - (self._doubt_since_ms or now_ms) >= ripe_ms,
+            confirmed=now_ms < self._confirmed_until_ms,
+        )
+
+    def _would_help(self, waiting: Waiting, now_ms: int) -> bool:
+        """Whether a probe asked now could tell enough to serve *waiting*."""
+        headroom = self.ledger.headroom_if_asked(now_ms)
+        return self.offers.batch(waiting, self._grantable(headroom), now_ms) is not None
 
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request

@@ -148,7 +148,11 @@ class Bucket:
     def __init__(self) -> None:
         self.observation: Observation | None = None
         self.period = TickPeriod()
+        # A lump landed while the observed call ran: its balance may lack it.
+        self.straddles_tick = False
         self._tick_ms = 0
+        # When a reply first placed the present next tick: the one before had landed.
+        self._placed_ms = 0
 
     def supersedes(self, observation: Observation) -> bool:
         """Whether *observation* is news: later by Keepa's clock, or asked later.
@@ -179,14 +183,27 @@ class Bucket:
     def adopt(self, observation: Observation) -> None:
         """Take *observation* as the truth."""
         known, envelope = self.observation, observation.envelope
-        self.period.place(envelope)
+        # When the last tick before the observation had surely landed.
+        landed_ms: int | None = None
         tick_ms = observation.arrived_ms + envelope.refill_in_ms + TICK_GUARD_MS
-        # A reply's way back only makes a tick look later: the earliest is right.
-        if known is not None and (
-            abs(envelope.next_tick_ms - known.envelope.next_tick_ms) <= SAME_TICK_MS
-        ):
+        if known is not None and self.same_tick(known, observation):
+            landed_ms = self._placed_ms
+            # A reply's way back only makes a tick look later: the earliest is right.
             tick_ms = min(tick_ms, self._tick_ms)
+        else:
+            if known is not None and (ticks := self.ticks_between(observation)) > 0:
+                landed_ms = self.tick_ms(ticks)
+            self._placed_ms = observation.arrived_ms
+        asked_late = landed_ms is not None and observation.requested_ms >= landed_ms
+        self.period.place(envelope)
         self.observation, self._tick_ms = observation, tick_ms
+        self.straddles_tick = not asked_late and self._ran_over_tick(envelope)
+
+    @staticmethod
+    def same_tick(one: Observation, other: Observation) -> bool:
+        """Whether no tick landed between the ends of two observations."""
+        gap_ms = one.envelope.next_tick_ms - other.envelope.next_tick_ms
+        return abs(gap_ms) <= SAME_TICK_MS
 
     def ticks_landed(self, now_ms: int) -> int:
         """Ticks since the observation, by the learned period."""
@@ -208,12 +225,10 @@ class Bucket:
             return 0
         return self.observation.envelope.refilled(self.ticks_landed(now_ms))
 
-    @property
-    def straddles_tick(self) -> bool:
-        """Whether a lump landed while the observed call ran: its balance may lack it."""
-        if self.observation is None:
+    def _ran_over_tick(self, envelope: Envelope) -> bool:
+        # An instant has no before and after: its count and its next tick agree.
+        if not envelope.processing_ms:
             return False
-        envelope = self.observation.envelope
         last_tick_ms = envelope.next_tick_ms - self.period.ms
         # With a period that is not learned yet it may lie ahead: then it is no tick.
         ran_ms = (envelope.server_time_ms - SAME_TICK_MS, envelope.end_ms + SAME_TICK_MS)

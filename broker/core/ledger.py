@@ -4,6 +4,8 @@ Rule 1: every change to balance, leases and holds lives in this file.
 Rule 2: no I/O, no await, no logging and no clock; callers pass now_ms.
 Rule 3: reserved is everything that the current observation does not certainly
         include. It may err low by what is in flight; it never errs high.
+        The last probe, less all that has happened since, is as honest a count:
+        it stands in where no reply since shows spending that is not ours.
 Rule 4: a hold ends by knowledge only: a settle, or an observation that must
         include the call. Time alone refunds nothing.
 """
@@ -12,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import ceil
 from typing import Final
 
 from broker.core.bucket import Bucket, Observation, Source
@@ -32,6 +35,8 @@ from broker.core.totals import Totals
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
+# For so long after somebody else was seen to spend, our own books are not enough.
+STRANGER_MS: Final = 3_600_000
 # Ended leases are remembered for replays and late acquires.
 ENDED_MAX: Final = 100_000
 # Before any moment of the broker's clock.
@@ -54,6 +59,12 @@ class Ledger:
     # Open leases whose calls may cost more than they hold.
     _risky: dict[str, Lease] = field(default_factory=dict)
     _settled: SettledCalls = field(default_factory=SettledCalls)
+    # The last probe; costs that it may lack, and those that it certainly lacks.
+    _probed: Observation | None = None
+    _spent_since_probe: int = 0
+    _spent_after_probe: int = 0
+    _foreign_tokens: int = 0
+    _stranger_ms: int = LONG_AGO_MS
     _ended: OrderedDict[str, Ended] = field(default_factory=OrderedDict)
     _expiries: list[tuple[int, str]] = field(default_factory=list)
 
@@ -69,8 +80,8 @@ class Ledger:
 
     @property
     def uncertain_tokens(self) -> int:
-        """Costs that are still reserved although the observation probably includes them."""
-        return self._settled.uncertain_tokens
+        """Costs that the headroom lacks although Keepa's count probably includes them."""
+        return 0 if self.rests_on_probe else self._settled.uncertain_tokens
 
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
@@ -89,9 +100,67 @@ class Ledger:
         return None if ended is None or ended.written_off is None else ended.holder
 
     def headroom(self, now_ms: int, *, projected: bool) -> int:
-        """Balance less reserved: observed, or with the lumps that should have landed."""
+        """Balance less holds: observed, or with the lumps that should have landed.
+
+        Both of two counts err low: the last observation less all that it may lack,
+        and the last probe less all that has happened since. The higher one is nearer.
+        """
         balance = self.bucket.balance(now_ms) if projected else self.bucket.observed
+        if self.rests_on_probe:
+            assert self._probed is not None
+            balance += self._booked(self._probed) - (self.bucket.observed - self.reserved)
         return balance - self.reserved
+
+    @property
+    def rests_on(self) -> Observation | None:
+        """What Keepa said that the headroom is computed from."""
+        return self._probed if self.rests_on_probe else self.bucket.observation
+
+    @property
+    def rests_on_probe(self) -> bool:
+        """Whether the last probe and our own books tell more than the last reply."""
+        probed, seen = self._probed, self.bucket.observation
+        if probed is None or seen is None or not self.bucket.same_tick(probed, seen):
+            return False
+        if seen.arrived_ms - self._stranger_ms < STRANGER_MS:
+            return False
+        booked = self._booked(probed)
+        # A reply below that shows spending that is not in the books.
+        return self.bucket.observed - self.reserved < booked <= self.bucket.observed
+
+    def _booked(self, probed: Observation) -> int:
+        return probed.envelope.tokens_left - self._spent_since_probe - self._held_open
+
+    @property
+    def _held_open(self) -> int:
+        """Tokens held for calls of which no settle has come."""
+        return self.reserved - self._settled.uncertain_tokens
+
+    def headroom_if_asked(self, now_ms: int) -> int:
+        """The most headroom that a probe asked now could show.
+
+        Its answer includes every settled call, and ends the holds of lost ones that
+        must be over. It tells no more than any reply since the last tick did, less
+        what was charged after that reply.
+        """
+        probed, seen = self._probed, self.bucket.observation
+        assert seen is not None
+        most = seen.envelope.tokens_left
+        if self.bucket.straddles_tick:
+            most += ceil(seen.envelope.lump)
+        elif probed is not None and self.bucket.same_tick(probed, seen):
+            known = probed.envelope.tokens_left
+            # A probe that told less than a later reply has missed a lump.
+            if known >= most:
+                most = min(most, known - self._spent_after_probe)
+        over_ms = now_ms - CALL_MS_MAX
+        over = sum(lost.tokens for lost in self._lapsed.values() if lost.granted_ms <= over_ms)
+        return most - self._held_open + over
+
+    def next_over_ms(self, now_ms: int) -> int | None:
+        """When the next lost call must be over, so that a probe can end its hold."""
+        times = (lost.granted_ms + CALL_MS_MAX for lost in self._lapsed.values())
+        return min((time for time in times if time > now_ms), default=None)
 
     @property
     def overrun_tokens(self) -> int:
@@ -241,6 +310,7 @@ class Ledger:
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
             self._settled.add(lease)
+            self._book(lease)
         if envelope is not None and envelope.is_observation:
             lease.interval_ms = (envelope.server_time_ms, envelope.end_ms)
             arrived_ms = now_ms - settlement.age_ms
@@ -251,6 +321,12 @@ class Ledger:
         if lease.cost:
             self._include_or_reserve(lease)
         return Settled(late, lease, lease.cost)
+
+    def _book(self, lease: Lease) -> None:
+        """Keep the count of what the last probe lacks."""
+        self._spent_since_probe += lease.cost
+        if self._probed is not None and lease.sent_after_ms >= self._probed.arrived_ms:
+            self._spent_after_probe += lease.cost
 
     def _include_or_reserve(self, lease: Lease) -> None:
         """A settled call whose envelope is no news: is it in the current observation?"""
@@ -275,6 +351,9 @@ class Ledger:
         self.bucket.adopt(observation)
         self.totals.observations += 1
         self._write_off_lost(observation)
+        if observation.source is Source.PROBE:
+            self._probed, self._spent_after_probe = observation, 0
+            self._spent_since_probe = self._settled.cost_since(observation.requested_ms)
 
     def _compare(self, observation: Observation, included: Included) -> None:
         known = self.bucket.observation
@@ -286,6 +365,15 @@ class Ledger:
                 included=included,
                 in_flight=self.reserved,
             )
+            self._look_for_strangers(observation)
+
+    def _look_for_strangers(self, observation: Observation) -> None:
+        """Note when others spend; suspicion ends when our own calls explain it."""
+        before, self._foreign_tokens = self._foreign_tokens, self.drift.foreign_tokens
+        if self._foreign_tokens > before:
+            self._stranger_ms = observation.arrived_ms
+        elif self._foreign_tokens < before:
+            self._stranger_ms = LONG_AGO_MS
 
     def _write_off_lost(self, observation: Observation) -> None:
         """Give up lapsed leases whose charge the observation must show, or shows."""
@@ -303,6 +391,8 @@ class Ledger:
         for lease in lost:
             self._drop(lease)
             cost = self.drift.written_off(lease.tokens, self.reserved)
+            # The last probe may lack it as well.
+            self._spent_since_probe += lease.tokens
             self.totals.written_off_tokens += cost
             self._end(lease.lease_id, Ended(True, cost, lease.holder))
 

@@ -1,14 +1,70 @@
-"""When to ask Keepa for its count, and how long to be patient with it.
+"""When to ask Keepa for its count, why, and how long to be patient with it.
 
 One probe at a time. A probe that is not answered in time, or fails, delays
 nobody that the projection can serve.
 """
 
-from typing import Final
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, NamedTuple
 
 PATIENCE_MS: Final = 2_000
 RETRY_MS_MIN: Final = 1_000
 RETRY_MS_MAX: Final = 30_000
+# An observation younger than this confirms a wait by itself, if it leaves no doubt.
+FRESH_MS: Final = 1_000
+# Ticks after which even an ample balance is checked before it is granted from.
+STALE_TICKS: Final = 2
+
+
+class Reason(Enum):
+    """Why Keepa is asked; the label of the probes' metric."""
+
+    START = "start"
+    PERIOD = "period"
+    STALE = "stale"
+    TICK = "tick"
+    DOUBT = "doubt"
+    WAIT = "wait"
+    OPERATOR = "operator"
+
+
+class Prospect(NamedTuple):
+    """What the present count offers the head of the waitlist; times in ms.
+
+    `short` says that it gets less than it wants, `waits` that it gets nothing.
+    `ticks` have passed since the count, which is `age_ms` old. `doubt` says that
+    a probe's answer could serve a head that waits; `doubt_ripe` that no reply on
+    its way will settle that first. `confirmed` says that Keepa has confirmed a
+    wait since the last tick.
+    """
+
+    short: bool
+    waits: bool
+    ticks: int
+    age_ms: int
+    period_ms: float
+    doubt: bool
+    doubt_ripe: bool
+    confirmed: bool
+
+
+# The first that applies counts; with none, the head is served or its wait stands.
+REASONS: Final[tuple[tuple[Reason, Callable[[Prospect], bool]], ...]] = (
+    # Others may have spent an ample balance meanwhile, or the plan may have changed.
+    (Reason.STALE, lambda at: at.age_ms > STALE_TICKS * at.period_ms),
+    # A lump that has only been computed is not granted from (ARCHITECTURE, decision 1).
+    (Reason.TICK, lambda at: at.short and at.ticks > 0),
+    # The count errs low by calls that it may lack: a probe asked now lacks none of them.
+    (Reason.DOUBT, lambda at: at.doubt and at.doubt_ripe),
+    # Only what Keepa confirms makes a caller wait; once a tick, whoever comes after.
+    (Reason.WAIT, lambda at: at.waits and at.age_ms > FRESH_MS and not at.confirmed),
+)
+
+
+def reason_to_ask(at: Prospect) -> Reason | None:
+    """The first reason to ask Keepa before deciding on the head; None: decide now."""
+    return next((reason for reason, applies in REASONS if applies(at)), None)
 
 
 class Probing:
@@ -16,12 +72,17 @@ class Probing:
 
     def __init__(self) -> None:
         # Set while a decision rests on an answer.
-        self.wanted = False
-        self.probes = 0
+        self.wanted: Reason | None = None
+        self.by_reason: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.failures = 0
         self._since_ms: int | None = None
         self._retry_ms: int | None = None
         self._failures_in_a_row = 0
+
+    @property
+    def probes(self) -> int:
+        """Probes since the start."""
+        return sum(self.by_reason.values())
 
     @property
     def in_flight(self) -> bool:
@@ -46,11 +107,11 @@ class Probing:
         # Later than that, who comes back too soon only asks once more.
         return max(RETRY_MS_MIN, (ends_ms or 0) - now_ms)
 
-    def started(self, now_ms: int) -> None:
+    def started(self, reason: Reason, now_ms: int) -> None:
         """A probe is on its way."""
         assert self._since_ms is None
-        self._since_ms, self.wanted = now_ms, False
-        self.probes += 1
+        self._since_ms, self.wanted = now_ms, None
+        self.by_reason[reason] += 1
 
     def answered(self) -> None:
         """Keepa's count has arrived."""

@@ -31,6 +31,15 @@ class SettledCalls:
         """Remember a call that has just been settled."""
         self._settled.append(lease)
 
+    def cost_since(self, moment_ms: int) -> int:
+        """Tokens of the calls settled after *moment_ms*."""
+        cost = 0
+        for lease in reversed(self._settled):
+            if lease.settled_ms <= moment_ms:
+                break
+            cost += lease.cost
+        return cost
+
     def included_by(self, observation: Observation) -> list[Lease]:
         """Uncertain calls that *observation* certainly includes."""
         return [lease for lease in self.uncertain.values() if self.includes(observation, lease)]

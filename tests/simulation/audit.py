@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.answers import Denied, Granted
 from broker.core.leases import Lease, LeaseRequest, Outcome, Settlement
+from broker.core.ledger import Ledger
+from broker.core.probing import Reason
 from tests.simulation.call import Call
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.fairness import WaitBound
@@ -134,10 +136,10 @@ class Audit:
         self.surprises += FORGOTTEN_TOKENS
         self.liveness.restarted()
 
-    def probe_started(self, broker: BrokerProcess) -> None:
+    def probe_started(self, reason: Reason) -> None:
         """The broker asks Keepa."""
-        self.note("broker asks Keepa")
-        self._measures.probes += 1
+        self.note("broker asks Keepa: %s", reason.value)
+        self._measures.probes[reason.value] += 1
 
     def probe_failed(self) -> None:
         """Keepa gave no answer: nobody can demand a grant."""
@@ -234,12 +236,8 @@ class Audit:
             self._fail(
                 "spent", f"counted {ledger.totals.spent_tokens}, really {self._spent} tokens"
             )
-        seen = ledger.bucket.observation
-        if seen is not None:
-            surprise = self.surprises - seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
-            truth = model.balance - self._outstanding + surprise
-            if seen.envelope.tokens_left - ledger.reserved > truth:
-                self._explain_high(broker)
+        if ledger.rests_on is not None and self._believed(ledger) > self._truth(ledger):
+            self._explain_high(broker)
         self._unsummed += 1
         if self._unsummed > ledger.open_leases + 8:
             self._unsummed = 0
@@ -280,7 +278,7 @@ class Audit:
         if seen is None:
             self._fail("grant", f"{lease.lease_id} was granted before Keepa ever answered")
             return
-        headroom = seen.envelope.tokens_left - ledger.reserved
+        headroom = self._believed(ledger)
         least = scenario.floor_tokens - scenario.max_debt_tokens
         lone = ledger.reserved == lease.tokens and seen.envelope.tokens_left > 0
         if headroom < least or (headroom < 0 and not lone):
@@ -291,7 +289,7 @@ class Audit:
                     " confirmed ones",
                 )
             self.surprises += lease.tokens
-        call.surprises = seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
+        call.surprises = self._witness(ledger)
         call.tokens = lease.tokens
         if not call.harmless and not call.over:
             self._hold(call)
@@ -300,18 +298,31 @@ class Audit:
         """The ledger believes in more tokens than there are: is there an excuse?"""
         self.check_holds(broker)
         ledger = broker.allocator.ledger
-        seen = ledger.bucket.observation
+        seen = ledger.rests_on
         assert seen is not None
-        surprise = self.surprises - seen.envelope.surprises  # type: ignore[attr-defined]  # witnessed
-        believed = seen.envelope.tokens_left - ledger.reserved
-        truth = self._model.balance - self._outstanding + surprise
+        believed, truth = self._believed(ledger), self._truth(ledger)
         if believed > truth:
             self._fail(
                 "high",
-                f"the ledger counts on {believed} tokens (observed {seen.envelope.tokens_left},"
-                f" reserved {ledger.reserved}); there are {truth} (Keepa has"
+                f"the ledger counts on {believed} tokens (from {seen.envelope.tokens_left},"
+                f" {ledger.reserved} reserved); there are {truth} (Keepa has"
                 f" {self._model.balance}, {self._outstanding} may yet be charged)",
             )
+
+    def _believed(self, ledger: Ledger) -> int:
+        """The confirmed tokens that the broker counts on."""
+        return ledger.headroom(0, projected=False)
+
+    def _truth(self, ledger: Ledger) -> int:
+        """The tokens that there are, and those that no ledger can know to be gone."""
+        surprise = self.surprises - self._witness(ledger)
+        return self._model.balance - self._outstanding + surprise
+
+    @staticmethod
+    def _witness(ledger: Ledger) -> int:
+        """Surprises that the count includes: those before the words that it rests on."""
+        assert ledger.rests_on is not None
+        return ledger.rests_on.envelope.surprises  # type: ignore[attr-defined, no-any-return]  # witnessed
 
     def _unheld(self, call: Call) -> None:
         """The ledger has dropped a hold whose call may still be charged."""

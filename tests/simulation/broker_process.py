@@ -264,8 +264,8 @@ class BrokerProcess:
         self._set_timer(now_ms)
 
     def _start_probe(self, now_ms: int) -> None:
-        self.allocator.probe_started(now_ms)
-        self._audit.probe_started(self)
+        reason = self.allocator.probe_started(now_ms)
+        self._audit.probe_started(reason)
         self._probe_since_ms = now_ms
         self._keepa.probe(partial(self._probe_done, now_ms))
 

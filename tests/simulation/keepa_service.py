@@ -15,7 +15,6 @@ from tests.simulation.keepa_model import KeepaModel, Moment, Reading, RunningCal
 from tests.simulation.scenario import Scenario
 from tests.simulation.timeline import Timeline
 
-PROBE_MS: Final = (20, 200)
 PROBE_TIMEOUT_MS: Final = 15_000
 # A client gives up before the broker stops holding tokens for its call.
 SLOW_CALL_MS_MAX: Final = 100_000
@@ -62,7 +61,7 @@ class KeepaService:
             wait_ms = dice.between(10, CLIENT_TIMEOUT_MS)
             self._timeline.after(wait_ms, partial(done, Answer(None)))
             return wait_ms
-        way_ms = dice.between(5, 40)
+        way_ms = dice.between(*scenario.call_way_ms)
         work_ms = 1 + int(scenario.processing_ms * (0.5 + dice.random()))
         if not self.calm and dice.strikes(scenario.slow_call):
             work_ms = dice.between(work_ms, SLOW_CALL_MS_MAX)
@@ -76,7 +75,8 @@ class KeepaService:
         if not self.calm and (self._out or dice.strikes(self._scenario.probe_fails)):
             self._timeline.after(dice.between(5, PROBE_TIMEOUT_MS), partial(done, None))
             return
-        self._timeline.after(dice.between(*PROBE_MS) // 2, partial(self._read, done))
+        way_ms = dice.between(*self._scenario.probe_way_ms)
+        self._timeline.after(way_ms, partial(self._read, done))
 
     def break_down(self, dice: Dice) -> None:
         """Nobody reaches Keepa for a while."""
@@ -88,14 +88,15 @@ class KeepaService:
 
     def _read(self, done: Callable[[WitnessedEnvelope | None], None]) -> None:
         envelope = self._witnessed(self.model.read(self._timeline.now_ms), self._audit.surprises)
-        self._timeline.after(self._probes.between(*PROBE_MS) // 2, partial(done, envelope))
+        way_ms = self._probes.between(*self._scenario.probe_way_ms)
+        self._timeline.after(way_ms, partial(done, envelope))
 
     def _arrive(
         self, call: Call, work_ms: int, dice: Dice, done: Callable[[Answer], None]
     ) -> None:
         """The request is at Keepa."""
         now_ms = self._timeline.now_ms
-        back_ms = dice.between(5, 40)
+        back_ms = dice.between(*self._scenario.call_way_ms)
         if not self.calm and dice.strikes(self._scenario.server_error):
             self._audit.harmless(call)
             envelope = self._witnessed(self.model.read(now_ms), self._audit.surprises)

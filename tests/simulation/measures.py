@@ -16,7 +16,7 @@ class Measures:
     grants: int = 0
     calls: int = 0
     refusals: int = 0
-    probes: int = 0
+    probes: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     denials: Counter[DenialReason] = field(default_factory=Counter)
     spent_by_holder: Counter[str] = field(default_factory=Counter)

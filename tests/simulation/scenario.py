@@ -38,8 +38,10 @@ class Scenario:
     idle_ms: int = 0
     max_wait: float = 0.0
     give_up: float = 0.0
-    # Keepa's calls and the way there
+    # Keepa's calls, and the way there and back, each from the first to the second
     processing_ms: int = 400
+    call_way_ms: tuple[int, int] = (5, 40)
+    probe_way_ms: tuple[int, int] = (10, 100)
     slow_call: float = 0.0
     call_lost: float = 0.0
     reply_lost: float = 0.0
