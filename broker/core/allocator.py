@@ -236,7 +236,7 @@ class Allocator:
             if now_ms < self._recovered_ms:
                 times.append(self._recovered_ms)
             times.append(self.ledger.next_over_ms(now_ms))
-            if self._doubt_since_ms is not None and not self.probing.in_flight:
+            if self._doubt_since_ms is not None and now_ms < self._doubt_since_ms + FRESH_MS:
                 times.append(self._doubt_since_ms + FRESH_MS)
         return min((max(time, now_ms + 1) for time in times if time is not None), default=None)
 
@@ -262,9 +262,10 @@ class Allocator:
             now_ms: The broker's clock.
             projected: Count lumps that should have landed but are not confirmed.
         """
-        return self._grantable(self.ledger.headroom(now_ms, projected=projected))
+        return self.grantable(self.ledger.headroom(now_ms, projected=projected))
 
-    def _grantable(self, headroom: int) -> int:
+    def grantable(self, headroom: int) -> int:
+        """What of *headroom* may be granted; see `available`."""
         available = headroom - self.config.floor_tokens + self.config.max_debt_tokens
         # Keepa refuses at zero and below, and only a lone lease may reach into debt.
         if headroom <= 0 or self.ledger.reserved > 0:
@@ -361,7 +362,7 @@ class Allocator:
     def _would_help(self, waiting: Waiting, now_ms: int) -> bool:
         """Whether a probe asked now could tell enough to serve *waiting*."""
         headroom = self.ledger.headroom_if_asked(now_ms)
-        return self.offers.batch(waiting, self._grantable(headroom), now_ms) is not None
+        return self.offers.batch(waiting, self.grantable(headroom), now_ms) is not None
 
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request

@@ -23,6 +23,8 @@ CAPACITY_TICKS: Final = 60
 TICK_GUARD_MS: Final = 20
 # Two estimates this close speak of the same tick; more for long gaps.
 SAME_TICK_MS: Final = 100
+# Ticks ahead for which a place still holds; clocks drift apart beyond.
+CARRIED_TICKS_MAX: Final = 2
 # How fast the learned period follows a drifting one.
 PERIOD_GAIN: Final = 0.2
 # A tick where none should be, this often in a row: the period has changed.
@@ -185,14 +187,19 @@ class Bucket:
         known, envelope = self.observation, observation.envelope
         # When the last tick before the observation had surely landed.
         landed_ms: int | None = None
+        # A reply's way back only makes a tick look later: the earliest is right. But
+        # the call cannot have been answered before it was sent.
         tick_ms = observation.arrived_ms + envelope.refill_in_ms + TICK_GUARD_MS
+        least_ms = observation.requested_ms + envelope.refill_in_ms + TICK_GUARD_MS
         if known is not None and self.same_tick(known, observation):
             landed_ms = self._placed_ms
-            # A reply's way back only makes a tick look later: the earliest is right.
-            tick_ms = min(tick_ms, self._tick_ms)
+            tick_ms = max(min(tick_ms, self._tick_ms), least_ms)
         else:
             if known is not None and (ticks := self.ticks_between(observation)) > 0:
                 landed_ms = self.tick_ms(ticks)
+                if self.period.placed and ticks <= CARRIED_TICKS_MAX:
+                    carried_ms = self.tick_ms(ticks + 1) + SAME_TICK_MS
+                    tick_ms = max(min(tick_ms, carried_ms), least_ms)
             self._placed_ms = observation.arrived_ms
         asked_late = landed_ms is not None and observation.requested_ms >= landed_ms
         self.period.place(envelope)

@@ -153,9 +153,13 @@ class Ledger:
             # A probe that told less than a later reply has missed a lump.
             if known >= most:
                 most = min(most, known - self._spent_after_probe)
+        return most - self.in_flight_tokens(now_ms)
+
+    def in_flight_tokens(self, now_ms: int) -> int:
+        """Tokens held for calls that may still run."""
         over_ms = now_ms - CALL_MS_MAX
         over = sum(lost.tokens for lost in self._lapsed.values() if lost.granted_ms <= over_ms)
-        return most - self._held_open + over
+        return self._held_open - over
 
     def next_over_ms(self, now_ms: int) -> int | None:
         """When the next lost call must be over, so that a probe can end its hold."""

@@ -142,6 +142,11 @@ class BrokerProcess:
         """Whether an answer of Keepa is awaited."""
         return self._probe_since_ms is not None
 
+    @property
+    def probe_hangs(self) -> bool:
+        """Whether it awaits an answer that Keepa will not give."""
+        return self.probing and self._keepa.lets_probe_hang
+
     def sync(self) -> None:
         """An operator asks Keepa, or shares the probe that is on its way."""
         if not self.probing:

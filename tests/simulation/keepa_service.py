@@ -45,6 +45,8 @@ class KeepaService:
     ) -> None:
         self.model = model
         self.calm = False
+        # The last probe gets no answer, or has not got one.
+        self.lets_probe_hang = False
         self._scenario = scenario
         self._timeline = timeline
         self._audit = audit
@@ -72,7 +74,10 @@ class KeepaService:
     def probe(self, done: Callable[[WitnessedEnvelope | None], None]) -> None:
         """Ask for the balance; answers None when it fails."""
         dice = self._probes
-        if not self.calm and (self._out or dice.strikes(self._scenario.probe_fails)):
+        self.lets_probe_hang = not self.calm and (
+            self._out or dice.strikes(self._scenario.probe_fails)
+        )
+        if self.lets_probe_hang:
             self._timeline.after(dice.between(5, PROBE_TIMEOUT_MS), partial(done, None))
             return
         way_ms = dice.between(*self._scenario.probe_way_ms)

@@ -1,4 +1,20 @@
-"""Nobody waits without need: heads that could be granted, deadlines, wake-ups."""
+"""Nobody waits without need: heads that could be granted, deadlines, wake-ups.
+
+A head is granted within FRESH_MS and a probe's round trip of the moment from
+which the model's own balance covers it. That the broker is unsure is no excuse: it
+can ask. What is left out, and why that excuses nothing:
+
+* calls of which no settle has come, at their holds: what they cost, or whether
+  Keepa has charged them, no probe can tell. A lost one counts for the longest
+  possible call only; then a probe tells. A settled one does not count at all;
+* the price of the head, the room for an overrun beside other calls, the floor and
+  the budgets: these are promises too, and the audit asks for the same price;
+* a paused or recovering broker: it has been told to wait;
+* a Keepa that does not answer: the broker is patient with it for PATIENCE_MS, then
+  must do with its projection, and does;
+* a broker that stands still, or whose clock stood still: until the first tick
+  after that it cannot know how late it is.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +22,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from broker.core.answers import BucketState
+from broker.core.bucket import SAME_TICK_MS, TICK_GUARD_MS
 from broker.core.leases import LeaseRequest
-from broker.core.probing import PATIENCE_MS
+from broker.core.probing import FRESH_MS, PATIENCE_MS
 from broker.core.waitlist import Waiting
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
@@ -17,8 +34,8 @@ from tests.simulation.timeline import Timeline
 if TYPE_CHECKING:
     from tests.simulation.broker_process import BrokerProcess
 
-# A probe's patience, two ways to Keepa, and the guard around a tick.
-SYNC_MS: Final = PATIENCE_MS + 500
+# A tick is known to within the way of a reply, the guard around it, and a timer.
+TICK_SLACK_MS: Final = TICK_GUARD_MS + SAME_TICK_MS
 DEADLINE_SLACK_MS: Final = 100
 # So often in a second there is nothing to wake for: ticks are a second apart at
 # least, and every lease or deadline has but one end.
@@ -34,6 +51,8 @@ class Liveness:
         self._live_from_ms = 0
         self._wakes = 0
         self._wakes_counted_s = -1
+        way_ms = scenario.probe_way_ms[1]
+        self._sync_ms = FRESH_MS + 3 * way_ms + TICK_SLACK_MS + scenario.tick_jitter_ms
 
     def restarted(self) -> None:
         """A new broker owes nothing yet."""
@@ -63,20 +82,24 @@ class Liveness:
             self._starved_since_ms = None
         elif self._starved_since_ms is None:
             self._starved_since_ms = now_ms
-        elif now_ms - max(self._starved_since_ms, self._live_from_ms) > SYNC_MS:
+        elif now_ms - max(self._starved_since_ms, self._live_from_ms) > self._allowed_ms(broker):
             head = allocator.waitlist.head()
             self._fail(
                 "liveness",
-                f"{head} is not granted, though Keepa has {self._model.balance} tokens"
-                f" and {allocator.ledger.reserved} are reserved",
+                f"{head} is not granted, though Keepa has {self._model.balance} tokens and"
+                f" {allocator.ledger.in_flight_tokens(broker.now_ms())} are in flight",
             )
+
+    def _allowed_ms(self, broker: BrokerProcess) -> int:
+        return self._sync_ms + PATIENCE_MS * broker.probe_hangs
 
     def _covers_head(self, broker: BrokerProcess) -> bool:
         """Whether Keepa's balance, or the projection if it can't be asked, covers the head."""
         allocator, now_ms = broker.allocator, broker.now_ms()
-        left = self._model.balance - allocator.ledger.reserved - self._scenario.floor_tokens
+        left = self._model.balance - allocator.ledger.in_flight_tokens(now_ms)
         if broker.keepa_unreachable():
-            left = min(left, allocator.available(now_ms, projected=True))
+            left = min(left, allocator.ledger.headroom(now_ms, projected=True))
+        left = allocator.grantable(left)
         if left <= 0 or allocator.state(now_ms) is not BucketState.SERVING:
             return False
         head = allocator.waitlist.head()
@@ -84,9 +107,7 @@ class Liveness:
             head = self._head_within_budget(broker, now_ms)
         if head is None:
             return False
-        if allocator.ledger.open_leases:
-            left = head.quote.usable(left, allocator.ledger.overrun_tokens)
-        return head.quote.least_tokens <= left
+        return allocator.offers.batch(head, left, now_ms) is not None
 
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
