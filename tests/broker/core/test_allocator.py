@@ -6,9 +6,11 @@ from broker.core.allocator import ABSENCE_MS, Allocator, AllocatorConfig
 from broker.core.answers import BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import TICK_GUARD_MS
 from broker.core.budgets import Budget
+from broker.core.costs import SAMPLES_MIN
 from broker.core.errors import LeaseConflictError, LeaseEndedError
 from broker.core.leases import Lease, Outcome, Priority, Renewal
-from broker.core.probing import PATIENCE_MS
+from broker.core.ledger import CALL_MS_MAX
+from broker.core.probing import FRESH_MS, PATIENCE_MS, Reason
 from broker.core.snapshot import bucket_view, waiting_view
 from tests.broker.builders import EPOCH, envelope, request, settlement, synced
 
@@ -94,6 +96,98 @@ def test_a_confirmed_wait_is_not_confirmed_again_before_the_tick() -> None:
         allocator.acquire(request(f"b{number}", holder=f"h{number}"), 6_000 + 900 * number)
 
     assert granted(allocator) == []
+    assert not allocator.probing.wanted
+
+
+def overlapping(tokens: int, *, left: tuple[int, int], running: int = 0) -> Allocator:
+    """Two calls of 5 tokens overlapped: the one that ended first is settled first.
+
+    Their replies told *left*. So many calls are *running* still.
+    """
+    allocator = synced(tokens)
+    for _ in range(SAMPLES_MIN):
+        allocator.costs.learn("deal", 1, 5, 0)
+    for lease_id in ("a", "b", "c", "d")[: 2 + running]:
+        allocator.acquire(request(lease_id, holder=lease_id), 10)
+    said = envelope(left[0], at=18, took=60, consumed=5)
+    allocator.settle(settlement("b", said=said, holder="b"), 90)
+    said = envelope(left[1], at=28, took=100, consumed=5)
+    allocator.settle(settlement("a", said=said, holder="a"), 140)
+    assert len(granted(allocator)) == 2 + running
+    return allocator
+
+
+def test_calls_that_overlapped_do_not_hide_tokens_from_the_next() -> None:
+    """The reply that came last may lack the other call; the books since the probe do not."""
+    allocator = overlapping(15, left=(10, 5))
+    allocator.acquire(request("next", holder="e"), 141)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["next"]
+
+
+def test_a_fresh_count_that_leaves_a_doubt_confirms_no_wait() -> None:
+    """Four tokens are gone that the books do not explain: Keepa is asked, and only once."""
+    allocator = overlapping(19, left=(10, 5))
+    allocator.acquire(request("next", holder="e"), 141)
+    assert granted(allocator) == []
+    assert allocator.probing.wanted is Reason.DOUBT
+    answer(allocator, 5, 145)
+    allocator.acquire(request("last", holder="f"), 150)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["next"]
+    assert not allocator.probing.wanted
+
+
+def test_a_doubt_awaits_the_replies_of_running_calls_but_not_for_long() -> None:
+    """A call's reply may settle the matter; when freshness ends, Keepa is asked."""
+    allocator = overlapping(29, left=(15, 10), running=1)
+    allocator.acquire(request("next", holder="e"), 141)
+    assert not allocator.probing.wanted
+    assert allocator.next_wake_ms(141) == 140 + FRESH_MS + 1
+    allocator.advance(141 + FRESH_MS)
+
+    assert granted(allocator) == []
+    assert allocator.probing.wanted is Reason.DOUBT
+
+
+def test_what_no_answer_could_bring_is_not_asked_for() -> None:
+    """All is spent: that a reply may lack a call does not make more of it."""
+    allocator = overlapping(10, left=(5, 5))
+    allocator.acquire(request("next", holder="e"), 141)
+
+    assert granted(allocator) == []
+    assert not allocator.probing.wanted
+
+
+def test_a_lost_call_that_must_be_over_is_asked_about() -> None:
+    """Its hold can end 120 s after the grant, by a probe: the wait ends then, not at the tick."""
+    allocator = synced(5)
+    allocator.acquire(request("lost"), 10)
+    allocator.settle(settlement("lost", Outcome.UNKNOWN), 500)
+    allocator.acquire(request("next"), 600)
+    assert allocator.next_wake_ms(600) == 10 + CALL_MS_MAX
+    allocator.advance(10 + CALL_MS_MAX)
+    granted(allocator)
+    answer(allocator, 5, 10 + CALL_MS_MAX)
+
+    assert [lease.lease_id for lease in granted(allocator)] == ["next"]
+
+
+def test_a_count_just_after_the_tick_is_not_asked_for_again() -> None:
+    """A probe asked after the lump had landed shows it, however little later."""
+    allocator = synced(0, refill_in=1_000)
+    for number in range(4):
+        allocator.acquire(request(f"w{number}", holder=f"h{number}"), 10)
+    tick_ms = 1_000 + TICK_GUARD_MS
+    allocator.advance(tick_ms)
+    allocator.probe_started(tick_ms)
+    said = envelope(5, at=tick_ms, took=1, refill_in=60_180)
+    allocator.probe_answered(said, tick_ms, tick_ms + 2)
+    assert len(granted(allocator)) == 1
+    assert not allocator.probing.wanted
+    said = envelope(0, at=tick_ms + 3, took=30, consumed=5, refill_in=60_147)
+    allocator.settle(settlement("w0", said=said, holder="h0"), tick_ms + 35)
+
     assert not allocator.probing.wanted
 
 
