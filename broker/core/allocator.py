@@ -305,8 +305,9 @@ class Allocator:
                 continue
             batch = self._batch_now(head, now_ms)
             if batch is None:
-                break
+                return
             self._grant(head, batch, now_ms)
+        self._doubt_since_ms = None
 
     def _head(self, now_ms: int) -> Waiting | None:
         """Who is next; holders whose budget is used up are passed over."""
@@ -343,10 +344,11 @@ class Allocator:
         bucket = self.ledger.bucket
         assert bucket.observation is not None
         doubt = batch is None and self._would_help(waiting, now_ms)
-        if not doubt:
-            self._doubt_since_ms = None
-        elif self._doubt_since_ms is None:
+        # A doubt that one head leaves behind is as old for the next one.
+        if doubt and self._doubt_since_ms is None:
             self._doubt_since_ms = now_ms
+        elif batch is None and not doubt:
+            self._doubt_since_ms = None
         ripe_ms = FRESH_MS if self.ledger.open_leases else 0
         return Prospect(
             short=batch is None or batch.units < waiting.quote.units,
@@ -387,7 +389,7 @@ class Allocator:
 
         Tells whether there was anybody.
         """
-        undecided = self.probing.wanted or self.probing.in_flight
+        undecided = self.probing.wanted is not None or self.probing.in_flight
         due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))
         delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
         for waiting in due:

@@ -174,7 +174,7 @@ class BucketCollector(Collector):
         yield _gauge("synced", "1 once Keepa has told a balance.", self._runtime.synced.is_set())
 
     def _counters(self) -> Iterator[Metric]:
-        totals, probing = self._runtime.allocator.ledger.totals, self._runtime.allocator.probing
+        totals = self._runtime.allocator.ledger.totals
         yield _counter("grants", "Leases granted.", totals.grants)
         yield _counter("late_settles", "Settles after the lease had lapsed.", totals.late_settles)
         yield _counter("expiries", "Leases whose client fell silent.", totals.expiries)
@@ -183,13 +183,16 @@ class BucketCollector(Collector):
         yield _counter("observations", "Balances that Keepa told.", totals.observations)
         yield _counter("stale_observations", "Balances that came too late to be news.",
                        totals.stale_observations)  # fmt: skip
-        yield _counter("probes", "Status calls to Keepa.", probing.probes)
 
     def _by_label(self) -> Iterator[Metric]:
         view, failures = self._runtime.bucket(), self._runtime.probes.failures
         denials = {reason.value: view.denials[reason] for reason in DenialReason}
+        asked = self._runtime.allocator.probing.by_reason
+        probes = {reason.value: count for reason, count in asked.items()}
         failed = {failure.value: failures.get(failure, 0) for failure in ProbeFailure}
         yield _counters("denials", "Requests denied.", "reason", denials)
+        yield _counters("probes", "Status calls to Keepa, by what asked for them.", "reason",
+                        probes)  # fmt: skip
         yield _counters("probe_failures", "Status calls without an answer.", "failure", failed)
         yield _gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"
                       " had less.", "cause", view.drift_by_cause)  # fmt: skip

@@ -123,7 +123,7 @@ def test_health_and_metrics_are_served(broker: RunningBroker) -> None:
     assert health(broker.address, SERVICE) == health_pb2.HealthCheckResponse.SERVING
     assert "tokenbroker_balance_tokens 300.0" in metrics
     assert 'tokenbroker_denials_total{reason="paused"} 0.0' in metrics
-    assert "tokenbroker_probes_total" in metrics
+    assert 'tokenbroker_probes_total{reason="start"} 1.0' in metrics
 
 
 def test_it_is_small(broker: RunningBroker) -> None:

@@ -73,7 +73,7 @@ def starve(latency_ms: int, workers: int, rate: int, *, ticks: int = TICKS) -> S
         ticks,
         books.spent / (books.opening + books.refilled),
         simulation.measures.refusals,
-        Counter(simulation.measures.probes),
+        simulation.measures.probes,
     )
 
 

@@ -6,6 +6,7 @@ from broker.core.ledger import Ledger
 from tests.simulation.campaign import run_random, shrink
 from tests.simulation.figures import Figures, measure
 from tests.simulation.museum.counting import refund
+from tests.simulation.starving import PROBES_A_TICK_MAX, starve
 
 # 20 scenarios of 10,000 events, three of 15,000 and one of 60,000: 300,000 and more.
 RANDOM_EVENTS = 10_000
@@ -54,6 +55,18 @@ def test_classes_share_by_weight() -> None:
     figures = measure("three classes", 1, 4 * FIGURE_EVENTS)
 
     assert (figures.class_error() <= 0.02, list(figures.broken())) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "workers", "rate"), [(1, 4, 5), (1, 16, 25), (80, 4, 25), (400, 16, 5)]
+)
+def test_keepa_is_asked_once_a_tick(latency_ms: int, workers: int, rate: int) -> None:
+    """However short the way to Keepa and however many wait; and nothing is wasted."""
+    run = starve(latency_ms, workers, rate, ticks=20)
+
+    assert run.probes_a_tick <= PROBES_A_TICK_MAX
+    assert run.utilisation > 0.95
+    assert run.refusals == 0
 
 
 def test_a_broken_promise_is_told() -> None:

@@ -5,12 +5,13 @@ from unittest.mock import patch
 
 from broker.core.allocator import Allocator
 from broker.core.answers import Granted
+from broker.core.bucket import Bucket, Observation
 from broker.core.costs import Band, CostBook
 from broker.core.leases import Lease, LeaseRequest
 from broker.core.ledger import Ledger
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
-from broker.core.probing import Probing
+from broker.core.probing import Probing, Prospect
 from broker.core.settled_calls import SettledCalls
 from broker.core.waitlist import Flow, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
@@ -18,6 +19,8 @@ from tests.simulation.museum.exhibit import Exhibit, replacing
 
 available = Allocator.available
 may_start = Probing.may_start
+prospect = Allocator._prospect
+adopt = Bucket.adopt
 advance = Allocator.advance
 
 
@@ -109,14 +112,39 @@ def prior_for_ever(_self: CostBook, _operation: str, units: int, prior: float) -
     return max(1, round(units * prior))
 
 
+def never_confirmed(
+    self: Allocator, waiting: Waiting, batch: Batch | None, now_ms: int
+) -> Prospect:
+    """No wait stands for longer than a moment."""
+    return prospect(self, waiting, batch, now_ms)._replace(confirmed=False)
+
+
+def trusting_what_is_fresh() -> Any:
+    """A young reply is the whole truth, and our own books tell nothing."""
+    return patch.multiple(
+        Ledger, rests_on_probe=False, headroom_if_asked=lambda self, now_ms: self.headroom(
+            now_ms, projected=False
+        )
+    )  # fmt: skip
+
+
+def adopt_as_straddling(self: Bucket, observation: Observation) -> None:
+    """Near a tick no count is to be trusted, whenever it was asked for."""
+    adopt(self, observation)
+    self.straddles_tick = (
+        observation.envelope.next_tick_ms - self.period.ms
+        >= observation.envelope.server_time_ms - 100
+    )
+
+
+def hope_for_all(self: Ledger, _now_ms: int) -> int:
+    """Whatever is reserved might come back."""
+    return self.bucket.observed
+
+
 def no_retry(_self: Ledger, _lease_id: str) -> Lease | None:
     """No lease is known by its id."""
     return None
-
-
-def never(_self: object, *_: Any) -> bool:
-    """No."""
-    return False
 
 
 def patient_with_keepa(self: Waiting, patience_ms: int) -> int:
@@ -143,7 +171,22 @@ EXHIBITS: Final = (
     Exhibit(
         "sync for every arrival",
         "Each of a crowd that waited asked Keepa again, many times a second.",
-        replacing(Allocator, "_wait_is_confirmed", never),
+        replacing(Allocator, "_prospect", never_confirmed),
+    ),
+    Exhibit(
+        "a tick slept through with tokens in hand",
+        "A reply that may have lacked a settled call was young, so it confirmed a wait of 60 s.",
+        trusting_what_is_fresh,
+    ),
+    Exhibit(
+        "a lump asked for over and over",
+        "For 100 ms after a tick every count was thought to lack the lump, and asked for again.",
+        replacing(Bucket, "adopt", adopt_as_straddling),
+    ),
+    Exhibit(
+        "a doubt polled",
+        "A reply that might lack a call was asked about although all was spent, tick after tick.",
+        replacing(Ledger, "headroom_if_asked", hope_for_all),
     ),
     Exhibit(
         "sync that blocks",
