@@ -11,6 +11,7 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Envelope, Observation, Source
