@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from fetcher.broker_client import (
     Envelope,
 )
 from protos.channel.reasons import REASON_KEY
+from tests.fetcher.async_face import ClientFace, Loop
 from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
 
 ENVELOPE = Envelope(
@@ -31,7 +34,8 @@ DONE = object()
 class Stage:
     """What a test needs: brokers and clients that are cleared away at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
         self._brokers: list[RunningBroker] = []
         self._clients: list[BrokerClient] = []
 
@@ -43,7 +47,11 @@ class Stage:
 
     def client(self, broker: RunningBroker, *, key_fingerprint: str = "") -> BrokerClient:
         """Connect a client to *broker*."""
-        client = BrokerClient(broker.address, key_fingerprint=key_fingerprint)
+        return self.client_at(broker.address, key_fingerprint=key_fingerprint)
+
+    def client_at(self, address: str, **named: Any) -> BrokerClient:
+        """Connect a client to *address*."""
+        client: BrokerClient = self._make(address, **named)
         self._clients.append(client)
         return client
 
@@ -55,10 +63,16 @@ class Stage:
             broker.stop()
 
 
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    """Brokers and clients for one test."""
-    stage = Stage()
+@pytest.fixture(scope="session")
+def face_loop() -> Loop:
+    """Where asyncio clients run."""
+    return Loop()
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def stage(request: pytest.FixtureRequest, face_loop: Loop) -> Iterator[Stage]:
+    """Brokers and clients for one test, which runs against both kinds of client."""
+    stage = Stage(BrokerClient if request.param == "blocking" else partial(ClientFace, face_loop))
     yield stage
     stage.clear()
 

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -33,17 +31,13 @@ from fetcher.broker_client.wire import (
     acquire_request,
     bucket_view,
     granted_terms,
+    instance_name,
     seconds,
 )
 from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-
-def instance_name() -> str:
-    """A name for this process instance, telling to people and never reused."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 class BrokerClient:

@@ -2,7 +2,9 @@
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -15,8 +17,8 @@ log = logging.getLogger(__name__)
 Listener = Callable[[grpc.ChannelConnectivity], None]
 
 
-class Connection:
-    """A channel to *address*.
+class Reopening(ABC):
+    """A channel to *address* that follows its certificates.
 
     Raises:
         CredentialError: A file of *access* can't be used, or a token would travel in plaintext.
@@ -25,21 +27,10 @@ class Connection:
     def __init__(self, address: str, access: Access) -> None:
         self._address = address
         self._access = access
-        self._listener: Listener | None = None
         self._lock = threading.Lock()
         self._problem = ""
         self._certificates = access.read()
         self._open()
-
-    def subscribe(self, listener: Listener) -> None:
-        """Have *listener* told every change of the connection, from grpc's own thread."""
-        self._listener = listener
-        self._channel.subscribe(listener)
-
-    @property
-    def stub(self) -> pb_grpc.TokenBrokerServiceStub:
-        """For calls; ask for it before each."""
-        return self._stub
 
     def refresh(self) -> None:
         """After a failed call: with new certificates on disk, use them from now on."""
@@ -53,15 +44,47 @@ class Connection:
                 return
             if certificates != self._certificates:
                 self._certificates = certificates
-                self._unsubscribe()
+                self._leave()
                 # Calls under way keep the old channel; it ends with the last of them.
                 self._open()
                 self._say("")
                 log.info("new certificates taken for the broker at %s", self._address)
 
+    @abstractmethod
+    def _open(self) -> None:
+        """Make channel and stub."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """The channel is about to be replaced."""
+
+    def _say(self, problem: str) -> None:
+        """Log *problem* when it is a new one."""
+        if problem and problem != self._problem:
+            log.warning("changed certificates make no sense: %s", problem)
+        self._problem = problem
+
+
+class Connection(Reopening):
+    """The blocking client's channel."""
+
+    def __init__(self, address: str, access: Access) -> None:
+        self._listener: Listener | None = None
+        super().__init__(address, access)
+
+    @property
+    def stub(self) -> pb_grpc.TokenBrokerServiceStub:
+        """For calls; ask for it before each."""
+        return self._stub
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have *listener* called at every change of the connection, from grpc's own thread."""
+        self._listener = listener
+        self._channel.subscribe(listener)
+
     def close(self) -> None:
         """Disconnect."""
-        self._unsubscribe()
+        self._leave()
         self._channel.close()
 
     def _open(self) -> None:
@@ -70,12 +93,25 @@ class Connection:
         if self._listener is not None:
             self._channel.subscribe(self._listener)
 
-    def _unsubscribe(self) -> None:
+    def _leave(self) -> None:
         if self._listener is not None:
             self._channel.unsubscribe(self._listener)
 
-    def _say(self, problem: str) -> None:
-        """Log *problem* when it is a new one."""
-        if problem and problem != self._problem:
-            log.warning("changed certificates make no sense: %s", problem)
-        self._problem = problem
+
+class AsyncConnection(Reopening):
+    """The asyncio client's channel, which its owner watches."""
+
+    channel: grpc.aio.Channel
+    # The generated stubs of types know one class for both kinds of channel.
+    stub: Any
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.channel.close(None)
+
+    def _open(self) -> None:
+        self.channel = self._access.aio_channel(self._address, certificates=self._certificates)
+        self.stub = pb_grpc.TokenBrokerServiceStub(self.channel)
+
+    def _leave(self) -> None:
+        """Its owner notices by itself that `channel` is another one."""

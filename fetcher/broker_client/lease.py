@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -176,3 +176,56 @@ class Lease(HeldLease):
         if self._is_first_word():
             with settle_span(self, outcome):
                 self._settle(self, self._settlement(outcome, envelope, units))
+
+
+class AsyncLease(HeldLease):
+    """A lease of `AsyncBrokerClient`."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        ttl_s: float,
+        waited_s: float,
+        settle: Callable[["AsyncLease", Settlement], Awaitable[None]],
+    ) -> None:
+        super().__init__(terms, ttl_s=ttl_s, waited_s=waited_s)
+        self._settle = settle
+
+    async def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
+        """Report an answer with its envelope, whatever the HTTP status.
+
+        A reply without an envelope counts as an unknown cost. *units* is what
+        the call asked for if that was less than granted.
+        """
+        outcome = pb.OUTCOME_REPLIED if envelope is not None else pb.OUTCOME_UNKNOWN
+        await self._end(outcome, envelope, units)
+
+    async def settle_refused(self, envelope: Envelope | None) -> None:
+        """Report an HTTP 429: nothing was spent."""
+        await self._end(pb.OUTCOME_REFUSED, envelope)
+
+    async def settle_not_sent(self) -> None:
+        """Give the tokens back: no call was made."""
+        await self._end(pb.OUTCOME_NOT_SENT)
+
+    async def settle_unknown(self) -> None:
+        """Report a call without a usable answer: nobody knows what it cost."""
+        await self._end(pb.OUTCOME_UNKNOWN)
+
+    async def settle_unsaid(self) -> None:
+        """Settle what nobody settled: unknown if the call had begun, else not sent."""
+        if self._calling_since_s is None:
+            await self.settle_not_sent()
+        else:
+            await self.settle_unknown()
+
+    async def _end(
+        self,
+        outcome: pb.Outcome.ValueType,
+        envelope: Envelope | None = None,
+        units: int | None = None,
+    ) -> None:
+        if self._is_first_word():
+            with settle_span(self, outcome):
+                await self._settle(self, self._settlement(outcome, envelope, units))

@@ -1,5 +1,7 @@
 """Between plain values and the messages of tokenbroker.v1."""
 
+import os
+import socket
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -106,6 +108,11 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
         state=state,
         key_fingerprint=bucket.key_fingerprint,
     )
+
+
+def instance_name() -> str:
+    """A name for this process instance, telling to people and never reused."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 def acquire_request(

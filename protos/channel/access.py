@@ -102,14 +102,36 @@ class Access:
         Raises:
             CredentialError: As `check`.
         """
+        options, credentials = self._way(address, options, certificates)
+        if credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
+
+    def aio_channel(
+        self, address: str, options: Options = CLIENT, certificates: Certificates | None = None
+    ) -> grpc.aio.Channel:
+        """The same for the running event loop.
+
+        Raises:
+            CredentialError: As `check`.
+        """
+        options, credentials = self._way(address, options, certificates)
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    def _way(
+        self, address: str, options: Options, certificates: Certificates | None
+    ) -> tuple[Options, grpc.ChannelCredentials | None]:
+        """How to open a channel; without credentials it speaks plaintext, as nobody."""
         self.check(address)
         if is_local(address):
             options = (*options, DIRECT)
         if self.ca_file is None and self.token_file is None:
-            return grpc.insecure_channel(address, options=options)
+            return options, None
         if self.server_name:
             options = (*options, ("grpc.ssl_target_name_override", self.server_name))
-        return grpc.secure_channel(address, self._credentials(certificates), options=options)
+        return options, self._credentials(certificates)
 
     def _credentials(self, certificates: Certificates | None) -> grpc.ChannelCredentials:
         if self.ca_file is None:

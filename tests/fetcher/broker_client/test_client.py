@@ -8,7 +8,6 @@ import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from fetcher.broker_client import (
-    BrokerClient,
     Lease,
     LeaseDeniedError,
     LeaseLostError,
@@ -192,7 +191,7 @@ def test_closing_delivers_what_is_still_to_be_settled(stage: Stage) -> None:
             context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
 
     broker = stage.broker(ScriptedBroker(on_settle=object_at_first))
-    client = BrokerClient(broker.address)
+    client = stage.client(broker)
     hold(client)
     let_through.set()
     client.close()

@@ -1,0 +1,355 @@
+"""The asyncio client: the verbs and guarantees of `BrokerClient`, for one event loop.
+
+What to send and what follows from an answer is decided where the blocking client decides
+it too (`waiting.py`, `duties.py`, `lease.py`); here stand the awaits.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from fetcher.broker_client.connection import AsyncConnection
+from fetcher.broker_client.duties import FIRST_SETTLE_TIMEOUT_S, RETRY_TIMEOUT_S, Duties
+from fetcher.broker_client.errors import (
+    BrokerAwayError,
+    BrokerRefusedError,
+    ForkedError,
+    LeaseDeniedError,
+    WaitCancelledError,
+)
+from fetcher.broker_client.lease import AsyncLease, HeldLease
+from fetcher.broker_client.tracing import trace_context, tracer
+from fetcher.broker_client.verdicts import Verdict, verdict
+from fetcher.broker_client.waiting import Silence, Wait
+from fetcher.broker_client.wire import (
+    BucketView,
+    Priority,
+    Settlement,
+    abandonment,
+    acquire_request,
+    bucket_view,
+    granted_terms,
+    instance_name,
+    renewal,
+    seconds,
+)
+from protos.channel.access import Access
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+class AsyncBrokerClient:
+    """A connection to the broker at *address* (host:port); make it where the loop runs.
+
+    It belongs to its event loop, and to the process that made it.
+
+    Args:
+        address: Where the broker listens.
+        holder: Name of this process instance; shares are equal between holders.
+        key_fingerprint: Short hash of the Keepa key; a broker with another key refuses.
+        ttl_s: Length of a lease between renewals; None for the broker's default.
+        access: TLS, certificates and token; without it plaintext, as nobody.
+
+    Raises:
+        CredentialError: A file of *access* can't be used.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        holder: str | None = None,
+        key_fingerprint: str = "",
+        ttl_s: float | None = None,
+        access: Access | None = None,
+    ) -> None:
+        self.address = address
+        self.holder = holder or instance_name()
+        self._key_fingerprint = key_fingerprint
+        self._ttl_s = ttl_s
+        access = access or Access()
+        self._process = os.getpid()
+        self._silence = Silence(address, access)
+        self._connection = AsyncConnection(address, access)
+        self._duties = Duties()
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._waits: set[Any] = set()
+        self._closing = False
+        self._flush_until_s = 0.0
+        # The loop keeps weak references only.
+        self._keeper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._first_settles: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        operation: str,
+        *,
+        units: int = 1,
+        min_units: int = 0,
+        tokens_per_unit: float = 1.0,
+        priority: Priority = Priority.NORMAL,
+        max_wait_s: float | None = None,
+    ) -> AsyncIterator[AsyncLease]:
+        """Hold tokens for one call; see `BrokerClient.lease`.
+
+        A cancelled wait leaves no hold; a lease whose block is cancelled is settled.
+
+        Raises:
+            LeaseDeniedError: The broker said no, and when to ask again.
+            BrokerAwayError: The broker could not be reached within max_wait_s.
+            WaitCancelledError: `stop_waiting` was called.
+            BrokerRefusedError: A person must act; KeyMismatchError is one such.
+            ForkedError: This is not the process that made the client.
+        """
+        self._check_process()
+        self._start_upkeep()
+        request = acquire_request(
+            holder=self.holder,
+            operation=operation,
+            units=units,
+            min_units=min_units,
+            tokens_per_unit=tokens_per_unit,
+            priority=priority,
+            key_fingerprint=self._key_fingerprint,
+            ttl_s=self._ttl_s,
+        )
+        held = await self._acquire(request, max_wait_s)
+        try:
+            yield held
+        finally:
+            await held.settle_unsaid()
+
+    async def get_bucket(self, *, timeout_s: float = 5.0) -> BucketView:
+        """The bucket as the broker sees it now.
+
+        Raises:
+            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerRefusedError: The broker does not serve this client.
+            ForkedError: This is not the process that made the client.
+        """
+        self._check_process()
+        try:
+            answer = await self._connection.stub.GetBucket(
+                pb.GetBucketRequest(), timeout=timeout_s
+            )
+        except grpc.RpcError as exc:
+            if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
+                raise BrokerAwayError(self._silence.reason(exc)) from exc
+            raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
+        return bucket_view(answer.bucket)
+
+    def stop_waiting(self) -> None:
+        """End every wait for tokens now, and refuse new ones; open leases go on."""
+        self._stopping.set()
+        for call in list(self._waits):
+            call.cancel()
+
+    async def close(self, *, timeout_s: float = 2.0) -> None:
+        """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
+
+        In another process than the client's own it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
+        self.stop_waiting()
+        self._flush_until_s = time.monotonic() + timeout_s
+        self._closing = True
+        self._wake.set()
+        # Upkeep ends by itself, so that no settle is cut off, and sent twice.
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper, *self._first_settles])
+            await self._deliver_rest()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if left := self._duties.settles_left:
+            log.warning("%d settles could not be delivered to the broker", left)
+        await self._connection.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedError
+
+    # --- waiting -------------------------------------------------------------
+
+    async def _acquire(
+        self, request: pb.AcquireLeaseRequest, max_wait_s: float | None
+    ) -> AsyncLease:
+        deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
+        wait = Wait(request, deadline_s, self._silence)
+        try:
+            with tracer.start_as_current_span(
+                "wait", kind=SpanKind.CLIENT, attributes=wait.about
+            ) as span:
+                grant = await self._granted(wait)
+                span.set_attribute("tokens", grant.tokens)
+        except (LeaseDeniedError, BrokerRefusedError):
+            raise
+        except BaseException:
+            # A grant may be crossing our going away: its tokens must not stay held.
+            self._settle_later(abandonment(request, time.monotonic()))
+            raise
+        held = AsyncLease(
+            granted_terms(request, grant),
+            ttl_s=seconds(grant.ttl),
+            waited_s=seconds(grant.waited),
+            settle=self._settle,
+        )
+        self._duties.keep(held)
+        self._wake.set()
+        return held
+
+    async def _granted(self, wait: Wait) -> pb.Grant:
+        """Repeat the request while the broker is away; the same id joins the same wait."""
+        while True:
+            try:
+                return wait.grant(await self._ask(wait))
+            except grpc.RpcError as exc:
+                pause_s = wait.failed(exc, time.monotonic())
+            await self._refresh()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
+                raise WaitCancelledError("the wait for the broker was called off")
+
+    async def _ask(self, wait: Wait) -> pb.AcquireLeaseResponse:
+        if self._stopping.is_set():
+            raise WaitCancelledError("this client waits for no more tokens")
+        timeout_s = wait.timeout_s(time.monotonic())
+        call = self._connection.stub.AcquireLease(
+            wait.request, timeout=timeout_s, metadata=trace_context()
+        )
+        self._waits.add(call)
+        try:
+            answer: pb.AcquireLeaseResponse = await call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._stopping.is_set() and task is not None and not task.cancelling():
+                # The call was cancelled, not its caller.
+                raise WaitCancelledError("the wait for tokens was called off") from None
+            raise
+        finally:
+            self._waits.discard(call)
+        return answer
+
+    # --- upkeep --------------------------------------------------------------
+
+    def _start_upkeep(self) -> None:
+        if self._keeper is None:
+            self._keeper, self._watcher = _task(self._keep_up()), _task(self._watch())
+
+    async def _keep_up(self) -> None:
+        """Renew open leases, repeat settles until they are taken."""
+        while not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._duties.pause_s()):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._renew_due()
+            await self._deliver()
+
+    async def _deliver_rest(self) -> None:
+        while self._duties.settles_left and time.monotonic() < self._flush_until_s:
+            await self._deliver()
+
+    async def _watch(self) -> None:
+        """Renew all leases whenever the connection is lost: the broker may be a new one."""
+        while True:
+            channel = self._connection.channel
+            await channel.wait_for_state_change(channel.get_state())
+            if channel.get_state() is not grpc.ChannelConnectivity.READY:
+                self._duties.renew_all_now()
+                self._wake.set()
+
+    async def _renew_due(self) -> None:
+        now_s = time.monotonic()
+        due = self._duties.due(now_s)
+        # Sent together: one that hangs must not let the others lapse.
+        await asyncio.gather(*(self._renew(lease, now_s) for lease in due))
+
+    async def _renew(self, lease: HeldLease, now_s: float) -> None:
+        try:
+            answer = await self._connection.stub.RenewLease(
+                renewal(lease.terms, lease.ttl_s), timeout=RETRY_TIMEOUT_S, wait_for_ready=True
+            )
+        except grpc.RpcError as exc:
+            await self._refresh()
+            self._duties.renewal_failed(lease, exc)
+        else:
+            self._duties.renewed(lease, answer, asked_at_s=now_s)
+
+    async def _settle(self, lease: HeldLease, settlement: Settlement) -> None:
+        """End *lease*; a caller that is cancelled meanwhile does not stop it."""
+        self._duties.ended(lease)
+        task = _task(self._settle_first(settlement))
+        self._first_settles.add(task)
+        task.add_done_callback(self._first_settles.discard)
+        await asyncio.shield(task)
+
+    async def _settle_first(self, settlement: Settlement) -> None:
+        if not await self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False):
+            self._settle_later(settlement)
+
+    def _settle_later(self, settlement: Settlement) -> None:
+        self._duties.settle_later(settlement)
+        self._wake.set()
+
+    async def _deliver(self) -> None:
+        """Send queued settles in order until one is not taken."""
+        while (settlement := self._duties.next_settlement()) is not None:
+            taken = False
+            try:
+                taken = await self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True)
+            finally:
+                # Cancelled, it is not taken either.
+                if not taken:
+                    self._duties.settle_later(settlement, first=True)
+            if not taken:
+                return
+
+    async def _send(
+        self, settlement: Settlement, timeout_s: float, *, wait_for_ready: bool
+    ) -> bool:
+        """Whether the broker has given its final answer to *settlement*."""
+        try:
+            await self._connection.stub.SettleLease(
+                settlement.request(time.monotonic()),
+                timeout=timeout_s,
+                metadata=settlement.trace,
+                wait_for_ready=wait_for_ready,
+            )
+        except grpc.RpcError as exc:
+            await self._refresh()
+            return self._duties.settle_is_over(settlement, exc)
+        return self._duties.settle_is_over(settlement, None)
+
+    async def _refresh(self) -> None:
+        """After a failed call: with new certificates on disk, use them from now on."""
+        channel = self._connection.channel
+        # A few small files; read in the loop, as their age is looked at nowhere else.
+        self._connection.refresh()
+        if self._connection.channel is not channel and self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = _task(self._watch())
+            self._duties.renew_all_now()
+            self._wake.set()
+
+
+def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work)
