@@ -19,7 +19,7 @@ from tests.fix_broker import (
     environment,
     launch_broker,
 )
-from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator, price_type_of
 
 DEADLINE_S = 60.0
 ROOT = Path(__file__).parent.parent
@@ -160,14 +160,17 @@ class World:
         """Tokens that the simulator has charged."""
         return int(self.simulator.stats()["spent"]) - int(self._spent_before)
 
-    def served_deals(self) -> set[tuple[int, str]]:
-        """Every deal in a delivered reply, by domain and ASIN."""
-        delivered = (call for call in self.calls() if call["delivered"])
-        return {(row[0], row[1]) for call in delivered for row in call["rows"]}
+    def served_deals(self) -> set[tuple[int, str, int]]:
+        """Every deal in a delivered reply, by domain, ASIN and price type."""
+        delivered = [call for call in self.calls() if call["delivered"]]
+        return {
+            (row[0], row[1], price_type_of(call)) for call in delivered for row in call["rows"]
+        }
 
-    def stored_deals(self) -> set[tuple[int, str]]:
-        """Every deal in the database, by domain and ASIN."""
-        return {(domain, asin) for domain, asin in self.rows("SELECT domain_id, asin FROM deals")}
+    def stored_deals(self) -> set[tuple[int, str, int]]:
+        """Every deal in the database, by domain, ASIN and price type."""
+        rows = self.rows("SELECT domain_id, asin, price_type FROM deals")
+        return {(domain, asin, price_type) for domain, asin, price_type in rows}
 
     def assert_every_token_is_accounted_for(self) -> None:
         """The broker's spend equals the simulator's to the token, and nothing was refused."""

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,6 +19,11 @@ _STOP_TIMEOUT_S = 10
 _CONTROL_TIMEOUT_S = 30
 
 StartSimulator = Callable[..., "RunningSimulator"]
+
+
+def price_type_of(call: Mapping[str, Any]) -> int:
+    """The price type that a /deal call of the simulator's journal asked for."""
+    return int(json.loads(call["selection"])["priceTypes"][0])
 
 
 class RunningSimulator:
@@ -48,12 +53,16 @@ class RunningSimulator:
             since = page[-1]["seq"]
         return calls
 
-    def served_deals(self) -> dict[tuple[int, str], int]:
-        """The newest lastUpdate served of every deal in a delivered reply, by (domain, asin)."""
-        newest: dict[tuple[int, str], int] = {}
+    def served_deals(self) -> dict[tuple[int, str, int], int]:
+        """The newest lastUpdate of every deal in a delivered reply.
+
+        By (domain, asin, price type).
+        """
+        newest: dict[tuple[int, str, int], int] = {}
         for call in self.calls():
             for domain, asin, last_update, _ in call["rows"] if call["delivered"] else ():
-                newest[domain, asin] = max(last_update, newest.get((domain, asin), 0))
+                key = (domain, asin, price_type_of(call))
+                newest[key] = max(last_update, newest.get(key, 0))
         return newest
 
     def set_fault(self, fault: str) -> int:

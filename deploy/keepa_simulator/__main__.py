@@ -164,7 +164,9 @@ def _print_report(report: Report) -> None:
     print(f"{report.served} deals served, {report.stored} stored")
     for name in ("missing", "stale", "unserved"):
         deals = getattr(report, name)
-        shown = [f"{domain}/{asin}" for domain, asin in deals[:_SHOWN_MAX]]
+        shown = [
+            f"{domain}/{asin}/{price_type}" for domain, asin, price_type in deals[:_SHOWN_MAX]
+        ]
         more = ["…"] if len(deals) > _SHOWN_MAX else []
         print(f"{name}: {len(deals)} {', '.join(shown + more)}".rstrip())
 

@@ -12,11 +12,13 @@ from typing import Any, Final
 from urllib.request import urlopen
 
 from deploy.keepa_simulator.keepa_time import unix_ms
+from deploy.keepa_simulator.selection import parse_selection
 
 _TIMEOUT_S: Final = 30
-_LOAD: Final = "SELECT domain_id, asin, last_update FROM deals"
+_LOAD: Final = "SELECT domain_id, asin, price_type, last_update FROM deals"
 
-Key = tuple[int, str]
+# A deal is the price of one type of a product.
+Key = tuple[int, str, int]
 
 
 class DatabaseError(Exception):
@@ -25,7 +27,7 @@ class DatabaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the comparison found; deals are (domain, asin).
+    """What the comparison found; deals are (domain, asin, price type).
 
     Args:
         served: How many different deals were served.
@@ -78,15 +80,16 @@ def newest_served(calls: Iterable[dict[str, Any]]) -> dict[Key, int]:
     """The newest lastUpdate (Keepa minutes) of every deal in a delivered reply."""
     newest: dict[Key, int] = {}
     for call in calls:
-        if call["delivered"]:
+        if call["delivered"] and call["rows"]:
+            price_type = parse_selection(call["selection"]).price_type
             for domain, asin, last_update, _ in call["rows"]:
-                key = (domain, asin)
+                key = (domain, asin, price_type)
                 newest[key] = max(last_update, newest.get(key, last_update))
     return newest
 
 
 def stored_deals(database_url: str) -> dict[Key, datetime]:
-    """What the table ``deals`` holds, by (domain, asin).
+    """What the table ``deals`` holds, by (domain, asin, price type).
 
     Raises:
         DatabaseError: The database can't be reached, or has no such table.
@@ -100,7 +103,7 @@ def stored_deals(database_url: str) -> dict[Key, datetime]:
     except psycopg.Error as exc:
         # Its text may hold the address with a password.
         raise DatabaseError(type(exc).__name__) from None
-    return {(domain, asin): last_update for domain, asin, last_update in rows}
+    return {tuple(key): last_update for *key, last_update in rows}
 
 
 def compare(served: dict[Key, int], stored: dict[Key, datetime]) -> Report:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fetcher.commands.look import money
+from fetcher.commands.look import drop_of, value_of, with_currency
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say, when
 from fetcher.postgres.database import connect
 from fetcher.postgres.story import tell_story
-from fetcher.replies.units import DOMAINS, PRICE_TYPES
+from fetcher.queries.conditions import limit_words
+from fetcher.replies.units import DOMAINS, PRICE_TYPES, money_words, value_words
 
 CHANGES_SHOWN = 20
 
@@ -19,7 +20,7 @@ def explain_deal(database_url: str, asin: str, *, output: Format) -> int:
     with connect(database_url) as connection:
         story = tell_story(connection, asin, changes=CHANGES_SHOWN)
     if output is Format.JSON:
-        print_json({"asin": asin, **story})
+        print_json({"asin": asin, **{part: _for_programs(rows) for part, rows in story.items()}})
     elif not story["deals"]:
         say(
             f"{asin}: never served to any query. Either no selection matches it, or the scan"
@@ -30,9 +31,16 @@ def explain_deal(database_url: str, asin: str, *, output: Format) -> int:
     return EXIT_OK if story["deals"] else EXIT_FAILED
 
 
+def _for_programs(rows: list[Row]) -> list[Row]:
+    return [with_currency(row) for row in rows]
+
+
 def _print(story: Mapping[str, list[Row]]) -> None:
-    for deal in story["deals"]:
-        _print_deal(deal)
+    for listing in story["listings"]:
+        _print_listing(listing)
+        for deal in story["deals"]:
+            if deal["domain_id"] == listing["domain_id"]:
+                _print_deal(deal)
     for verdict in story["verdicts"]:
         _print_verdict(verdict)
     if not story["verdicts"]:
@@ -44,40 +52,74 @@ def _print(story: Mapping[str, list[Row]]) -> None:
     print_rows("Changes", rows, Format.TABLE)
 
 
-def _print_deal(deal: Row) -> None:
-    site = DOMAINS.get(deal["domain_id"], deal["domain_id"])
-    say(f"{deal['asin']} on {site}: {deal['title'] or 'no title'}")
+def _print_listing(listing: Row) -> None:
+    site = DOMAINS.get(listing["domain_id"], listing["domain_id"])
+    say(f"{listing['asin']} on {site}: {listing['title'] or 'no title'}")
     say(
-        f"  {PRICE_TYPES[deal['price_type']]} price {money(deal['price_minor']) or 'unknown'}, "
-        f"average {money(deal['average_minor']) or 'unknown'}, "
-        f"drop {_or_unknown(deal['drop_percent'])} %, rank {_or_unknown(deal['rank'])}"
+        f"  rank {_or_unknown(listing['rank'])}, reviews {_or_unknown(listing['reviews'])}, "
+        f"first seen {when(listing['first_seen'])}, last served {when(listing['reply_time'])}"
     )
+
+
+def _print_deal(deal: Row) -> None:
     say(
-        f"  created {when(deal['creation_time'])}, updated {when(deal['last_update'])}, "
-        f"first seen {when(deal['first_seen'])}, last served {when(deal['reply_time'])}"
+        f"  {PRICE_TYPES[deal['price_type']]} {_or_unknown(value_of(deal))}: "
+        f"created {when(deal['creation_time'])}, updated {when(deal['last_update'])}, "
+        f"last served {when(deal['reply_time'])}"
     )
 
 
 def _print_verdict(verdict: Row) -> None:
+    site = verdict["domain_id"]
     with_details = " with details" if verdict["stage"] == "product" else ""
-    say(f"  {verdict['query']}: {verdict['state']}{with_details} ({when(verdict['judged_at'])})")
+    say(
+        f"  {verdict['query']}: {verdict['state']}{with_details}"
+        f" on {PRICE_TYPES[verdict['price_type']]} ({when(verdict['judged_at'])})"
+    )
+    say(
+        f"    drop {_or_unknown(drop_of(verdict))}"
+        f", average {_amount(verdict['average_minor'], site)}"
+    )
     for failure in verdict["failures"]:
+        rule, limit = failure["rule"], limit_words(failure["rule"], failure["limit"], site)
         if failure["outcome"] == "unknown":
-            say(f"    {failure['rule']} is unknown, wanted {failure['limit']}")
+            say(f"    {rule} is unknown, wanted {limit}")
         else:
-            say(f"    {failure['rule']} is {failure['value']}, wanted {failure['limit']}")
+            say(f"    {rule} is {limit_words(rule, failure['value'], site)}, wanted {limit}")
     if verdict["profit_minor"] is not None:
-        say(f"    profit {money(verdict['profit_minor'])}, ROI {verdict['roi_percent']} %")
+        roi = verdict["roi_percent"]
+        say(
+            f"    profit {_amount(verdict['profit_minor'], site)}, ROI "
+            + ("unknown" if roi is None else f"{roi} %")
+        )
     elif (verdict["profit"] or {}).get("missing"):
         say(f"    profit unknown: {', '.join(verdict['profit']['missing'])} missing")
 
 
 def _change(row: Row) -> Row:
     parts = [
-        f"{name} {_or_unknown(was)} → {_or_unknown(now)}"
+        f"{name.removesuffix('_minor')} {_changed(name, was, row)} → {_changed(name, now, row)}"
         for name, (was, now) in sorted(row["changes"].items())
     ]
-    return {"seen": row["reply_time"], "what": parts}
+    price_type = row["price_type"]
+    return {
+        "seen": row["reply_time"],
+        "of": "product" if price_type is None else PRICE_TYPES[price_type],
+        "what": parts,
+    }
+
+
+def _changed(name: str, value: Any, row: Row) -> object:
+    """One side of a change, as people read it."""
+    if value is not None and name.endswith("_minor"):
+        return money_words(value, row["domain_id"])
+    if value is not None and name == "value":
+        return value_words(value, price_type=row["price_type"], domain_id=row["domain_id"])
+    return _or_unknown(value)
+
+
+def _amount(minor: int | None, domain_id: int) -> str:
+    return "unknown" if minor is None else money_words(minor, domain_id)
 
 
 def _or_unknown(value: object) -> object:

@@ -7,6 +7,7 @@ from typing import Any
 from fetcher.commands.output import Format, print_json, print_rows
 from fetcher.postgres.database import connect
 from fetcher.postgres.reports import count_rejections, count_states, list_deals, list_scans
+from fetcher.replies.units import DATE_RANGES, PRICE_TYPES, currency_code, is_price, value_words
 
 Row = dict[str, Any]
 
@@ -26,6 +27,8 @@ def show_deals(
         rows = list_deals(connection, query=query, state=state, limit=limit)
     if output is Format.TABLE:
         rows = [_deal_for_people(row) for row in rows]
+    else:
+        rows = [with_currency(row) for row in rows]
     print_rows("Deals", rows, output)
 
 
@@ -56,8 +59,9 @@ def _deal_for_people(row: Mapping[str, Any]) -> Row:
         "site": row["domain_id"],
         "asin": row["asin"],
         "title": (row["title"] or "")[:40],
-        "price": money(row["price_minor"]),
-        "drop %": row["drop_percent"],
+        "type": PRICE_TYPES[row["price_type"]],
+        "price": value_of(row),
+        "drop": drop_of(row),
         "rank": row["rank"],
         "created": row["creation_time"],
         "updated": row["last_update"],
@@ -65,6 +69,22 @@ def _deal_for_people(row: Mapping[str, Any]) -> Row:
     }
 
 
-def money(minor: int | None) -> str | None:
-    """An amount in hundredths, for people; yen has no smaller unit and reads a hundred less."""
-    return None if minor is None else f"{minor / 100:.2f}"
+def value_of(row: Mapping[str, Any]) -> str | None:
+    """What the row of a deal is about, for people: a price with its currency, a rank, a count."""
+    value = row["price_minor"] if is_price(row["price_type"]) else row["value"]
+    if value is None:
+        return None
+    return value_words(value, price_type=row["price_type"], domain_id=row["domain_id"])
+
+
+def drop_of(row: Mapping[str, Any]) -> str | None:
+    """The drop in a row, with the period over which it counts: "40 % in 90 days"."""
+    percent, index = row["drop_percent"], row["date_range"]
+    if percent is None or index is None:
+        return None
+    return f"{percent} % in {DATE_RANGES[index]}" if index < len(DATE_RANGES) else f"{percent} %"
+
+
+def with_currency(row: Mapping[str, Any]) -> Row:
+    """*row* with the currency of its amounts, which stay in minor units."""
+    return {**row, "currency": currency_code(row["domain_id"])}

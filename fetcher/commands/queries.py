@@ -6,6 +6,7 @@ from pathlib import Path
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
 from fetcher.queries.query import DealQuery, QueryError
 from fetcher.query_folder import QueryFolder
+from fetcher.replies.units import currency_code
 from protos.process.settings import SettingsError
 
 
@@ -47,7 +48,8 @@ def _query(query: DealQuery) -> dict[str, object]:
         "interval_ms": query.interval_ms,
         "max_pages": query.max_pages,
         "cost_per_scan": query.cost_per_scan,
-        "rules": list(query.rules.words()),
+        "rules": list(query.rules.words(query.domain_id)),
+        "currency": currency_code(query.domain_id),
         "warnings": list(query.warnings),
         "words": query.explain(),
     }

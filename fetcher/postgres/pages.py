@@ -45,8 +45,18 @@ UPDATE scan_pages
  WHERE scan_id = %(scan_id)s AND page = %(page)s
 """
 
+# One page's commit looks at two pages; only the end of a scan looks at all of them.
 PAGES: Final[LiteralString] = """
-SELECT page, state, reads, fresh_deals, facts FROM scan_pages WHERE scan_id = %s ORDER BY page
+SELECT page, reads, fresh_deals, facts FROM scan_pages
+ WHERE scan_id = %s AND page BETWEEN %s AND %s ORDER BY page
+"""
+
+# By two partial indexes, however many pages have been read.
+UNREAD: Final[LiteralString] = """
+SELECT EXISTS (SELECT FROM scan_pages
+                WHERE scan_id = %(scan_id)s AND page <= %(page)s AND state IN ('ready', 'claimed'))
+    OR EXISTS (SELECT FROM scan_pages
+                WHERE scan_id = %(scan_id)s AND page <= %(page)s AND state = 'dead')
 """
 
 DROP_AFTER: Final[LiteralString] = """
@@ -89,10 +99,9 @@ class PageClaim:
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """A page's state, and what was measured on it once it was read."""
+    """How often a page has been read, and what was measured on it the first time."""
 
     page: int
-    state: str
     reads: int
     fresh_deals: int | None
     facts: PageFacts | None
@@ -178,14 +187,22 @@ def finish_page(connection: Connection, claim: PageClaim, result: PageResult) ->
     )
 
 
-def scan_pages(connection: Connection, scan_id: int) -> list[StoredPage]:
-    """All pages of a scan in order."""
-    return [
-        StoredPage(
-            page, state, reads, fresh, None if facts is None else FACTS.validate_python(facts)
+def stored_pages(
+    connection: Connection, scan_id: int, first: int, last: int
+) -> dict[int, StoredPage]:
+    """The pages of a scan from *first* to *last*, in order and by number."""
+    return {
+        page: StoredPage(
+            page, reads, fresh, None if facts is None else FACTS.validate_python(facts)
         )
-        for page, state, reads, fresh, facts in connection.execute(PAGES, (scan_id,))
-    ]
+        for page, reads, fresh, facts in connection.execute(PAGES, (scan_id, first, last))
+    }
+
+
+def has_unread_pages(connection: Connection, scan_id: int, last: int) -> bool:
+    """Whether a page of a scan up to *last* still has to be read."""
+    row = connection.execute(UNREAD, {"scan_id": scan_id, "page": last}).fetchone()
+    return row is not None and bool(row[0])
 
 
 def drop_pages_after(connection: Connection, scan_id: int, page: int) -> None:

@@ -9,11 +9,19 @@ from psycopg.types.json import Jsonb
 from fetcher.postgres.claims import PRODUCT_WORK, claim_statement
 from fetcher.postgres.database import Connection, instant, unix_ms
 from fetcher.postgres.deals import as_jsonb
-from fetcher.replies.products import Product
+from fetcher.postgres.records import PRODUCT, to_jsonb
+from fetcher.queries.judging import DetailsRequest, KnownProduct
+from fetcher.queries.query import DealQuery
+from fetcher.replies.products import FACTS_REVISION, Product, parse_product
 
+# The details as they were read when they came in. Only those that another revision of the
+# parser read are read again, so that no page pays for it.
 KNOWN: Final[LiteralString] = """
-SELECT asin, known_by, last_update, reply_time, raw
-  FROM products WHERE domain_id = %s AND asin = ANY(%s) AND reply_time IS NOT NULL
+SELECT asin, known_by, last_update, reply_time,
+       CASE WHEN facts_revision = %(revision)s THEN facts END,
+       CASE WHEN facts_revision IS DISTINCT FROM %(revision)s THEN raw END
+  FROM products
+ WHERE domain_id = %(domain_id)s AND asin = ANY(%(asins)s) AND reply_time IS NOT NULL
 """
 
 # What is being asked for, or was given up, is left alone; an answer stays until the next.
@@ -55,30 +63,11 @@ CLAIM: Final = claim_statement(PRODUCT_WORK, CANDIDATES, "w.asin, w.fence, w.att
 STORE: Final[LiteralString] = """
 UPDATE products
    SET state = %s, holder = NULL, claim_expires = NULL, attempts = 0, error = %s,
-       known_by = parameters, raw = %s, last_update = %s, reply_time = %s
+       known_by = parameters, raw = %s, facts = %s, facts_revision = %s,
+       last_update = %s, reply_time = %s
  WHERE domain_id = %s AND asin = %s AND parameters = %s
    AND (reply_time IS NULL OR reply_time <= %s)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class KnownProduct:
-    """The last answer about a product; times in Unix ms."""
-
-    parameters: Mapping[str, int]
-    last_update_ms: int | None
-    reply_time_ms: int
-    raw: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a product call asks for, and its believed price per product."""
-
-    domain_id: int
-    operation: str
-    parameters: Mapping[str, int]
-    unit_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +86,33 @@ class ProductClaim:
 
 
 def known_products(
-    connection: Connection, domain_id: int, asins: Sequence[str]
+    connection: Connection, query: DealQuery, asins: Sequence[str]
 ) -> dict[str, KnownProduct]:
-    """What is known of *asins*, by ASIN."""
+    """What is known of *asins*, by ASIN; nothing where *query* wants no details."""
+    if query.enrichment is None:
+        return {}
+    values = {
+        "revision": FACTS_REVISION,
+        "domain_id": query.domain_id,
+        "asins": list(asins),
+    }
     return {
-        asin: KnownProduct(known_by, unix_ms(last_update), unix_ms(reply_time) or 0, raw)
-        for asin, known_by, last_update, reply_time, raw in connection.execute(
-            KNOWN, (domain_id, list(asins))
+        asin: KnownProduct(
+            parameters=known_by,
+            last_update_ms=unix_ms(last_update),
+            reply_time_ms=unix_ms(reply_time) or 0,
+            product=PRODUCT.validate_python(facts)
+            if raw is None
+            else parse_product(raw, domain_id=query.domain_id),
+        )
+        for asin, known_by, last_update, reply_time, facts, raw in connection.execute(
+            KNOWN, values
         )
     }
 
 
 def want_products(
-    connection: Connection, request: Request, wanted: Mapping[str, int | None]
+    connection: Connection, request: DetailsRequest, wanted: Mapping[str, int | None]
 ) -> None:
     """Have details bought of the ASINs in *wanted*.
 
@@ -132,14 +135,14 @@ def want_products(
             cursor.executemany(WANT, rows)
 
 
-def next_request(connection: Connection, *, take_over: bool = True) -> Request | None:
+def next_request(connection: Connection, *, take_over: bool = True) -> DetailsRequest | None:
     """The call that would be made now, without claiming anything."""
     row = connection.execute(NEXT, {"take_over": take_over}).fetchone()
-    return None if row is None else Request(*row)
+    return None if row is None else DetailsRequest(*row)
 
 
 def count_wanted(
-    connection: Connection, request: Request, *, most: int, take_over: bool = True
+    connection: Connection, request: DetailsRequest, *, most: int, take_over: bool = True
 ) -> int:
     """How many products wait for such a call, counted up to *most*."""
     values = _asked(request) | {"units": most, "take_over": take_over}
@@ -149,7 +152,7 @@ def count_wanted(
 
 def claim_products(
     connection: Connection,
-    request: Request,
+    request: DetailsRequest,
     *,
     units: int,
     holder: str,
@@ -173,16 +176,26 @@ def claim_products(
 
 
 def store_products(
-    connection: Connection, request: Request, products: Iterable[Product], *, reply_time_ms: int
+    connection: Connection,
+    request: DetailsRequest,
+    products: Iterable[Product],
+    raws: Mapping[str, Mapping[str, object]],
+    *,
+    reply_time_ms: int,
 ) -> None:
-    """Keep what Keepa answered to *request* at *reply_time_ms*; "no data" is an answer too."""
+    """Keep what Keepa answered to *request* at *reply_time_ms*, with the rows as served.
+
+    Rows by ASIN. "No data" is an answer too.
+    """
     reply_time = instant(reply_time_ms)
     parameters = Jsonb(dict(request.parameters))
     rows = [
         (
             "known" if product.no_data is None else "no_data",
             product.no_data,
-            as_jsonb(product.raw),
+            as_jsonb(raws[product.asin]),
+            to_jsonb(PRODUCT, product),
+            FACTS_REVISION,
             instant(product.last_update_ms),
             reply_time,
             product.domain_id,
@@ -195,7 +208,7 @@ def store_products(
     _execute_all(connection, STORE, rows)
 
 
-def _asked(request: Request) -> dict[str, Any]:
+def _asked(request: DetailsRequest) -> dict[str, Any]:
     return {
         "domain_id": request.domain_id,
         "operation": request.operation,

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 from fetcher.queries.profit import ProfitEstimate
 from fetcher.queries.rules import RuleFailure
+from fetcher.replies.products import Product
 from fetcher.scans.intervals import Yield
 from fetcher.scans.page_facts import PageFacts
 from fetcher.scans.plan import Gap, ScanPlan
@@ -16,6 +17,7 @@ FACTS: Final = TypeAdapter(PageFacts)
 GAPS: Final = TypeAdapter(tuple[Gap, ...])
 FAILURES: Final = TypeAdapter(tuple[RuleFailure, ...])
 YIELD: Final = TypeAdapter(Yield)
+PRODUCT: Final = TypeAdapter(Product)
 PROFIT: Final = TypeAdapter(ProfitEstimate)
 
 

@@ -24,23 +24,38 @@ SELECT s.id, s.query, s.kind, s.state, s.end_reason, s.started_at, s.ended_at, s
  ORDER BY s.id DESC
 """
 
+# Drop and average depend on the date range of the query that judged: they are those of the
+# query asked for, else of the one that judged last.
 DEALS: Final[LiteralString] = """
-SELECT d.domain_id, d.asin, d.title, d.price_minor, d.average_minor, d.drop_percent, d.rank,
-       d.rating, d.creation_time, d.last_update, d.reply_time, d.first_seen,
+SELECT d.domain_id, d.asin, d.price_type, l.title, d.price_minor, d.value,
+       s.date_range, s.average_minor, s.drop_minor, s.drop_percent, l.rank, l.rating,
+       d.creation_time, d.last_update, d.reply_time, d.first_seen,
        coalesce(v.verdicts, '[]') AS verdicts
   FROM deals d
+  JOIN listings l USING (domain_id, asin)
   LEFT JOIN LATERAL (
-       SELECT jsonb_agg(jsonb_build_object('query', f.query, 'state', f.state,
-                                           'profit_minor', f.profit_minor) ORDER BY f.query)
-              AS verdicts
+       SELECT jsonb_agg(jsonb_build_object(
+                  'query', f.query, 'state', f.state, 'date_range', f.date_range,
+                  'average_minor', f.average_minor, 'drop_minor', f.drop_minor,
+                  'drop_percent', f.drop_percent, 'profit_minor', f.profit_minor)
+                  ORDER BY f.query) AS verdicts
          FROM final_verdicts f
-        WHERE f.domain_id = d.domain_id AND f.asin = d.asin) v ON true
+        WHERE f.domain_id = d.domain_id AND f.asin = d.asin
+          AND f.price_type = d.price_type) v ON true
+  LEFT JOIN LATERAL (
+       SELECT f.date_range, f.average_minor, f.drop_minor, f.drop_percent
+         FROM final_verdicts f
+        WHERE f.domain_id = d.domain_id AND f.asin = d.asin
+          AND f.price_type = d.price_type
+          AND (%(query)s::text IS NULL OR f.query = %(query)s)
+        ORDER BY f.reply_time DESC, f.query LIMIT 1) s ON true
  WHERE (%(query)s::text IS NULL AND %(state)s::text IS NULL)
     OR EXISTS (SELECT FROM final_verdicts f
                 WHERE f.domain_id = d.domain_id AND f.asin = d.asin
+                  AND f.price_type = d.price_type
                   AND (%(query)s::text IS NULL OR f.query = %(query)s)
                   AND (%(state)s::text IS NULL OR f.state = %(state)s))
- ORDER BY d.creation_time DESC NULLS LAST, d.domain_id, d.asin
+ ORDER BY d.creation_time DESC NULLS LAST, d.domain_id, d.asin, d.price_type
  LIMIT %(limit)s
 """
 

@@ -9,25 +9,35 @@ NEWEST: Final[LiteralString] = """
 SELECT max(done_at), max(done_at) < now() - interval '24 hours' FROM scan_pages
 """
 
-# In parts, so that writers never wait for long.
+# In parts, so that writers never wait for long. A row that is served again meanwhile stays:
+# only the condition outside is looked at again when it has been locked.
 DEALS: Final[LiteralString] = """
-DELETE FROM deals WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM deals WHERE reply_time < now() - %s::interval
+DELETE FROM deals WHERE reply_time < now() - %(age)s::interval AND ctid = ANY(ARRAY(
+    SELECT ctid FROM deals WHERE reply_time < now() - %(age)s::interval
+     ORDER BY domain_id, asin, price_type LIMIT 5000))
+"""
+
+# No deal was served later than its listing: what is left of its deals, verdicts and details
+# goes with it.
+LISTINGS: Final[LiteralString] = """
+DELETE FROM listings WHERE reply_time < now() - %(age)s::interval AND ctid = ANY(ARRAY(
+    SELECT ctid FROM listings WHERE reply_time < now() - %(age)s::interval
      ORDER BY domain_id, asin LIMIT 5000))
 """
 
 CHANGES: Final[LiteralString] = """
 DELETE FROM deal_changes WHERE id IN (
-    SELECT id FROM deal_changes WHERE reply_time < now() - %s::interval ORDER BY id LIMIT 5000)
+    SELECT id FROM deal_changes WHERE reply_time < now() - %(age)s::interval
+     ORDER BY id LIMIT 5000)
 """
 
 SCANS: Final[LiteralString] = """
 DELETE FROM scans WHERE id IN (
-    SELECT id FROM scans WHERE state <> 'running' AND ended_at < now() - %s::interval
+    SELECT id FROM scans WHERE state <> 'running' AND ended_at < now() - %(age)s::interval
      ORDER BY id LIMIT 100)
 """
 
-STATEMENTS: Final = {"deals": DEALS, "changes": CHANGES, "scans": SCANS}
+STATEMENTS: Final = {"deals": DEALS, "listings": LISTINGS, "changes": CHANGES, "scans": SCANS}
 
 
 def last_page(connection: Connection) -> tuple[datetime | None, bool]:
@@ -39,4 +49,4 @@ def last_page(connection: Connection) -> tuple[datetime | None, bool]:
 
 def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
     """Delete some of what was last seen longer ago; 0 means that nothing is left."""
-    return connection.execute(STATEMENTS[what], (older_than,)).rowcount
+    return connection.execute(STATEMENTS[what], {"age": older_than}).rowcount

@@ -17,12 +17,16 @@ RETURNING id
 """
 
 LOCK: Final[LiteralString] = """
-SELECT query, selection_hash, plan, state, end_page, end_reason
+SELECT query, selection_hash, plan, state, end_page, end_reason, unordered_page
   FROM scans WHERE id = %s FOR UPDATE
 """
 
 SET_END: Final[LiteralString] = """
 UPDATE scans SET end_page = %s, end_reason = %s WHERE id = %s
+"""
+
+NOTE_UNORDERED: Final[LiteralString] = """
+UPDATE scans SET unordered_page = least(unordered_page, %s) WHERE id = %s
 """
 
 CLOSE: Final[LiteralString] = """
@@ -44,7 +48,10 @@ RETURNING id
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A scan as locked by a page's commit."""
+    """A scan as locked by a page's commit.
+
+    ``unordered_page`` is the first page read whose rows don't come newest first.
+    """
 
     id: int
     query: str
@@ -53,6 +60,11 @@ class Scan:
     is_running: bool
     end_page: int | None
     end_reason: EndReason | None
+    unordered_page: int | None
+
+    def is_orderly_before(self, page: int) -> bool:
+        """Whether the rows of all pages read before *page* come newest first."""
+        return self.unordered_page is None or self.unordered_page >= page
 
 
 def start_scan(connection: Connection, query: DealQuery, plan: ScanPlan) -> int | None:
@@ -84,12 +96,18 @@ def lock_scan(connection: Connection, scan_id: int) -> Scan:
         is_running=row[3] == "running",
         end_page=row[4],
         end_reason=row[5],
+        unordered_page=row[6],
     )
 
 
 def set_end(connection: Connection, scan_id: int, page: int, reason: EndReason) -> None:
     """Remember that *page* ends the scan; pages before it may still be missing."""
     connection.execute(SET_END, (page, reason, scan_id))
+
+
+def note_unordered(connection: Connection, scan_id: int, page: int) -> None:
+    """Remember that the rows of *page* don't come newest first."""
+    connection.execute(NOTE_UNORDERED, (page, scan_id))
 
 
 def complete_scan(connection: Connection, scan_id: int, watermark_ms: int | None) -> None:

@@ -25,8 +25,8 @@ APPLIED: Final = "SELECT migration_id FROM _yoyo_migration"
 def migrate(database_url: str) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations applied.
 
-    All of them are applied in one transaction, or none is. Safe to run from several
-    processes at once: they take turns.
+    Each of them is applied in one transaction, so that none holds the locks of another.
+    Safe to run from several processes at once: they take turns.
 
     Raises:
         DatabaseAwayError: Postgres can't be reached.
@@ -35,11 +35,17 @@ def migrate(database_url: str) -> list[str]:
     # Imported late: only this command pays for yoyo and its SQL parser.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        from fetcher.postgres.yoyo_backend import apply_pending  # noqa: PLC0415 - see above
+        from fetcher.postgres.yoyo_backend import apply_next  # noqa: PLC0415 - see above
 
-    with connect(database_url, autocommit=True) as connection, connection.transaction():
-        connection.execute(LOCK, (LOCK_KEY,))
-        return apply_pending(connection, MIGRATIONS)
+    applied: list[str] = []
+    with connect(database_url, autocommit=True) as connection:
+        while True:
+            with connection.transaction():
+                connection.execute(LOCK, (LOCK_KEY,))
+                name = apply_next(connection, MIGRATIONS)
+            if name is None:
+                return applied
+            applied.append(name)
 
 
 def known_migrations() -> set[str]:

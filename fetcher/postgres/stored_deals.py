@@ -5,23 +5,28 @@ from dataclasses import dataclass
 from typing import Final, LiteralString
 
 from fetcher.postgres.database import Connection, unix_ms
+from fetcher.queries.query import DealQuery
 
 JUDGED: Final[LiteralString] = """
 SELECT d.asin, d.raw, d.reply_time
   FROM deals d
  WHERE d.domain_id = %(domain_id)s AND d.asin = ANY(%(asins)s)
+   AND d.price_type = %(price_type)s
    AND EXISTS (SELECT FROM verdicts v
-                WHERE v.query = %(query)s AND v.domain_id = d.domain_id AND v.asin = d.asin)
+                WHERE v.query = %(query)s AND v.domain_id = d.domain_id AND v.asin = d.asin
+                  AND v.price_type = d.price_type)
  ORDER BY d.asin
 """
 
+# A verdict holds the drop and average of its date range, so it ages with that too.
 OUTDATED: Final[LiteralString] = """
 SELECT d.asin, d.raw, d.reply_time
   FROM deals d
-  JOIN verdicts v ON v.domain_id = d.domain_id AND v.asin = d.asin
- WHERE v.query = %s AND v.domain_id = %s AND v.rule_version <> %s
+  JOIN verdicts v USING (domain_id, asin, price_type)
+ WHERE v.query = %(query)s AND v.domain_id = %(domain_id)s AND v.price_type = %(price_type)s
+   AND (v.rule_version <> %(rule_version)s OR v.date_range IS DISTINCT FROM %(date_range)s)
  ORDER BY d.asin
- LIMIT %s
+ LIMIT %(limit)s
 """
 
 # One process at a time judges a query's deals again; it goes with the transaction.
@@ -38,21 +43,35 @@ class StoredDeal:
 
 
 def deals_judged_by(
-    connection: Connection, query: str, domain_id: int, asins: Sequence[str]
+    connection: Connection, query: DealQuery, asins: Sequence[str]
 ) -> list[StoredDeal]:
-    """Those of *asins* on which *query* has a verdict."""
-    values = {"query": query, "domain_id": domain_id, "asins": list(asins)}
+    """Those of *asins* on whose price *query* has a verdict."""
+    values = {
+        "query": query.name,
+        "domain_id": query.domain_id,
+        "price_type": query.price_type,
+        "asins": list(asins),
+    }
     return [_stored(row) for row in connection.execute(JUDGED, values)]
 
 
-def outdated_deals(
-    connection: Connection, query: str, domain_id: int, rule_version: str, *, limit: int
-) -> list[StoredDeal]:
-    """Deals that *query* judged by other rules; none while another process is at it."""
-    turn = connection.execute(TAKE_TURN, (query,)).fetchone()
+def outdated_deals(connection: Connection, query: DealQuery, *, limit: int) -> list[StoredDeal]:
+    """Deals judged by other rules or for another date range than today's of *query*.
+
+    Returns none while another process is at it.
+    """
+    turn = connection.execute(TAKE_TURN, (query.name,)).fetchone()
     if turn is None or not turn[0]:
         return []
-    rows = connection.execute(OUTDATED, (query, domain_id, rule_version, limit)).fetchall()
+    values = {
+        "query": query.name,
+        "domain_id": query.domain_id,
+        "price_type": query.price_type,
+        "rule_version": query.rules.version,
+        "date_range": query.date_range,
+        "limit": limit,
+    }
+    rows = connection.execute(OUTDATED, values).fetchall()
     return list({row[0]: _stored(row) for row in rows}.values())
 
 

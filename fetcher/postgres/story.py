@@ -8,11 +8,16 @@ from fetcher.postgres.database import Connection
 
 Row = dict[str, Any]
 
+LISTING: Final[LiteralString] = """
+SELECT domain_id, asin, title, rank, rating, reviews, new_offers, used_offers, amazon_minor,
+       buy_box_minor, root_category, image, last_update, reply_time, first_seen
+  FROM listings WHERE asin = %s ORDER BY domain_id
+"""
+
 DEAL: Final[LiteralString] = """
-SELECT domain_id, asin, title, price_type, price_minor, average_minor, drop_minor, drop_percent,
-       rank, rating, reviews, new_offers, used_offers, amazon_minor, buy_box_minor, condition,
+SELECT domain_id, asin, price_type, price_minor, value, condition,
        creation_time, last_update, reply_time, first_seen
-  FROM deals WHERE asin = %s ORDER BY domain_id
+  FROM deals WHERE asin = %s ORDER BY domain_id, price_type
 """
 
 CHANGES: Final[LiteralString] = """
@@ -21,9 +26,10 @@ SELECT domain_id, reply_time, price_type, changes FROM deal_changes
 """
 
 VERDICTS: Final[LiteralString] = """
-SELECT query, domain_id, stage, state, failures, profit_minor, roi_percent, profit,
-       rule_version, reply_time, judged_at, scan_id
-  FROM verdicts WHERE asin = %s ORDER BY query, domain_id, stage
+SELECT query, domain_id, price_type, stage, state, failures, date_range, average_minor,
+       drop_minor, drop_percent, profit_minor, roi_percent, profit, rule_version, reply_time,
+       judged_at, scan_id
+  FROM verdicts WHERE asin = %s ORDER BY query, domain_id, price_type, stage
 """
 
 PRODUCT: Final[LiteralString] = """
@@ -33,9 +39,10 @@ SELECT domain_id, state, operation, attempts, error, wanted_at, reply_time, last
 
 
 def tell_story(connection: Connection, asin: str, *, changes: int) -> dict[str, list[Row]]:
-    """The product as stored, its newest *changes*, every verdict, its details' state."""
+    """What is stored: listings and deals, every verdict, details' state, newest *changes*."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return {
+            "listings": cursor.execute(LISTING, (asin,)).fetchall(),
             "deals": cursor.execute(DEAL, (asin,)).fetchall(),
             "verdicts": cursor.execute(VERDICTS, (asin,)).fetchall(),
             "details": cursor.execute(PRODUCT, (asin,)).fetchall(),

@@ -1,33 +1,42 @@
 """Verdicts: what each query's rules say about each deal, with every reason."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.records import FAILURES, PROFIT, to_jsonb
-from fetcher.queries.rules import Breakdown, RuleCount, Verdict
+from fetcher.queries.judging import JudgedDeal
+from fetcher.queries.query import DealQuery
+from fetcher.queries.rules import Breakdown, RuleCount
 
-# A verdict on an older reply must not overwrite one on a newer, unless the rules changed.
+# A verdict on an older reply must not overwrite one on a newer, unless the query changed.
 UPSERT: Final[LiteralString] = """
-INSERT INTO verdicts (query, domain_id, asin, stage, state, failures, rule_version, profit,
-                      profit_minor, roi_percent, reply_time, scan_id)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (query, domain_id, asin, stage) DO UPDATE SET
+INSERT INTO verdicts (query, domain_id, asin, price_type, stage, state, failures, rule_version,
+                      date_range, average_minor, drop_minor, drop_percent,
+                      profit, profit_minor, roi_percent, reply_time, scan_id)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (query, domain_id, asin, price_type, stage) DO UPDATE SET
     state = EXCLUDED.state, failures = EXCLUDED.failures,
-    rule_version = EXCLUDED.rule_version, profit = EXCLUDED.profit,
+    rule_version = EXCLUDED.rule_version, date_range = EXCLUDED.date_range,
+    average_minor = EXCLUDED.average_minor, drop_minor = EXCLUDED.drop_minor,
+    drop_percent = EXCLUDED.drop_percent, profit = EXCLUDED.profit,
     profit_minor = EXCLUDED.profit_minor, roi_percent = EXCLUDED.roi_percent,
     reply_time = EXCLUDED.reply_time, scan_id = coalesce(EXCLUDED.scan_id, verdicts.scan_id),
     judged_at = now()
 WHERE verdicts.reply_time <= EXCLUDED.reply_time
    OR verdicts.rule_version <> EXCLUDED.rule_version
+   OR verdicts.date_range IS DISTINCT FROM EXCLUDED.date_range
 """
 
 # By details that are no longer bought, or no longer known.
 DELETE_OUTDATED: Final[LiteralString] = """
 DELETE FROM verdicts
- WHERE query = %s AND domain_id = %s AND asin = ANY(%s) AND stage = 'product'
-   AND rule_version <> %s
+ WHERE query = %s AND domain_id = %s AND asin = ANY(%s) AND price_type = %s
+   AND stage = 'product' AND (rule_version <> %s OR date_range IS DISTINCT FROM %s)
+"""
+
+DELETE_STRAYS: Final[LiteralString] = """
+DELETE FROM verdicts WHERE query = %s AND (domain_id <> %s OR price_type <> %s)
 """
 
 STATES_OF_SCAN: Final[LiteralString] = """
@@ -44,31 +53,34 @@ SELECT failure ->> 'rule', count(*) FILTER (WHERE failure ->> 'outcome' = 'faile
 """
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedDeal:
-    """A verdict with whom it is about; *reply_time_ms* is Keepa's clock at the reply."""
-
-    domain_id: int
-    asin: str
-    verdict: Verdict
-    reply_time_ms: int
-
-
 def upsert_verdicts(
     connection: Connection, query: str, judged: Iterable[JudgedDeal], *, scan_id: int | None
 ) -> None:
     """Write verdicts of *query*; sorted by key, so that writers don't block in a circle."""
-    rows = sorted((_row(query, deal, scan_id) for deal in judged), key=lambda row: row[:4])
+    rows = sorted((_row(query, deal, scan_id) for deal in judged), key=lambda row: row[:5])
     if rows:
         with connection.pipeline(), connection.cursor() as cursor:
             cursor.executemany(UPSERT, rows)
 
 
-def delete_outdated(
-    connection: Connection, query: str, domain_id: int, asins: Sequence[str], rule_version: str
-) -> None:
-    """Delete verdicts with details that today's rules did not renew."""
-    connection.execute(DELETE_OUTDATED, (query, domain_id, list(asins), rule_version))
+def delete_outdated(connection: Connection, query: DealQuery, asins: Sequence[str]) -> None:
+    """Delete verdicts with details that today's *query* did not renew."""
+    connection.execute(
+        DELETE_OUTDATED,
+        (
+            query.name,
+            query.domain_id,
+            list(asins),
+            query.price_type,
+            query.rules.version,
+            query.date_range,
+        ),
+    )
+
+
+def delete_strays(connection: Connection, query: DealQuery) -> None:
+    """Delete verdicts on a price type or site that *query* no longer asks for."""
+    connection.execute(DELETE_STRAYS, (query.name, query.domain_id, query.price_type))
 
 
 def scan_breakdown(connection: Connection, query: str, scan_id: int) -> Breakdown:
@@ -83,19 +95,24 @@ def scan_breakdown(connection: Connection, query: str, scan_id: int) -> Breakdow
     )
 
 
-def _row(query: str, deal: JudgedDeal, scan_id: int | None) -> tuple[Any, ...]:
-    verdict, profit = deal.verdict, deal.verdict.profit
+def _row(query: str, judged: JudgedDeal, scan_id: int | None) -> tuple[Any, ...]:
+    deal, verdict, profit = judged.deal, judged.verdict, judged.verdict.profit
     return (
         query,
         deal.domain_id,
         deal.asin,
+        deal.price_type,
         verdict.stage,
         verdict.state,
         to_jsonb(FAILURES, verdict.failures),
         verdict.rule_version,
+        deal.date_range,
+        deal.average_minor,
+        deal.drop_minor,
+        deal.drop_percent,
         None if profit is None else to_jsonb(PROFIT, profit),
         None if profit is None else profit.profit_minor,
         None if profit is None else profit.roi_percent,
-        instant(deal.reply_time_ms),
+        instant(judged.reply_time_ms),
         scan_id,
     )

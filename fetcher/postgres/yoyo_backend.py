@@ -1,4 +1,4 @@
-"""yoyo-migrations on a connection of ours, in one transaction.
+"""yoyo-migrations on a connection of ours, each in one transaction.
 
 yoyo reads connection URLs in its own way, opens a second connection for every
 migration, and keeps others off by a row that a killed process leaves behind. Here it
@@ -25,17 +25,19 @@ from fetcher.postgres.database import Connection
 NO_URI: Final = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {})
 
 
-def apply_pending(connection: Connection, folder: Path) -> list[str]:
-    """Apply the migrations in *folder* that are missing; returns their names.
+def apply_next(connection: Connection, folder: Path) -> str | None:
+    """Apply the first migration in *folder* that is missing; returns its name, None if none is.
 
     *connection* is in autocommit mode: yoyo sends BEGIN and COMMIT itself, here as
     savepoints within the transaction that is open.
     """
     backend = _Backend(connection)
     pending = backend.to_apply(yoyo.read_migrations(str(folder)))
-    names = [migration.id for migration in pending]
-    backend.apply_migrations(pending)
-    return names
+    if not pending:
+        return None
+    name = str(pending[0].id)
+    backend.apply_migrations(pending.filter(lambda migration: migration.id == name))
+    return name
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types

@@ -1,10 +1,12 @@
 """The rules there are: what each looks at, and the three shapes its limit can take.
 
-A rule on a number is {"min": …, "max": …}, on words or codes {"include": […],
-"exclude": […]}, on a yes or no {"is": true}; each may add "unknown": "pass", "reject"
-or "pending" (wait for the product's details). Unknown rejects unless told otherwise.
+A rule on a number or an amount of money (minor units) is {"min": …, "max": …}, on words or
+codes {"include": […], "exclude": […]}, on a yes or no {"is": true}; each may add "unknown":
+"pass", "reject" or "pending" (wait for the product's details). Unknown rejects unless told
+otherwise.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
@@ -14,11 +16,11 @@ from fetcher.queries.reader import DURATION_UNITS_MS, BadKeyError, Section, dura
 from fetcher.replies.deals import Deal
 from fetcher.replies.products import Product
 from fetcher.replies.record import INT32_MAX
-from fetcher.replies.units import MS_PER_MINUTE
+from fetcher.replies.units import MS_PER_MINUTE, money_words
 
 Value = int | bool | tuple[int, ...] | str
 OnUnknown = Literal["pass", "reject", "pending"]
-Kind = Literal["number", "duration", "codes", "words", "phrases", "truth"]
+Kind = Literal["number", "money", "duration", "codes", "words", "phrases", "truth"]
 
 ON_UNKNOWN: Final = ("pass", "reject", "pending")
 LONGEST_MS: Final = 3_650 * DURATION_UNITS_MS["d"]
@@ -36,11 +38,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing a rule can look at: how it is found and what kind of value it is."""
+    """One thing a rule can look at: how it is found and what kind of value it is.
+
+    ``needs_price``: it is unknown where the deal's price type is no price.
+    """
 
     kind: Kind
     find: Callable[[Facts], Value | None]
     needs_product: bool = False
+    needs_price: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ class Condition:
     def needs_product(self) -> bool:
         """Whether only the product's details can tell the value."""
         return FACTS[self.name].needs_product
+
+    @property
+    def needs_price(self) -> bool:
+        """Whether the value is unknown where the price type is a rank, a rating or a count."""
+        return FACTS[self.name].needs_price
 
     @property
     def unknown_words(self) -> str:
@@ -109,6 +120,16 @@ class Condition:
         return str(value)
 
 
+def limit_words(name: str, text: str, domain_id: int) -> str:
+    """A limit or value of the rule *name* for people, amounts with the site's currency.
+
+    *text* is as a `RuleFailure` holds it, amounts in minor units: "<= 2000".
+    """
+    if name not in FACTS or FACTS[name].kind != "money":
+        return text
+    return re.sub(r"-?\d+", lambda found: money_words(int(found[0]), domain_id), text)
+
+
 def _padded(text: str) -> str:
     """Words of *text* in lower case between single blanks, so that whole words match."""
     letters = (char if char.isalnum() else " " for char in text.casefold())
@@ -129,7 +150,7 @@ def read_condition(name: str, limits: object) -> Condition:
         raise BadKeyError(f"rules.{name}", f"give at least one of {', '.join(_KEYS[kind])}")
     on_unknown = cast("OnUnknown", section.choice("unknown", ON_UNKNOWN) or "reject")
     match kind:
-        case "number" | "duration":
+        case "number" | "money" | "duration":
             return _read_range(name, section, on_unknown)
         case "truth":
             wanted = section.flag("is")
@@ -140,6 +161,7 @@ def read_condition(name: str, limits: object) -> Condition:
 
 _KEYS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "number": ("min", "max"),
+    "money": ("min", "max"),
     "duration": ("min", "max"),
     "codes": ("include", "exclude"),
     "words": ("include", "exclude"),
@@ -213,10 +235,10 @@ def _categories(facts: Facts) -> tuple[int, ...] | None:
 
 
 FACTS: Final[Mapping[str, Fact]] = {
-    "price": Fact("number", _of_deal("price_minor")),
-    "drop": Fact("number", _of_deal("drop_minor")),
+    "price": Fact("money", _of_deal("price_minor"), needs_price=True),
+    "drop": Fact("money", _of_deal("drop_minor"), needs_price=True),
     "drop_percent": Fact("number", _of_deal("drop_percent")),
-    "last_drop": Fact("number", _of_deal("last_drop_minor")),
+    "last_drop": Fact("money", _of_deal("last_drop_minor"), needs_price=True),
     "rank": Fact("number", _either("rank")),
     "rank_drops_30": Fact("number", _of_deal("rank_drops_30")),
     "rank_drops_90": Fact("number", _either("rank_drops_90")),
@@ -238,6 +260,6 @@ FACTS: Final[Mapping[str, Fact]] = {
     "buy_box_amazon": Fact("truth", _of_product("buy_box_is_amazon"), needs_product=True),
     "monthly_sold": Fact("number", _of_product("monthly_sold"), needs_product=True),
     "rank_average_90": Fact("number", _of_product("rank_average_90"), needs_product=True),
-    "profit": Fact("number", _of_profit("profit_minor"), needs_product=True),
-    "roi_percent": Fact("number", _of_profit("roi_percent"), needs_product=True),
+    "profit": Fact("money", _of_profit("profit_minor"), needs_product=True, needs_price=True),
+    "roi_percent": Fact("number", _of_profit("roi_percent"), needs_product=True, needs_price=True),
 }

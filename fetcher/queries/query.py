@@ -29,7 +29,7 @@ from fetcher.queries.reader import (
     duration_words,
     read_json,
 )
-from fetcher.queries.rules import RuleSet, read_rules
+from fetcher.queries.rules import RuleSet, check_price_rules, read_rules
 from fetcher.replies.record import INT32_MAX
 from fetcher.replies.units import (
     CACHE_MS,
@@ -135,7 +135,7 @@ class DealQuery:
             f"when: {self._interval_words()}, {self.priority} priority",
             f"full scan: {self._full_scan_words()}",
             f"cost: {self.cost_per_scan}",
-            *(f"rule: {rule}" for rule in self.rules.words()),
+            *(f"rule: {rule}" for rule in self.rules.words(self.domain_id)),
         ]
         if self.enrichment is not None:
             tokens = self.enrichment.tokens_per_product
@@ -200,6 +200,8 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
     except BadKeyError as error:
         raise BadKeyError(selection.key(error.key), error.reason) from error
     enrichment = read_enrichment(head.value("enrichment"))
+    rules = read_rules(head.value("rules"), enrichment=enrichment, costs=_costs(head))
+    check_price_rules(rules, keepa_selection.price_type(asked))
     return DealQuery(
         name=_name(head, stem),
         selection=asked,
@@ -211,7 +213,7 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
         priority=cast("Priority", head.choice("priority", PRIORITIES) or "normal"),
         max_pages=head.whole("max_pages", least=1, most=PAGES_MAX),
         full_scan_every_ms=_full_scan_every_ms(head),
-        rules=read_rules(head.value("rules"), enrichment=enrichment, costs=_costs(head)),
+        rules=rules,
         enrichment=enrichment,
         selection_hash=keepa_selection.selection_hash(asked),
         warnings=(*keepa_selection.selection_warnings(asked), *_interval_warnings(head)),

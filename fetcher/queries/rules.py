@@ -12,19 +12,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fetcher.queries.conditions import FACTS, Condition, Facts, read_condition
+from fetcher.queries.conditions import Condition, Facts, limit_words, read_condition
 from fetcher.queries.enrichment import Enrichment
 from fetcher.queries.profit import ProfitCosts, ProfitEstimate, estimate_profit
 from fetcher.queries.reader import BadKeyError
 from fetcher.replies.deals import Deal
 from fetcher.replies.products import Product
+from fetcher.replies.units import PRICE_TYPES, is_price, kind_words
 
 State = Literal["accepted", "rejected", "pending"]
 Stage = Literal["deal", "product"]
 Outcome = Literal["failed", "unknown"]
 
 # Raise it when a rule's meaning changes, so that stored deals are judged again.
-MEANING_REVISION: Final = 1
+MEANING_REVISION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,11 @@ class RuleSet:
     enriched: bool
     version: str
 
-    def words(self) -> tuple[str, ...]:
-        """Each rule in words."""
+    def words(self, domain_id: int) -> tuple[str, ...]:
+        """Each rule in words, amounts in the currency of the site."""
         return tuple(
-            f"{rule.name} {rule.limit} ({rule.unknown_words})" for rule in self.conditions
+            f"{rule.name} {limit_words(rule.name, rule.limit, domain_id)} ({rule.unknown_words})"
+            for rule in self.conditions
         )
 
 
@@ -100,6 +102,23 @@ def read_rules(
             raise BadKeyError(f"rules.{rule.name}.unknown", reason)
     costs = costs or ProfitCosts()
     return RuleSet(conditions, costs, enriched, _version(value, costs, enriched=enriched))
+
+
+def check_price_rules(ruleset: RuleSet, price_type: int) -> None:
+    """Refuse rules on money for a *price_type* that is a rank, a rating or a count.
+
+    Raises:
+        BadKeyError: such a rule, with what can be asked instead.
+    """
+    if is_price(price_type):
+        return
+    for rule in ruleset.conditions:
+        if rule.needs_price:
+            reason = (
+                f"price type {price_type} ({PRICE_TYPES[price_type]}) is"
+                f" {kind_words(price_type)}, no price; use drop_percent, or remove the rule"
+            )
+            raise BadKeyError(f"rules.{rule.name}", reason)
 
 
 def _version(rules: Mapping[str, object], costs: ProfitCosts, *, enriched: bool) -> str:
@@ -187,8 +206,3 @@ def break_down(verdicts: Iterable[Verdict]) -> Breakdown:
     rules = [RuleCount(name, n["failed"], n["unknown"]) for name, n in against.items()]
     rules.sort(key=lambda rule: (-rule.failed - rule.unknown, rule.rule))
     return Breakdown(states["accepted"], states["pending"], states["rejected"], tuple(rules))
-
-
-def rule_names() -> tuple[str, ...]:
-    """The names a query file may use."""
-    return tuple(FACTS)

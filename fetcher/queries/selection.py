@@ -11,7 +11,16 @@ from typing import Final
 
 from fetcher.queries.reader import BadKeyError
 from fetcher.replies.record import INT64_MAX, integer
-from fetcher.replies.units import DATE_RANGES, DOMAINS, NEWEST_FIRST, PRICE_TYPES, SORT_MEANINGS
+from fetcher.replies.units import (
+    DATE_RANGES,
+    DOMAINS,
+    NEWEST_FIRST,
+    PRICE_TYPES,
+    SORT_MEANINGS,
+    is_price,
+    kind_words,
+    money_words,
+)
 
 CATEGORIES_MAX: Final = 500
 DELTA_PERCENT_LEAST: Final = 10
@@ -26,6 +35,8 @@ RANGES: Final = (
     "deltaLastRange",
     "salesRankRange",
 )
+# Their ends are values of the price type: minor units where it is a price.
+RANGES_OF_PRICE_TYPE: Final = ("currentRange", "deltaRange", "deltaLastRange")
 FLAGS: Final = (
     "isFilterEnabled",
     "isRangeEnabled",
@@ -194,7 +205,7 @@ def _on(selection: Selection, key: str) -> bool:
 def selection_words(selection: Selection) -> tuple[str, ...]:
     """What is asked, one sentence part per condition, for people."""
     found = [
-        f"{PRICE_TYPES[price_type(selection)]} prices on {DOMAINS[domain_id(selection)]}",
+        f"{_asked_words(selection)} on {DOMAINS[domain_id(selection)]}",
         f"drops over {_period(date_range(selection))}",
     ]
     if included := included_categories(selection):
@@ -202,7 +213,7 @@ def selection_words(selection: Selection) -> tuple[str, ...]:
     if excluded := excluded_categories(selection):
         found.append(f"not in categories {', '.join(map(str, sorted(excluded)))}")
     if _on(selection, "isRangeEnabled"):
-        found += [f"{key} {_ends(selection[key])}" for key in RANGES if _limits(selection, key)]
+        found += [f"{key} {_ends(selection, key)}" for key in RANGES if _limits(selection, key)]
     if (rating := integer(selection.get("minRating", -1))) is not None and rating > 0:
         found.append(f"rated {rating / 10:.1f} or better")
     found += [key for key in FLAGS[2:] if _on(selection, key)]
@@ -221,7 +232,19 @@ def _limits(selection: Selection, key: str) -> bool:
     return isinstance(ends, list) and [integer(end) for end in ends] != [-1, -1]
 
 
-def _ends(value: object) -> str:
+def _asked_words(selection: Selection) -> str:
+    """What its price type stands for: "USED prices", "SALES, which is a sales rank"."""
+    asked = price_type(selection)
+    name = PRICE_TYPES[asked]
+    return f"{name} prices" if is_price(asked) else f"{name}, which is {kind_words(asked)},"
+
+
+def _ends(selection: Selection, key: str) -> str:
+    """A range for people; those in the unit of the price type with their currency."""
+    value = selection[key]
     assert isinstance(value, list)
-    low, high = (integer(end) for end in value)
-    return f"from {low}" if high in (-1, OPEN_END) else f"{low} to {high}"
+    numbers = [integer(end) or 0 for end in value]
+    shown = list(map(str, numbers))
+    if key in RANGES_OF_PRICE_TYPE and is_price(price_type(selection)):
+        shown = [money_words(number, domain_id(selection)) for number in numbers]
+    return f"from {shown[0]}" if numbers[1] in (-1, OPEN_END) else f"{shown[0]} to {shown[1]}"

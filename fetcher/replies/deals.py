@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fetcher.replies.record import INT64_MAX, MalformedReplyError, Record, storable
+from fetcher.replies.record import INT64_MAX, MalformedReplyError, Record
 from fetcher.replies.units import (
     AMAZON,
     BUY_BOX,
@@ -22,6 +22,7 @@ from fetcher.replies.units import (
     COUNT_USED,
     RATING,
     SALES_RANK,
+    is_price,
 )
 
 ASIN: Final = re.compile(r"[A-Z0-9]{10}\Z")
@@ -32,7 +33,6 @@ UNKNOWN_ROOT: Final = INT64_MAX
 RATING_MAX: Final = 50
 NO_OFFER: Final = -1
 NO_DATA: Final = (-1, -2)
-EXCERPT_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,11 @@ class Deal:
     """One deal as served: what a query asked about, in our units.
 
     Prices are integers in the currency's minor unit, times Unix milliseconds, the
-    rating is 0 to 50, and None is "unknown". A drop is average less current price.
+    rating is 0 to 50, and None is "unknown". A drop is average less current value.
+
+    ``value``, ``average``, ``drop`` and ``last_drop`` are in the unit of the price type,
+    which may be a rank, a rating or a count; their namesakes in ``_minor`` are unknown
+    then. ``raw`` is the row as served, without any guarantee (see `record.storable`).
     """
 
     domain_id: int
@@ -53,11 +57,11 @@ class Deal:
     categories: tuple[int, ...]
     image: str | None
     condition: int | None
-    price_minor: int | None
-    average_minor: int | None
-    drop_minor: int | None
+    value: int | None
+    average: int | None
+    drop: int | None
     drop_percent: int | None
-    last_drop_minor: int | None
+    last_drop: int | None
     amazon_minor: int | None
     amazon_offers: bool | None
     buy_box_minor: int | None
@@ -75,14 +79,25 @@ class Deal:
     lightning_end_ms: int | None
     raw: Mapping[str, object]
 
+    @property
+    def price_minor(self) -> int | None:
+        """The price, if the price type is one."""
+        return self.value if is_price(self.price_type) else None
 
-@dataclass(frozen=True, slots=True)
-class MalformedRow:
-    """A row that names no product: its index on the page, why, and how it begins."""
+    @property
+    def average_minor(self) -> int | None:
+        """The average price over the date range, if the price type is a price."""
+        return self.average if is_price(self.price_type) else None
 
-    index: int
-    reason: str
-    excerpt: str
+    @property
+    def drop_minor(self) -> int | None:
+        """Average less current price, if the price type is a price."""
+        return self.drop if is_price(self.price_type) else None
+
+    @property
+    def last_drop_minor(self) -> int | None:
+        """Price before the last change less current price, if the price type is a price."""
+        return self.last_drop if is_price(self.price_type) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +111,8 @@ class DealPage:
 
     deals: tuple[Deal, ...]
     row_count: int
-    malformed: tuple[MalformedRow, ...]
     oddities: Mapping[str, int]
     category_counts: Mapping[int, int]
-    category_names: Mapping[int, str]
     cached: bool
 
 
@@ -120,22 +133,16 @@ def parse_deal_page(
         raise MalformedReplyError("the reply has no 'deals.dr' list")
     oddities: Counter[str] = Counter()
     parsed: list[Deal] = []
-    malformed: list[MalformedRow] = []
-    for index, row in enumerate(rows):
+    for row in rows:
         if (reason := _why_no_deal(row)) is not None:
             oddities[f"row: {reason}"] += 1
-            excerpt = repr(storable(row))[:EXCERPT_CHARS]
-            malformed.append(MalformedRow(index, reason, excerpt))
             continue
         parsed.append(_read_deal(row, domain_id, price_type, date_range, oddities))
-    counts, names = _categories(Record(deals, oddities))
     return DealPage(
         deals=_once_each(parsed, oddities),
         row_count=len(rows),
-        malformed=tuple(malformed),
         oddities=dict(oddities),
-        category_counts=counts,
-        category_names=names,
+        category_counts=_category_counts(Record(deals, oddities)),
         cached=body.get("dealsCached") is True,
     )
 
@@ -172,11 +179,9 @@ def _read_deal(
     oddities: Counter[str],
 ) -> Deal:
     record = Record(row, oddities)
-    price = record.count("current", price_type)
+    value = record.count("current", price_type)
     average = record.count("avg", date_range, price_type)
-    drop = _drop(record.signed("delta", date_range, price_type), price, average)
-    raw = storable(row)
-    assert isinstance(raw, dict)
+    drop = _drop(record.signed("delta", date_range, price_type), value, average)
     return Deal(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -188,11 +193,11 @@ def _read_deal(
         categories=record.ids("categories"),
         image=_image(record),
         condition=record.positive("warehouseCondition"),
-        price_minor=price,
-        average_minor=average,
-        drop_minor=drop,
+        value=value,
+        average=average,
+        drop=drop,
         drop_percent=_percent(record.signed("deltaPercent", date_range, price_type), drop),
-        last_drop_minor=_drop(record.signed("deltaLast", price_type), price, None),
+        last_drop=_drop(record.signed("deltaLast", price_type), value, None),
         amazon_minor=record.count("current", AMAZON),
         amazon_offers=_amazon_offers(record),
         buy_box_minor=record.count("current", BUY_BOX),
@@ -208,15 +213,15 @@ def _read_deal(
         price_since_ms=record.time_ms("currentSince", price_type),
         lightning_start_ms=record.time_ms("lightningStart"),
         lightning_end_ms=record.time_ms("lightningEnd"),
-        raw=raw,
+        raw=row,
     )
 
 
-def _drop(drop: int | None, price: int | None, average: int | None) -> int | None:
-    """A drop, unless it is a sentinel: -1 is a real cent only if the prices say so."""
-    if drop is None or price is None:
+def _drop(drop: int | None, value: int | None, average: int | None) -> int | None:
+    """A drop, unless it is a sentinel: -1 is a real cent only if the values agree with it."""
+    if drop is None or value is None:
         return None
-    if drop in NO_DATA and (average is None or average - price != drop):
+    if drop in NO_DATA and (average is None or average - value != drop):
         return None
     return drop
 
@@ -268,19 +273,15 @@ def _image(record: Record) -> str | None:
     return "".join(map(chr, codes))
 
 
-def _categories(record: Record) -> tuple[dict[int, int], dict[int, str]]:
+def _category_counts(record: Record) -> dict[int, int]:
     ids = record.value("categoryIds")
-    length = len(ids) if isinstance(ids, list) else 0
     counts: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for index in range(length):
+    for index in range(len(ids) if isinstance(ids, list) else 0):
         category = record.positive("categoryIds", index, limit=INT64_MAX)
         count = record.count("categoryCount", index)
-        if category is None or count is None:
-            continue
-        counts[category] = count
-        names[category] = record.text("categoryNames", index) or "?"
-    return counts, names
+        if category is not None and count is not None:
+            counts[category] = count
+    return counts
 
 
 def _once_each(deals: Sequence[Deal], oddities: Counter[str]) -> tuple[Deal, ...]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from fetcher.queries.enrichment import Enrichment
 from fetcher.replies.deals import ASIN, RATING_MAX
-from fetcher.replies.record import MalformedReplyError, Record, storable
+from fetcher.replies.record import MalformedReplyError, Record
 from fetcher.replies.units import (
     AMAZON,
     BUY_BOX,
@@ -28,6 +28,10 @@ TYPES_WITHOUT_DATA: Final = {3: "inaccessible", 4: "invalid", 5: "variation pare
 BASIS_POINTS_PER_PERCENT: Final = 100
 REFERRAL_PERCENT_MAX: Final = 100
 AVAILABLE_NOT: Final = -1
+
+# Raise it when a field of Product is added or read otherwise, so that stored details are
+# read again from the row as served.
+FACTS_REVISION: Final = 1
 
 Number = int | float
 
@@ -57,7 +61,6 @@ class Product:
     new_average_90_minor: int | None
     buy_box_minor: int | None
     buy_box_average_90_minor: int | None
-    buy_box_is_fba: bool | None
     buy_box_is_amazon: bool | None
     rank: int | None
     rank_average_90: int | None
@@ -71,17 +74,18 @@ class Product:
     fbm_offers: int | None
     sellers: int | None
     last_update_ms: int | None
-    raw: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class ProductPage:
     """The products of one call, and what was odd about them, by name.
 
-    ``missing`` are the ASINs that were asked for and not answered.
+    ``raws`` are their rows as served, by ASIN and without any guarantee; ``missing`` are
+    the ASINs that were asked for and not answered.
     """
 
     products: tuple[Product, ...]
+    raws: Mapping[str, Mapping[str, object]]
     missing: tuple[str, ...]
     oddities: Mapping[str, int]
 
@@ -119,6 +123,7 @@ def parse_products(
         raise MalformedReplyError("the reply has no 'products' list")
     oddities: Counter[str] = Counter()
     found: dict[str, Product] = {}
+    raws: dict[str, Mapping[str, object]] = {}
     for row in rows:
         if not isinstance(row, Mapping) or not _asin(row):
             oddities["product: names no asin"] += 1
@@ -127,8 +132,9 @@ def parse_products(
         if product.asin in found:
             oddities["product: same asin twice"] += 1
         found[product.asin] = product
+        raws[product.asin] = row
     missing = tuple(asin for asin in asins if asin not in found)
-    return ProductPage(tuple(found.values()), missing, dict(oddities))
+    return ProductPage(tuple(found.values()), raws, missing, dict(oddities))
 
 
 def parse_product(row: Mapping[str, object], *, domain_id: int) -> Product:
@@ -149,8 +155,6 @@ def _asin(row: Mapping[str, object]) -> bool:
 
 def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[str]) -> Product:
     record = Record(row, oddities)
-    raw = storable(row)
-    assert isinstance(raw, dict)
     return Product(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -168,7 +172,6 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
         new_average_90_minor=record.count("stats", "avg90", NEW),
         buy_box_minor=_buy_box(record),
         buy_box_average_90_minor=record.count("stats", "avg90", BUY_BOX),
-        buy_box_is_fba=record.flag("stats", "buyBoxIsFBA"),
         buy_box_is_amazon=record.flag("stats", "buyBoxIsAmazon"),
         rank=record.positive("stats", "current", SALES_RANK),
         rank_average_90=record.positive("stats", "avg90", SALES_RANK),
@@ -182,7 +185,6 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
         fbm_offers=record.count("stats", "offerCountFBM"),
         sellers=_sellers(record),
         last_update_ms=record.time_ms("lastUpdate"),
-        raw=raw,
     )
 
 

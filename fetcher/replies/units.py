@@ -4,6 +4,7 @@ Sources: the official clients (keepacom/api_backend, keepacom/php_api) and recor
 replies. Times are Keepa minutes there and Unix milliseconds (UTC) everywhere else.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 KEEPA_EPOCH_MINUTES: Final = 21_564_000
@@ -37,6 +38,31 @@ DOMAINS: Final = {
     10: "amazon.in",
     11: "amazon.com.mx",
     12: "amazon.com.br",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """A currency by its ISO 4217 code; ``digits`` are the decimals of its minor unit."""
+
+    code: str
+    digits: int = 2
+
+
+# Keepa's prices are integers in the smallest unit of the site's currency.
+CURRENCIES: Final = {
+    1: Currency("USD"),
+    2: Currency("GBP"),
+    3: Currency("EUR"),
+    4: Currency("EUR"),
+    # The sen went out of use in 1953: 620 is ¥620.
+    5: Currency("JPY", digits=0),
+    6: Currency("CAD"),
+    8: Currency("EUR"),
+    9: Currency("EUR"),
+    10: Currency("INR"),
+    11: Currency("MXN"),
+    12: Currency("BRL"),
 }
 
 AMAZON: Final = 0
@@ -85,6 +111,12 @@ PRICE_TYPES: Final = (
     "PRIME_EXCL",
 )
 
+# Price types whose value is no amount of money, by what it is instead.
+RANK_TYPES: Final = frozenset({SALES_RANK})
+RATING_TYPES: Final = frozenset({RATING})
+# Numbers of offers, of updates and of reviews.
+COUNT_TYPES: Final = frozenset({COUNT_NEW, COUNT_USED, 13, 14, 15, COUNT_REVIEWS})
+
 # What each sort type really orders by; no value sorts by last update. The official
 # clients agree, and recorded pages of type 4 are ordered by percent without exception.
 SORT_MEANINGS: Final = {
@@ -108,3 +140,49 @@ def minutes_to_ms(keepa_minutes: int) -> int:
 def ms_to_minutes(unix_ms: int) -> int:
     """The Keepa minute in which *unix_ms* (Unix milliseconds) lies."""
     return unix_ms // MS_PER_MINUTE - KEEPA_EPOCH_MINUTES
+
+
+def is_price(price_type: int) -> bool:
+    """Whether values of *price_type* are amounts of money: not a rank, rating or count."""
+    return price_type not in RANK_TYPES | RATING_TYPES | COUNT_TYPES
+
+
+def kind_words(price_type: int) -> str:
+    """What a value of *price_type* is: "a price", "a sales rank", "a rating", "a count"."""
+    if price_type in RANK_TYPES:
+        return "a sales rank"
+    if price_type in RATING_TYPES:
+        return "a rating"
+    return "a count" if price_type in COUNT_TYPES else "a price"
+
+
+def currency_code(domain_id: int) -> str:
+    """ISO 4217 code of the site's currency; "???" for a site that is not known."""
+    currency = CURRENCIES.get(domain_id)
+    return "???" if currency is None else currency.code
+
+
+def money_words(amount_minor: int, domain_id: int) -> str:
+    """*amount_minor* as people write it, the currency beside it: "12.99 USD", "620 JPY".
+
+    On a site whose currency is not known the amount stays in minor units.
+    """
+    currency = CURRENCIES.get(domain_id)
+    if currency is None:
+        return f"{amount_minor} minor units"
+    sign, whole = "-" if amount_minor < 0 else "", 10**currency.digits
+    amount = str(abs(amount_minor) // whole)
+    if currency.digits:
+        amount += f".{abs(amount_minor) % whole:0{currency.digits}}"
+    return f"{sign}{amount} {currency.code}"
+
+
+def value_words(value: int, *, price_type: int, domain_id: int) -> str:
+    """A *value* of *price_type* as what it is: an amount, a rank, a rating or a count."""
+    if is_price(price_type):
+        return money_words(value, domain_id)
+    if price_type in RANK_TYPES:
+        return f"rank {value}"
+    if price_type in RATING_TYPES:
+        return f"{value / 10:.1f} of 5 stars"
+    return str(value)

@@ -107,7 +107,14 @@ class PageEnd:
 
 def order_keys(deal: Deal) -> OrderKeys:
     """The sort keys of one row."""
-    return OrderKeys(**{name: getattr(deal, name) for name in KEY_NAMES})
+    return OrderKeys(
+        creation_ms=deal.creation_ms,
+        last_update_ms=deal.last_update_ms,
+        # Keepa orders ranks and counts by their drop too; stored facts know it by this name.
+        drop_minor=deal.drop,
+        drop_percent=deal.drop_percent,
+        rank=deal.rank,
+    )
 
 
 def page_end(deals: Sequence[Deal]) -> PageEnd:

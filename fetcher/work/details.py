@@ -12,18 +12,18 @@ from fetcher.postgres.claims import PRODUCT_WORK, Claim, bury_claims, lock_claim
 from fetcher.postgres.database import Connection
 from fetcher.postgres.products import (
     ProductClaim,
-    Request,
     claim_products,
     count_wanted,
     next_request,
     store_products,
 )
 from fetcher.queries.enrichment import PRODUCTS_PER_CALL
+from fetcher.queries.judging import DetailsRequest
 from fetcher.replies.products import ProductPage, parse_products
 from fetcher.tracing import tracer
 from fetcher.work.paid_call import Job, PaidCalls, Stored, Want, odd
-from fetcher.work.reevaluation import judge_again
 from fetcher.work.shared import Workplace
+from fetcher.work.verdicts import judge_again
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,9 @@ class ProductsJob(Job):
     noun = "products"
     table = PRODUCT_WORK
 
-    def __init__(self, request: Request, claims: Sequence[ProductClaim], keepa: Keepa) -> None:
+    def __init__(
+        self, request: DetailsRequest, claims: Sequence[ProductClaim], keepa: Keepa
+    ) -> None:
         self._request = request
         self._claims = tuple(claims)
         self._keepa = keepa
@@ -97,7 +99,7 @@ class ProductsJob(Job):
         lost = lock_claims(connection, PRODUCT_WORK, self._claims)
         asked = {claim.asin for claim in self._claims}
         answered = [product for product in page.products if product.asin in asked]
-        store_products(connection, self._request, answered, reply_time_ms=server_ms)
+        store_products(connection, self._request, answered, page.raws, reply_time_ms=server_ms)
         queries = workplace.folder.book.queries
         judge_again(connection, queries, self._request.domain_id, [p.asin for p in answered])
         return lost
@@ -139,7 +141,9 @@ class EnrichmentWork:
         """Return the products that a call is still out for; its cost is unknown."""
         self._calls.give_back()
 
-    def _claim(self, request: Request, connection: Connection, units: int) -> ProductsJob | None:
+    def _claim(
+        self, request: DetailsRequest, connection: Connection, units: int
+    ) -> ProductsJob | None:
         claims = claim_products(
             connection,
             request,

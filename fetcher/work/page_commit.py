@@ -14,12 +14,12 @@ from fetcher.postgres.pages import (
     bury_page,
     drop_pages_after,
     finish_page,
+    has_unread_pages,
     hold_page,
     open_pages,
     reopen_pages,
-    scan_pages,
+    stored_pages,
 )
-from fetcher.postgres.products import known_products, want_products
 from fetcher.postgres.progress import (
     keepa_now_ms,
     lock_progress,
@@ -27,8 +27,15 @@ from fetcher.postgres.progress import (
     observe_yield,
     store_progress,
 )
-from fetcher.postgres.scans import Scan, abandon_scan, complete_scan, lock_scan, set_end
-from fetcher.postgres.verdicts import scan_breakdown, upsert_verdicts
+from fetcher.postgres.scans import (
+    Scan,
+    abandon_scan,
+    complete_scan,
+    lock_scan,
+    note_unordered,
+    set_end,
+)
+from fetcher.postgres.verdicts import scan_breakdown
 from fetcher.queries.query import DealQuery
 from fetcher.queries.rules import Breakdown
 from fetcher.replies.deals import DealPage
@@ -42,7 +49,7 @@ from fetcher.scans.plan import (
     finish_scan,
     give_up_scan,
 )
-from fetcher.work.judging import judge_deals, request_of
+from fetcher.work.verdicts import judge_and_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +96,9 @@ def commit_page(
     scan = lock_scan(connection, claim.scan_id)
     hold_page(connection, claim)
     new_deals = write_deals(connection, query, reply, scan_id=scan.id)
-    pages = {page.page: page for page in scan_pages(connection, scan.id)}
+    pages = stored_pages(connection, scan.id, claim.page - 1, claim.page)
     before = pages.get(claim.page - 1)
+    first_read = not pages[claim.page].reads
     facts = page_facts(
         claim.page,
         reply.page,
@@ -104,9 +112,11 @@ def commit_page(
     finish_page(connection, claim, result)
     if facts.number == 0 and not scan.plan.in_background:
         note_freshness(connection, scan.query, scan.selection_hash, facts)
-    is_news = not scan.plan.in_background and not pages[facts.number].reads
-    order_lost = is_news and _loses_order(facts, pages)
-    end = _advance(connection, scan, facts, pages) if scan.is_running else None
+    disorder = first_read and not facts.order.newest_first
+    if disorder:
+        note_unordered(connection, scan.id, facts.number)
+    end = _advance(connection, scan, facts, first_read=first_read) if scan.is_running else None
+    order_lost = disorder and not scan.plan.in_background and scan.is_orderly_before(facts.number)
     return Committed(facts, new_deals, order_lost, end)
 
 
@@ -138,15 +148,10 @@ def write_deals(
     """
     deals = reply.page.deals
     asins = [deal.asin for deal in deals]
-    new_deals = len(set(asins) - known_asins(connection, query.domain_id, asins))
+    known = known_asins(connection, query.domain_id, query.price_type, asins)
     upsert_deals(connection, deals, reply_time_ms=reply.server_ms)
-    request = request_of(query)
-    known = {} if request is None else known_products(connection, query.domain_id, asins)
-    judgement = judge_deals(query, deals, known, reply_time_ms=reply.server_ms)
-    if request is not None:
-        want_products(connection, request, judgement.wanted)
-    upsert_verdicts(connection, query.name, judgement.verdicts, scan_id=scan_id)
-    return new_deals
+    judge_and_store(connection, query, deals, reply_time_ms=reply.server_ms, scan_id=scan_id)
+    return len(set(asins) - known)
 
 
 def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
@@ -157,23 +162,14 @@ def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
     return sum(1 for deal in page.deals if (deal.creation_ms or 0) > watermark_ms)
 
 
-def _loses_order(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
-    return not facts.order.newest_first and _were_orderly(facts, pages)
-
-
-def _were_orderly(facts: PageFacts, pages: dict[int, StoredPage]) -> bool:
-    earlier = (page.facts for page in pages.values() if page.page < facts.number)
-    return all(before.order.newest_first for before in earlier if before is not None)
-
-
 def _advance(
-    connection: Connection, scan: Scan, facts: PageFacts, pages: dict[int, StoredPage]
+    connection: Connection, scan: Scan, facts: PageFacts, *, first_read: bool
 ) -> ScanEnd | None:
     """Open the pages that follow, or end the scan if this was the last one missing."""
     end_page, reason = scan.end_page, scan.end_reason
-    read_before = pages[facts.number].reads > 0
-    if not read_before:
-        decision = decide_after_page(scan.plan, facts, orderly=_were_orderly(facts, pages))
+    if first_read:
+        orderly = scan.is_orderly_before(facts.number)
+        decision = decide_after_page(scan.plan, facts, orderly=orderly)
         if decision.end is not None and (end_page is None or facts.number < end_page):
             end_page, reason = facts.number, decision.end
             set_end(connection, scan.id, end_page, reason)
@@ -182,9 +178,9 @@ def _advance(
     if end_page is None or reason is None:
         return None
     drop_pages_after(connection, scan.id, end_page)
-    stored = [page for page in scan_pages(connection, scan.id) if page.page <= end_page]
-    if any(page.state != "done" for page in stored):
+    if has_unread_pages(connection, scan.id, end_page):
         return None
+    stored = list(stored_pages(connection, scan.id, 0, end_page).values())
     return _finish(connection, scan, stored, reason)
 
 

@@ -31,9 +31,9 @@ from fetcher.postgres.workers import SILENT_CLAIMS, beat, leave
 from fetcher.work.details import EnrichmentWork
 from fetcher.work.pages import ScanWork
 from fetcher.work.paid_call import KeyRefusedError
-from fetcher.work.reevaluation import judge_outdated
 from fetcher.work.shared import Every, StoppedError, Workplace
 from fetcher.work.threads import STEP_AT_MOST_S, Activity, Threads
+from fetcher.work.verdicts import judge_outdated
 
 log = structlog.get_logger(__name__)
 

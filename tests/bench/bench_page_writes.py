@@ -2,9 +2,9 @@
 
     python -m tests.bench.bench_page_writes
 
-Both write the same columns to the same table, its history trigger included, half of
-the rows new and half of them changed. Prints rows per second and the median ratio of
-rounds taken by turns.
+Both write the same columns to the same tables, listings and deals with the triggers of
+their history, half of the rows new and half of them changed. Prints rows per second and
+the median ratio of rounds taken by turns.
 """
 
 import json
@@ -12,17 +12,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
 from deploy.local.postgres import PostgresServer
 from fetcher.postgres import migrate
 from fetcher.postgres.database import Connection
-from fetcher.postgres.deals import UPSERT_DEAL, deal_row, upsert_deals
+from fetcher.postgres.deals import UPSERT_DEAL, UPSERT_LISTING, deal_row, listing_row, upsert_deals
 from fetcher.replies.deals import Deal
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
 
@@ -34,11 +34,12 @@ RATIO_MIN: Final = 0.8
 Pages = Sequence[tuple[Sequence[Deal], int]]
 Write = Callable[[Connection, Sequence[Deal], int], None]
 
-MERGE: Final = (
-    "INSERT INTO deals ({columns}) SELECT {columns} FROM arrived ORDER BY domain_id, asin "
-    "ON CONFLICT" + UPSERT_DEAL.split("ON CONFLICT", 1)[1]
-)
-COLUMNS: Final = UPSERT_DEAL.split("(", 1)[1].split(")", 1)[0]
+Row = Callable[[Deal, int], tuple[Any, ...]]
+
+TABLES: Final[Mapping[str, tuple[str, Row]]] = {
+    "listings": (UPSERT_LISTING, listing_row),
+    "deals": (UPSERT_DEAL, deal_row),
+}
 
 
 def write_ours(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
@@ -47,18 +48,24 @@ def write_ours(connection: Connection, deals: Sequence[Deal], served_ms: int) ->
 
 
 def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
-    """COPY into a temporary table, then one merge."""
-    connection.execute(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS arrived (LIKE deals INCLUDING DEFAULTS)"
-        " ON COMMIT DELETE ROWS"
-    )
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(f"COPY arrived ({COLUMNS}) FROM STDIN".encode()) as copy,
-    ):
-        for deal in deals:
-            copy.write_row(deal_row(deal, served_ms))
-    connection.execute(MERGE.format(columns=COLUMNS).encode())
+    """COPY into temporary tables, then one merge each."""
+    for table, (upsert, row_of) in TABLES.items():
+        columns = upsert.split("(", 1)[1].split(")", 1)[0]
+        connection.execute(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS arrived_{table}"
+            f" (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS".encode()
+        )
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(f"COPY arrived_{table} ({columns}) FROM STDIN".encode()) as copy,
+        ):
+            for deal in deals:
+                copy.write_row(row_of(deal, served_ms))
+        merge = (
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM arrived_{table}"
+            " ORDER BY domain_id, asin ON CONFLICT" + upsert.split("ON CONFLICT", 1)[1]
+        )
+        connection.execute(merge.encode())
 
 
 def pages(round_number: int) -> Pages:

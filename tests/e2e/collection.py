@@ -40,12 +40,16 @@ def fetch(database_url: str, statement: LiteralString) -> list[tuple[Any, ...]]:
         return connection.execute(statement).fetchall()
 
 
-def stored_deals(database_url: str) -> dict[tuple[int, str], int]:
-    """The lastUpdate, in Keepa minutes, of every stored deal by (domain, asin)."""
+def stored_deals(database_url: str) -> dict[tuple[int, str, int], int]:
+    """The lastUpdate, in Keepa minutes, of every stored deal by (domain, asin, price type)."""
     rows = fetch(
-        database_url, "SELECT domain_id, asin, extract(epoch FROM last_update)::bigint FROM deals"
+        database_url,
+        "SELECT domain_id, asin, price_type, extract(epoch FROM last_update)::bigint FROM deals",
     )
-    return {(domain, asin): at_s // 60 - KEEPA_EPOCH_MINUTES for domain, asin, at_s in rows}
+    return {
+        (domain, asin, price_type): at_s // 60 - KEEPA_EPOCH_MINUTES
+        for domain, asin, price_type, at_s in rows
+    }
 
 
 def paid_calls(calls: Iterable[Call]) -> list[Call]:

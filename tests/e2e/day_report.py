@@ -13,7 +13,7 @@ from deploy.keepa_simulator.deal_query import PAGE_ROWS, answer
 from deploy.keepa_simulator.keepa_time import even_keepa_minutes
 from deploy.keepa_simulator.selection import Selection, parse_selection
 from tests.e2e.collection import PAGE_TOKENS, Call, fetch, stored_deals
-from tests.fix_simulator import RunningSimulator
+from tests.fix_simulator import RunningSimulator, price_type_of
 
 # A process that is killed may have a reply in hand that it had no time to write.
 IN_HAND_MS: Final = 2_000
@@ -42,10 +42,12 @@ SELECT count(*) FROM (SELECT 1 FROM deal_changes
 """
 UNJUDGED: Final = """
 SELECT count(*) FROM deals d WHERE NOT EXISTS (
-    SELECT 1 FROM verdicts v WHERE v.domain_id = d.domain_id AND v.asin = d.asin)
+    SELECT 1 FROM verdicts v WHERE v.domain_id = d.domain_id AND v.asin = d.asin
+                               AND v.price_type = d.price_type)
 """
 
-Key = tuple[int, str]
+# Domain, ASIN, price type.
+Key = tuple[int, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,8 @@ def newest_served(calls: Iterable[Call], without: Sequence[int] = ()) -> dict[Ke
         latest_ms = begun_ms + call["duration_ms"] + IN_HAND_MS
         if call["delivered"] and not any(begun_ms <= at_ms <= latest_ms for at_ms in without):
             for domain, asin, last_update, _ in call["rows"]:
-                newest[domain, asin] = max(last_update, newest.get((domain, asin), 0))
+                key = (domain, asin, price_type_of(call))
+                newest[key] = max(last_update, newest.get(key, 0))
     return newest
 
 
@@ -264,7 +267,7 @@ def matching(catalogue: Catalogue, wanted: Selection, at_ms: int) -> set[Key]:
     while rows := answer(
         catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms)
     ).deals:
-        found |= {(wanted.domain, listing.facts.asin) for listing in rows}
+        found |= {(wanted.domain, listing.facts.asin, wanted.price_type) for listing in rows}
         page += 1
         if len(rows) < PAGE_ROWS:
             break

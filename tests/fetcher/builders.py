@@ -78,10 +78,8 @@ def deal_page(
     return DealPage(
         deals=tuple(deals),
         row_count=len(deals) if row_count is None else row_count,
-        malformed=(),
         oddities={},
         category_counts=counts or {},
-        category_names={},
         cached=cached,
     )
 

@@ -18,7 +18,8 @@ from tests.fix_simulator import RunningSimulator, StartSimulator
 SELECTION = json.dumps({"domainId": 1, "priceTypes": [1], "dateRange": 3, "sortType": 1})
 TABLE = """
 CREATE TABLE deals (
-    domain_id integer, asin text, last_update timestamptz, PRIMARY KEY (domain_id, asin)
+    domain_id integer, asin text, price_type integer, last_update timestamptz,
+    PRIMARY KEY (domain_id, asin, price_type)
 )
 """
 
@@ -40,7 +41,7 @@ def store(database_url: str, rows: list[tuple[int, str, datetime]]) -> None:
     """Make the table, and put *rows* into it."""
     with psycopg.connect(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(TABLE)
-        cursor.executemany("INSERT INTO deals VALUES (%s, %s, %s)", rows)
+        cursor.executemany("INSERT INTO deals VALUES (%s, %s, 1, %s)", rows)
 
 
 def audit(database_url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -74,9 +75,9 @@ def test_missing_deal_is_named(
         {
             "served": 150,
             "stored": 150,
-            "missing": [[1, lost[1]]],
-            "stale": [[1, stale]],
-            "unserved": [[3, "B000000000"]],
+            "missing": [[1, lost[1], 1]],
+            "stale": [[1, stale, 1]],
+            "unserved": [[3, "B000000000", 1]],
             "is_complete": False,
         },
     )

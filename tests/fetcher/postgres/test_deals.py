@@ -8,7 +8,7 @@ import pytest
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.postgres.deals import known_asins, upsert_deals
-from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, asin, page, row
+from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, PRICE_TYPE, asin, page, row
 
 
 @pytest.fixture
@@ -106,6 +106,6 @@ def test_strange_texts_can_be_stored(database: Database) -> None:
     """NUL, half a surrogate pair and HTML harm neither the row nor its page."""
     write(database, row(1, title="a\0b \ud800 <b>c</b>", extra={"x": "\0"}), row(2))
     with database.connection() as connection:
-        known = known_asins(connection, 1, [asin(1), asin(2), asin(3)])
+        known = known_asins(connection, 1, PRICE_TYPE, [asin(1), asin(2), asin(3)])
 
     assert known == {asin(1), asin(2)}

@@ -213,7 +213,7 @@ def test_explains_a_query_in_words() -> None:
     assert "USED prices on amazon.com; drops over 90 days; in categories 283155" in words
     assert "sort: 1 (deal age, newest first)" in words
     assert "5 tokens while fewer than 150 deals are new, at most 335 (67 pages)" in words
-    assert "rule: price <= 5000 (unknown rejects)" in words
+    assert "rule: price <= 50.00 USD (unknown rejects)" in words
     assert "details: of deals no rule is against, about 1 tokens each" in words
 
 

@@ -223,6 +223,7 @@ def test_a_deal_of_which_nothing_is_known_never_fails_a_rule(name: str, unknown:
     """Whatever the rule, no value is not a value."""
     kinds: dict[str, dict[str, Any]] = {
         "number": {"min": 1, "max": 1},
+        "money": {"min": 1},
         "duration": {"max": "1h"},
         "codes": {"include": [5]},
         "words": {"include": ["x"]},

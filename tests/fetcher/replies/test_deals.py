@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetcher.replies.deals import parse_deal, parse_deal_page
-from fetcher.replies.record import MalformedReplyError
+from fetcher.replies.record import MalformedReplyError, storable
 from fetcher.replies.units import ms_to_minutes
 from tests.fetcher.builders import NOW_MS, PRICE_TYPES, deal, deal_body, deal_row, recording
 
@@ -54,7 +54,6 @@ def test_a_bad_row_costs_no_other_row() -> None:
 
     assert [kept.asin for kept in page.deals] == ["B000000001"]
     assert page.row_count == 6
-    assert [row.index for row in page.malformed] == [0, 1, 2, 3, 5]
     assert page.oddities == {
         "row: not an object": 2,
         "row: no asin": 1,
@@ -102,7 +101,9 @@ def test_titles_lose_html_and_what_postgres_cannot_store() -> None:
     found = parse_deal(row, **QUESTION)
 
     assert found.title == "Salt & Pepper set"
-    assert found.raw["manufacturer"] == "a�b"
+    stored = storable(found.raw)
+    assert isinstance(stored, dict)
+    assert stored["manufacturer"] == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_amazon_is_absent_when_its_price_says_so_and_unknown_otherwise() -> None:
@@ -177,6 +178,6 @@ def test_a_stored_raw_row_reads_the_same_again() -> None:
     """Judging a stored deal again needs nothing but what was stored."""
     first = parse_deal(deal_row(), **QUESTION)
 
-    again = parse_deal(json.loads(json.dumps(first.raw)), **QUESTION)
+    again = parse_deal(json.loads(json.dumps(storable(first.raw))), **QUESTION)
 
     assert again == first

@@ -1,0 +1,92 @@
+"""Verdicts, from judging to storing: on a page's deals, and again on stored ones.
+
+Stored deals are judged again, without spending a token, after details have arrived and
+after the rules or the date range of a query have changed.
+"""
+
+from collections import ChainMap
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from fetcher.postgres.database import Connection
+from fetcher.postgres.products import known_products, want_products
+from fetcher.postgres.stored_deals import StoredDeal, deals_judged_by, outdated_deals
+from fetcher.postgres.verdicts import delete_outdated, delete_strays, upsert_verdicts
+from fetcher.queries.judging import Judgement, judge_deals, request_of
+from fetcher.queries.query import DealQuery
+from fetcher.replies.deals import Deal, parse_deal
+
+BATCH: Final = 500
+
+
+def judge_and_store(
+    connection: Connection,
+    query: DealQuery,
+    deals: Sequence[Deal],
+    *,
+    reply_time_ms: int,
+    scan_id: int | None,
+) -> None:
+    """Judge *deals* as served at *reply_time_ms*; store verdicts and wanted products."""
+    known = known_products(connection, query, [deal.asin for deal in deals])
+    judgement = judge_deals(query, deals, known, reply_time_ms=reply_time_ms)
+    _store(connection, query, [judgement], scan_id=scan_id)
+
+
+def judge_again(
+    connection: Connection, queries: Iterable[DealQuery], domain_id: int, asins: Sequence[str]
+) -> None:
+    """Judge stored deals anew for every query that has a verdict on them."""
+    for query in queries:
+        if query.domain_id == domain_id and query.enrichment is not None:
+            _judge_stored(connection, query, deals_judged_by(connection, query, asins))
+
+
+def judge_outdated(connection: Connection, query: DealQuery) -> int:
+    """Judge up to BATCH deals whose verdict rests on an older query; returns how many.
+
+    Once none is left, the verdicts are deleted that the query made while it asked for
+    another price type or site.
+    """
+    stored = outdated_deals(connection, query, limit=BATCH)
+    _judge_stored(connection, query, stored)
+    if not stored:
+        delete_strays(connection, query)
+    return len(stored)
+
+
+def _judge_stored(connection: Connection, query: DealQuery, stored: Sequence[StoredDeal]) -> None:
+    asins = [row.asin for row in stored]
+    known = known_products(connection, query, asins)
+    judgements = [
+        judge_deals(query, [_deal(query, row)], known, reply_time_ms=row.reply_time_ms)
+        for row in stored
+    ]
+    _store(connection, query, judgements, scan_id=None)
+    delete_outdated(connection, query, asins)
+
+
+def _store(
+    connection: Connection,
+    query: DealQuery,
+    judgements: Sequence[Judgement],
+    *,
+    scan_id: int | None,
+) -> None:
+    # All products before all verdicts, wherever they are written: no waiting in a circle.
+    request = request_of(query)
+    if request is not None:
+        wanted = ChainMap(*(dict(judgement.wanted) for judgement in judgements))
+        want_products(connection, request, wanted)
+    verdicts = [verdict for judgement in judgements for verdict in judgement.verdicts]
+    upsert_verdicts(connection, query.name, verdicts, scan_id=scan_id)
+
+
+def _deal(query: DealQuery, row: StoredDeal) -> Deal:
+    """The stored row as *query* reads it; only rows that name a product were ever stored."""
+    return parse_deal(
+        row.raw,
+        domain_id=query.domain_id,
+        price_type=query.price_type,
+        date_range=query.date_range,
+    )
