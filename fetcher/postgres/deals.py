@@ -1,6 +1,7 @@
 """Deals: the newest price of each type of each product, what they share, and their history."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, LiteralString
@@ -12,17 +13,25 @@ from fetcher.replies.deals import Deal
 from fetcher.replies.record import storable
 from fetcher.replies.units import is_price
 
-_compact = partial(json.dumps, separators=(",", ":"))
+_compact = partial(json.dumps, separators=(",", ":"), allow_nan=False)
+
+# NUL and surrogates as JSON escapes them; pairs of surrogates are fine, but rare enough.
+_SUSPECT: Final = re.compile(r"\\u(?:0000|d[89a-f])")
 
 # A late reply must not overwrite a newer one. The newer one is the one updated
 # last, then the one served last; a lastUpdate from the future (a few run ahead of
 # Keepa's clock) counts at most ten minutes, or it would stay for good.
-UPSERT_LISTING: Final[LiteralString] = """
+UPSERT_LISTINGS: Final[LiteralString] = """
 INSERT INTO listings (
     domain_id, asin, title, parent_asin, root_category, categories, image, amazon_minor,
     buy_box_minor, rank, rating, reviews, new_offers, used_offers, rank_drops_30,
     rank_drops_90, last_update, reply_time)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+SELECT r.*, %s FROM jsonb_to_recordset(%s) AS r (
+    domain_id smallint, asin text, title text, parent_asin text, root_category bigint,
+    categories bigint[], image text, amazon_minor bigint, buy_box_minor bigint, rank integer,
+    rating smallint, reviews integer, new_offers integer, used_offers integer,
+    rank_drops_30 integer, rank_drops_90 integer, last_update timestamptz)
+ ORDER BY r.domain_id, r.asin
 ON CONFLICT (domain_id, asin) DO UPDATE SET
     title = EXCLUDED.title, parent_asin = EXCLUDED.parent_asin,
     root_category = EXCLUDED.root_category, categories = EXCLUDED.categories,
@@ -40,11 +49,16 @@ WHERE (least(coalesce(listings.last_update, '-infinity'),
        EXCLUDED.reply_time)
 """
 
-UPSERT_DEAL: Final[LiteralString] = """
+UPSERT_DEALS: Final[LiteralString] = """
 INSERT INTO deals (
     domain_id, asin, price_type, price_minor, value, last_drop_minor, condition, last_update,
     creation_time, price_since, lightning_start, lightning_end, raw, reply_time)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+SELECT r.*, %s FROM jsonb_to_recordset(%s) AS r (
+    domain_id smallint, asin text, price_type smallint, price_minor bigint, value bigint,
+    last_drop_minor bigint, condition integer, last_update timestamptz,
+    creation_time timestamptz, price_since timestamptz, lightning_start timestamptz,
+    lightning_end timestamptz, raw jsonb)
+ ORDER BY r.domain_id, r.asin, r.price_type
 ON CONFLICT (domain_id, asin, price_type) DO UPDATE SET
     price_minor = EXCLUDED.price_minor, value = EXCLUDED.value,
     last_drop_minor = EXCLUDED.last_drop_minor, condition = EXCLUDED.condition,
@@ -72,65 +86,79 @@ def known_asins(
 
 
 def upsert_deals(connection: Connection, deals: Sequence[Deal], *, reply_time_ms: int) -> None:
-    """Write *deals* as served at *reply_time_ms*; safe to repeat, in any order.
+    """Write *deals*, each once, as served at *reply_time_ms*; safe to repeat, in any order.
 
-    Listings before deals and both sorted by key, so that two writers never wait for each
-    other in a circle. Sent as one pipeline: as fast as COPY into a temporary table and a
-    merge.
+    Listings before deals and both in the order of their keys, so that two writers never
+    wait for each other in a circle. One statement each: as fast as COPY into a temporary
+    table and a merge.
     """
     if deals:
-        ordered = sorted(deals, key=lambda deal: (deal.domain_id, deal.asin, deal.price_type))
-        with connection.pipeline(), connection.cursor() as cursor:
-            cursor.executemany(
-                UPSERT_LISTING, [listing_row(deal, reply_time_ms) for deal in ordered]
+        served = instant(reply_time_ms)
+        with connection.pipeline():
+            connection.execute(
+                UPSERT_LISTINGS, (served, as_jsonb([listing_record(deal) for deal in deals]))
             )
-            cursor.executemany(UPSERT_DEAL, [deal_row(deal, reply_time_ms) for deal in ordered])
+            connection.execute(
+                UPSERT_DEALS, (served, as_jsonb([deal_record(deal) for deal in deals]))
+            )
 
 
-def listing_row(deal: Deal, reply_time_ms: int) -> tuple[Any, ...]:
-    """What *deal* says of its product, in the order of the statement."""
-    return (
-        deal.domain_id,
-        deal.asin,
-        deal.title,
-        deal.parent_asin,
-        deal.root_category,
-        list(deal.categories),
-        deal.image,
-        deal.amazon_minor,
-        deal.buy_box_minor,
-        deal.rank,
-        deal.rating,
-        deal.reviews,
-        deal.new_offers,
-        deal.used_offers,
-        deal.rank_drops_30,
-        deal.rank_drops_90,
-        instant(deal.last_update_ms),
-        instant(reply_time_ms),
-    )
+def listing_record(deal: Deal) -> dict[str, Any]:
+    """What *deal* says of its product, by column."""
+    return {
+        "domain_id": deal.domain_id,
+        "asin": deal.asin,
+        "title": deal.title,
+        "parent_asin": deal.parent_asin,
+        "root_category": deal.root_category,
+        "categories": list(deal.categories),
+        "image": deal.image,
+        "amazon_minor": deal.amazon_minor,
+        "buy_box_minor": deal.buy_box_minor,
+        "rank": deal.rank,
+        "rating": deal.rating,
+        "reviews": deal.reviews,
+        "new_offers": deal.new_offers,
+        "used_offers": deal.used_offers,
+        "rank_drops_30": deal.rank_drops_30,
+        "rank_drops_90": deal.rank_drops_90,
+        "last_update": _iso(deal.last_update_ms),
+    }
 
 
-def deal_row(deal: Deal, reply_time_ms: int) -> tuple[Any, ...]:
-    """The values of one deal, in the order of the statement."""
-    return (
-        deal.domain_id,
-        deal.asin,
-        deal.price_type,
-        deal.price_minor,
-        None if is_price(deal.price_type) else deal.value,
-        deal.last_drop_minor,
-        deal.condition,
-        instant(deal.last_update_ms),
-        instant(deal.creation_ms),
-        instant(deal.price_since_ms),
-        instant(deal.lightning_start_ms),
-        instant(deal.lightning_end_ms),
-        as_jsonb(deal.raw),
-        instant(reply_time_ms),
-    )
+def deal_record(deal: Deal) -> dict[str, Any]:
+    """What *deal* says of its own price type, by column."""
+    return {
+        "domain_id": deal.domain_id,
+        "asin": deal.asin,
+        "price_type": deal.price_type,
+        "price_minor": deal.price_minor,
+        "value": None if is_price(deal.price_type) else deal.value,
+        "last_drop_minor": deal.last_drop_minor,
+        "condition": deal.condition,
+        "last_update": _iso(deal.last_update_ms),
+        "creation_time": _iso(deal.creation_ms),
+        "price_since": _iso(deal.price_since_ms),
+        "lightning_start": _iso(deal.lightning_start_ms),
+        "lightning_end": _iso(deal.lightning_end_ms),
+        "raw": deal.raw,
+    }
+
+
+def _iso(unix_ms: int | None) -> str | None:
+    time = instant(unix_ms)
+    return None if time is None else time.isoformat()
 
 
 def as_jsonb(value: Mapping[str, object] | Sequence[object]) -> Jsonb:
     """*value* as a jsonb parameter, without what Postgres can't store."""
-    return Jsonb(storable(value), dumps=_compact)
+    return Jsonb(value, dumps=_storable_json)
+
+
+def _storable_json(value: object) -> str:
+    # Copying what can be stored as it is would take as long as all else together.
+    try:
+        text = _compact(value)
+    except (ValueError, RecursionError):
+        return _compact(storable(value))
+    return _compact(storable(value)) if _SUSPECT.search(text) else text

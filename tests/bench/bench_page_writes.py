@@ -17,12 +17,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 from deploy.local.postgres import PostgresServer
 from fetcher.postgres import migrate
-from fetcher.postgres.database import Connection
-from fetcher.postgres.deals import UPSERT_DEAL, UPSERT_LISTING, deal_row, listing_row, upsert_deals
+from fetcher.postgres.database import Connection, connect, instant
+from fetcher.postgres.deals import (
+    UPSERT_DEALS,
+    UPSERT_LISTINGS,
+    as_jsonb,
+    deal_record,
+    listing_record,
+    upsert_deals,
+)
 from fetcher.replies.deals import Deal
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
 
@@ -34,11 +39,11 @@ RATIO_MIN: Final = 0.8
 Pages = Sequence[tuple[Sequence[Deal], int]]
 Write = Callable[[Connection, Sequence[Deal], int], None]
 
-Row = Callable[[Deal, int], tuple[Any, ...]]
+Record = Callable[[Deal], dict[str, Any]]
 
-TABLES: Final[Mapping[str, tuple[str, Row]]] = {
-    "listings": (UPSERT_LISTING, listing_row),
-    "deals": (UPSERT_DEAL, deal_row),
+TABLES: Final[Mapping[str, tuple[str, Record]]] = {
+    "listings": (UPSERT_LISTINGS, listing_record),
+    "deals": (UPSERT_DEALS, deal_record),
 }
 
 
@@ -49,7 +54,7 @@ def write_ours(connection: Connection, deals: Sequence[Deal], served_ms: int) ->
 
 def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
     """COPY into temporary tables, then one merge each."""
-    for table, (upsert, row_of) in TABLES.items():
+    for table, (upsert, record_of) in TABLES.items():
         columns = upsert.split("(", 1)[1].split(")", 1)[0]
         connection.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS arrived_{table}"
@@ -60,7 +65,10 @@ def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) 
             cursor.copy(f"COPY arrived_{table} ({columns}) FROM STDIN".encode()) as copy,
         ):
             for deal in deals:
-                copy.write_row(row_of(deal, served_ms))
+                record = record_of(deal)
+                if "raw" in record:
+                    record["raw"] = as_jsonb(record["raw"])
+                copy.write_row((*record.values(), instant(served_ms)))
         merge = (
             f"INSERT INTO {table} ({columns}) SELECT {columns} FROM arrived_{table}"
             " ORDER BY domain_id, asin ON CONFLICT" + upsert.split("ON CONFLICT", 1)[1]
@@ -102,7 +110,7 @@ def measure(server: PostgresServer) -> dict[str, list[float]]:
         for number, label in enumerate(writes):
             url = server.create_database(f"writes_{number}")
             migrate(url)
-            connections[label] = stack.enter_context(psycopg.connect(url))
+            connections[label] = stack.enter_context(connect(url))
         for round_number in range(ROUNDS):
             arrived = pages(round_number)
             for label, write in writes.items():
