@@ -2,20 +2,23 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test day bench-freshness fuzz check check-deploy compose-test simulate museum protos alerts format bench clean
+.PHONY: help setup run test day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos alerts format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
-# Installed once, and again when pyproject.toml changes.
-$(VENV)/.ready: pyproject.toml
+# Installed once, and again when a dependency changes. constraints.txt pins every library, the
+# build backend included: pip is kept from building in an environment of its own choice.
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …" >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; about a minute) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,local]'
+	@$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt editables hatchling
+	@$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.ready  ## Create the virtual environment
@@ -27,12 +30,22 @@ run: $(VENV)/.ready  ## The whole stack on this machine (RUN_SECONDS=, FETCHERS=
 test: $(VENV)/.ready  ## The quick suite, Postgres included (PYTEST_ARGS=)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-check: $(VENV)/.ready check-deploy  ## Linters, types, dependency rules, contract, deployment
+check: $(VENV)/.ready check-lock check-deploy  ## Linters, types, dependency rules, contract, lock, deployment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+check-lock: $(VENV)/.ready
+	@$(BIN)/python .ci/lock.py --check
+
+UV_VERSION := 0.13.9
+LOCK_TOOLS := $(VENV)/lock-tools
+lock: $(VENV)/.ready  ## Pin all dependencies again (LOCK_ARGS=--upgrade takes the newest)
+	@test -x $(LOCK_TOOLS)/bin/uv || { $(BIN)/python -m venv $(LOCK_TOOLS) && \
+	  $(LOCK_TOOLS)/bin/pip install $(PIP_QUIET) uv==$(UV_VERSION); }
+	@PATH="$(abspath $(LOCK_TOOLS))/bin:$$PATH" $(BIN)/python .ci/lock.py $(LOCK_ARGS)
 
 # Apart from the project's own environment: some of them pin a hundred libraries.
 DEPLOY_TOOLS := $(VENV)/deploy-tools
@@ -42,7 +55,7 @@ RENDERED     := $(DEPLOY_TOOLS)/rendered
 $(DEPLOY_TOOLS)/.ready: deploy/tools.txt | $(VENV)/.ready
 	@echo "Setting up the checks of images and manifests (once; half a minute) …"
 	@test -x $(DEPLOY_TOOLS)/bin/python || $(BIN)/python -m venv $(DEPLOY_TOOLS)
-	@$(DEPLOY_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r deploy/tools.txt
+	@$(DEPLOY_TOOLS)/bin/pip install $(PIP_QUIET) --requirement deploy/tools.txt
 	@touch $@
 
 check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes manifests

@@ -13,6 +13,7 @@ from protos.channel.credential_files import CredentialError
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.settings import ClientSettings, Secrets, SettingsError, TracingSettings
+from protos.process.version import Version
 
 
 class Format(StrEnum):
@@ -25,29 +26,31 @@ class Format(StrEnum):
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", help="Where the broker is; else BROKER_ADDRESS.", metavar="HOST:PORT"
+        "--address", help="Broker address (default: BROKER_ADDRESS).", metavar="HOST:PORT"
     ),
 ]
-Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 app = typer.Typer(
     name="tokenbroker",
     help="One authoritative token count for every worker that shares a Keepa account.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     # Its tracebacks show local variables, and the key may be among them.
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
-def tokenbroker() -> None:
+def tokenbroker(_version: Version = False) -> None:
     """One authoritative token count for every worker that shares a Keepa account."""
 
 
 @app.command()
 def serve() -> None:
-    """Run the broker; settings come from the environment and .env.
+    """Run the broker.
+
+    Settings come from the environment, then from .env.
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
@@ -81,9 +84,9 @@ def status(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def watch(address: Address = None, output: Output = Format.TABLE) -> None:
-    """Show the bucket, the leases and who waits, live; Ctrl-C ends.
+    """Show the bucket, open leases and waiting requests, live.
 
-    Without a terminal it prints a line a change, or JSON lines.
+    Ctrl-C ends it. Without a terminal it prints one line per change, or JSON lines.
 
     Example: tokenbroker watch --address broker.example:50051
     """
@@ -92,7 +95,7 @@ def watch(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def leases(address: Address = None, output: Output = Format.TABLE) -> None:
-    """List what holds tokens, and who waits until when.
+    """List open leases, and waiting requests with their ETA.
 
     Example: tokenbroker leases -o json | jq '.waiting[] | [.holder, .eta]'
     """
@@ -101,7 +104,9 @@ def leases(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def sync(address: Address = None, output: Output = Format.TABLE) -> None:
-    """Have the broker ask Keepa for its count now; costs no tokens.
+    """Ask Keepa for its token count now.
+
+    The broker asks; this costs no tokens.
 
     Example: tokenbroker sync && tokenbroker status
     """
@@ -110,7 +115,9 @@ def sync(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def pause(address: Address = None, output: Output = Format.TABLE) -> None:
-    """Stop granting: open leases go on, requests wait.
+    """Stop granting leases.
+
+    Open leases go on, requests wait.
 
     Example: tokenbroker pause; use the key elsewhere; tokenbroker resume
     """
@@ -119,7 +126,7 @@ def pause(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def resume(address: Address = None, output: Output = Format.TABLE) -> None:
-    """Take up granting after a pause.
+    """Resume granting leases.
 
     Example: tokenbroker resume
     """

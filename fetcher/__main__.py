@@ -12,29 +12,45 @@ from fetcher.errors import FetcherError
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.settings import SettingsError
+from protos.process.version import Version
 
 app = typer.Typer(
     name="dealfetcher",
     help="Collect Keepa deals into Postgres, with every token leased from the token broker.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     # Its tracebacks show local variables, and the key may be among them.
     pretty_exceptions_enable=False,
 )
-deals_app = typer.Typer(no_args_is_help=False)
-queries_app = typer.Typer(no_args_is_help=True, help="The query files.")
-pages_app = typer.Typer(no_args_is_help=True, help="Pages that failed too often.")
+deals_app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
+queries_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Check the query files."
+)
+pages_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List or requeue pages that failed too often.",
+)
 app.add_typer(deals_app, name="deals")
 app.add_typer(queries_app, name="queries")
 app.add_typer(pages_app, name="pages")
 
-Query = Annotated[str | None, typer.Option("--query", "-q", help="Only this query.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")]
+Query = Annotated[
+    str | None, typer.Option("--query", "-q", metavar="NAME", help="Only this query.")
+]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of rows.")]
+
+
+@app.callback()
+def dealfetcher(_version: Version = False) -> None:
+    """Collect Keepa deals into Postgres, with every token leased from the token broker."""
 
 
 @app.command()
 def migrate() -> None:
-    """Bring the tables up to date; safe to repeat, also from several places at once.
+    """Create or update the database tables.
+
+    Safe to repeat, also from several places at once.
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher migrate
     """
@@ -47,10 +63,13 @@ def migrate() -> None:
 @app.command()
 def run(
     run_seconds: Annotated[
-        float | None, typer.Option("--run-seconds", min=0, help="Stop by itself after so long.")
+        float | None,
+        typer.Option("--run-seconds", min=0, metavar="SECONDS", help="Stop after this time."),
     ] = None,
 ) -> None:
-    """Collect deals until told to stop (Ctrl-C, SIGTERM); run as many of these as you like.
+    """Collect deals until stopped.
+
+    Ctrl-C or SIGTERM stops it. Run as many of these as you like.
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa dealfetcher run
     """
@@ -61,7 +80,9 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """Serve what is known of the collection to Prometheus; one is enough for all fetchers.
+    """Serve the collection's metrics to Prometheus.
+
+    One such process is enough for all fetchers.
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher metrics
     """
@@ -72,7 +93,9 @@ def metrics() -> None:
 
 @app.command()
 def alive() -> None:
-    """Exit 0 if a fetcher of this machine or container was heard of lately, else 1.
+    """Check that a fetcher of this host is at work.
+
+    Exits 0 if one of this machine or container has reported lately, else 1.
 
     Example: docker compose exec fetcher dealfetcher alive
     """
@@ -100,12 +123,14 @@ def deals(
     query: Query = None,
     state: Annotated[
         str | None,
-        typer.Option("--state", "-s", help="accepted, rejected or pending."),
+        typer.Option(
+            "--state", "-s", metavar="STATE", help="Only accepted, rejected or pending deals."
+        ),
     ] = None,
     limit: Limit = 20,
     output: Output = Format.TABLE,
 ) -> None:
-    """List the newest deals with every query's verdict.
+    """List the newest deals with the verdicts on them.
 
     Example: dealfetcher deals --query books --state accepted
     """
@@ -121,11 +146,12 @@ def deals(
 def rejections(
     query: Query = None,
     since: Annotated[
-        str | None, typer.Option("--since", help="Judged within, such as 30m, 24h or 7d.")
+        str | None,
+        typer.Option("--since", metavar="DURATION", help="Only the last 30m, 24h, 7d, …"),
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Tell why deals were rejected, by rule.
+    """Count rejected deals by rule.
 
     Example: dealfetcher rejections --since 24h
     """
@@ -137,7 +163,7 @@ def rejections(
 
 @deals_app.command()
 def explain(asin: str, output: Output = Format.TABLE) -> None:
-    """Tell all that is known of one product: prices, changes, every verdict and why.
+    """Show all of one product: prices, changes, verdicts.
 
     Example: dealfetcher deals explain B0D8W1YVBX
     """
@@ -149,10 +175,14 @@ def explain(asin: str, output: Output = Format.TABLE) -> None:
 
 @queries_app.command()
 def check(
-    folder: Annotated[Path | None, typer.Argument(help="Else QUERIES.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to check (default: QUERIES).")
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Explain every query file in words with its cost, and name every mistake; spends nothing.
+    """Explain each query file, its cost and its mistakes.
+
+    Spends no tokens.
 
     Example: dealfetcher queries check deploy/queries
     """
@@ -175,11 +205,13 @@ def dead(limit: Limit = 50, output: Output = Format.TABLE) -> None:
 @pages_app.command()
 def requeue(
     scan: Annotated[
-        int | None, typer.Option("--scan", help="Only the pages of this scan.")
+        int | None, typer.Option("--scan", metavar="ID", help="Only the pages of this scan.")
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Read dead pages again, and dead products too unless one scan is named.
+    """Put dead pages and products back to work.
+
+    With --scan, only the pages of that scan.
 
     Example: dealfetcher pages requeue --scan 42
     """
@@ -191,24 +223,34 @@ def requeue(
 @app.command("verify-sort")
 def verify_sort(
     query: Annotated[
-        str | None, typer.Option("--query", "-q", help="Measured with this query; else the first.")
+        str | None,
+        typer.Option(
+            "--query", "-q", metavar="NAME", help="Query to measure with (default: the first)."
+        ),
     ] = None,
-    pages: Annotated[int, typer.Option("--pages", min=1, max=5, help="Pages a sort type.")] = 1,
+    pages: Annotated[
+        int, typer.Option("--pages", min=1, max=5, metavar="COUNT", help="Pages per sort type.")
+    ] = 1,
     direct: Annotated[
-        bool, typer.Option("--direct", help="Without a broker: may take others' tokens.")
+        bool,
+        typer.Option("--direct", help="Call Keepa without a lease; may take tokens of others."),
     ] = False,
     from_file: Annotated[
         list[Path] | None,
-        typer.Option("--from-file", help="Saved replies instead of calls, page by page."),
+        typer.Option(
+            "--from-file",
+            metavar="FILE",
+            help="Saved replies instead of calls; repeat it per page.",
+        ),
     ] = None,
     sort: Annotated[
-        int | None, typer.Option("--sort", help="What the saved replies were asked with.")
+        int | None, typer.Option("--sort", metavar="TYPE", help="Sort type of the saved replies.")
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Measure by what Keepa's sort types really order; 5 tokens a page and sort type.
+    """Measure what order Keepa's sort types really give.
 
-    Exits 1 if one does not order as documented.
+    Costs 5 tokens per page and sort type. Exits 1 if one does not order as documented.
 
     Example: dealfetcher verify-sort --pages 2
     """
@@ -228,7 +270,9 @@ def verify_sort(
 
 @app.command()
 def doctor(output: Output = Format.TABLE) -> None:
-    """Look at everything, say what is wrong and what to do; exits 1 if anything failed.
+    """Check everything; name each fault and its remedy.
+
+    Exits 1 if anything failed.
 
     Example: dealfetcher doctor -o json | jq '.[] | select(.state != "ok")'
     """
@@ -239,15 +283,20 @@ def doctor(output: Output = Format.TABLE) -> None:
 
 @app.command()
 def prune(
-    days: Annotated[int | None, typer.Option("--days", min=1, help="Else RETENTION_DAYS.")] = None,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            "--days", min=1, metavar="DAYS", help="Age in days (default: RETENTION_DAYS)."
+        ),
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even while collection stands still.")
+        bool, typer.Option("--force", help="Delete even while nothing is collected.")
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete deals, changes and scans that are older than the retention.
+    """Delete deals, changes and scans older than the retention.
 
-    Refuses while nothing has been collected for a day, unless told.
+    Refuses while nothing has been collected for a day, unless forced.
 
     Example: dealfetcher prune --days 30
     """

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,10 +81,28 @@ _Journal = Annotated[
 app = typer.Typer(
     help="A stand-in for api.keepa.com: same replies, same token bucket, no costs.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print("keepa-simulator", version("keepa-token-broker"))
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+]
+
+
+@app.callback()
+def simulator(_version: _Version = False) -> None:
+    """A stand-in for api.keepa.com: same replies, same token bucket, no costs."""
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -118,7 +137,9 @@ def serve(  # noqa: PLR0917 - typer passes options by name
     fault: _Fault = None,
     journal: _Journal = None,
 ) -> None:
-    """Serve /token, /deal, /product and more as api.keepa.com does, gzip and all.
+    """Serve /token, /deal, /product and more.
+
+    Replies look as api.keepa.com's do, gzip and all.
 
     Point a client at the printed address instead of https://api.keepa.com and give it the
     key. What happened is told by GET /_simulator/stats and /_simulator/calls?since=SEQ.
@@ -183,10 +204,12 @@ def audit(
         Path | None, typer.Option(help="File that serve --journal has written.")
     ] = None,
     output: Annotated[
-        Literal["text", "json"], typer.Option("--output", "-o", help="How to report.")
+        Literal["text", "json"], typer.Option("--output", "-o", help="Output format.")
     ] = "text",
 ) -> None:
-    """Say which served deals never reached the database; exit 1 if there are any.
+    """List served deals that the database lacks.
+
+    Exits 1 if there are any.
 
     "stale" are stored in an older state than the newest one served, "unserved" stored but
     never served by this simulator.

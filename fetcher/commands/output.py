@@ -22,7 +22,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 Row = Mapping[str, Any]
 
 

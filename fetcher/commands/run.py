@@ -2,7 +2,6 @@
 
 import signal
 from functools import partial
-from importlib.metadata import version
 
 import structlog
 
@@ -17,10 +16,9 @@ from fetcher.work.worker import Worker
 from protos.process import logs
 from protos.process.settings import TracingSettings, key_fingerprint
 from protos.process.tracing import exporting
+from protos.process.version import package_version
 
 log = structlog.get_logger(__name__)
-
-PACKAGE = "keepa-token-broker"
 
 
 def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
@@ -42,7 +40,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
             folder=QueryFolder(settings.queries),
             limits=_limits(settings),
         )
-        worker = Worker(workplace, partial(_keepa, settings, api_key), version(PACKAGE))
+        worker = Worker(workplace, partial(_keepa, settings, api_key), package_version())
         _end_on_signals(worker.wakeup_fd)
         log.info("fetcher started", holder=broker.holder, broker=settings.broker_address)
         worker.run(seconds=seconds)

@@ -1,0 +1,8 @@
+"""Entry point of `tokenbroker`; works where the command's libraries are missing."""
+
+from protos.process import extras
+
+
+def main() -> None:
+    """Runs the command."""
+    extras.run("broker.__main__", extra="broker")

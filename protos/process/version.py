@@ -1,0 +1,26 @@
+"""The option `--version`, the same for every command of the package."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from protos.process.extras import PACKAGE
+
+
+def package_version() -> str:
+    """The version that is installed."""
+    return version(PACKAGE)
+
+
+def _show(context: typer.Context, wanted: bool) -> None:  # noqa: FBT001 - typer passes it so
+    if wanted:
+        sys.stdout.write(f"{context.info_name} {package_version()}\n")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_show, is_eager=True, help="Show the version and exit."),
+]
