@@ -20,8 +20,8 @@ from broker.core.answers import Denied, Granted
 from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
 from broker.core.errors import BrokerError
-from broker.core.leases import Lease, LeaseRequest, Renewal, Settlement
-from broker.core.snapshot import BucketView, WaitingView, bucket_view, waiting_view
+from broker.core.leases import Lease, LeaseRequest, Renewal, Settled, Settlement
+from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
 from broker.daemon_thread import in_daemon_thread
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.telemetry.eta_accuracy import Listener, Promises
@@ -55,15 +55,6 @@ class Wait:
     delivered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SettleResult:
-    """What a settle did: `counted` unless it repeats an earlier one."""
-
-    late: bool
-    counted: bool
-    spent_tokens: int
-
-
 @dataclass(slots=True)
 class ProbeRecord:
     """How asking Keepa has gone since the start."""
@@ -88,11 +79,13 @@ class BrokerRuntime:
         # Set for good once Keepa has told a balance.
         self.synced = asyncio.Event()
         self._keepa = keepa
-        self._notices = Notices(allocator.ledger)
+        self._notices = Notices()
         self._waits: dict[str, Wait] = {}
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
+        # What watchers have been told of; a step that leaves it as it is wakes none.
+        self._shown: object = None
         # Whoever wants to know by how many ms ETAs were off, as told at first and last.
         self.eta_listeners: list[Listener] = []
         self._promises = Promises(self._eta_proved)
@@ -144,16 +137,13 @@ class BrokerRuntime:
         lease = self._decide(lambda now_ms: self.allocator.renew(renewal, now_ms))
         return lease, max(0, lease.expires_ms - self.now_ms())
 
-    def settle(self, settlement: Settlement) -> SettleResult:
+    def settle(self, settlement: Settlement) -> Settled:
         """End a lease at what its call cost.
 
         Raises:
             BrokerError: there never was such a lease.
         """
-        totals = self.allocator.ledger.totals
-        settles, spent_tokens = totals.settles, totals.spent_tokens
-        late = self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
-        return SettleResult(late, totals.settles > settles, totals.spent_tokens - spent_tokens)
+        return self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
 
     async def sync(self) -> None:
         """Ask Keepa now, or share the probe that is on its way.
@@ -181,10 +171,14 @@ class BrokerRuntime:
         self.budgets_trouble = ""
         self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
 
+    def budgets_failed(self, trouble: str) -> None:
+        """Changed budgets can't be used, for the reason *trouble*; the old ones stay."""
+        self.budgets_trouble = trouble
+        self._tell_watchers()
+
     def bucket(self) -> BucketView:
-        """The bucket as of now."""
-        self._decide(self.allocator.advance)
-        return bucket_view(self.allocator, self.now_ms())
+        """The bucket as of now; looking at it changes nothing."""
+        return snapshot(self.allocator, self.now_ms())
 
     def leases(self) -> list[Lease]:
         """Whatever still holds tokens: open and lapsed by age, then settled ones."""
@@ -198,9 +192,9 @@ class BrokerRuntime:
             return waiting.request.holder
         return self.allocator.ledger.holder(lease_id)
 
-    def waiting(self) -> list[WaitingView]:
-        """Who waits, next to be served first."""
-        return waiting_view(self.allocator, self.now_ms())
+    def waiting(self, most: int | None = None) -> list[WaitingView]:
+        """The *most* requests that are served next, in that order; None: all that wait."""
+        return waiting_view(self.allocator, self.now_ms(), most)
 
     @contextmanager
     def watching(self) -> Iterator[asyncio.Event]:
@@ -222,7 +216,7 @@ class BrokerRuntime:
     def _follow_up(self) -> None:
         for answer in self.allocator.take_outcomes():
             self._deliver(answer)
-        self._notices.look()
+        self._notices.log(self.allocator.take_events())
         now_ms = self.now_ms()
         self._look_at_promises(now_ms)
         if self.stopping:
@@ -232,7 +226,10 @@ class BrokerRuntime:
         self._set_timer(now_ms)
         if self.allocator.ledger.bucket.observation is not None:
             self.synced.set()
-        self._tell_watchers()
+        shown = (changes(self.allocator, now_ms), self.budgets_trouble, self.probes.trouble)
+        if shown != self._shown:
+            self._shown = shown
+            self._tell_watchers()
 
     def _look_at_promises(self, now_ms: int) -> None:
         self._promises.keep_score(self.allocator, now_ms)

@@ -7,6 +7,7 @@ settles and renewals that are under way finish, the ports close.
 import asyncio
 import signal
 import time
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -108,6 +109,7 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
         floor_tokens=settings.broker_floor_tokens,
         max_debt_tokens=settings.broker_max_debt_tokens,
         lease_ttl_ms=settings.broker_lease_ttl_ms,
+        lease_age_ms_max=settings.broker_lease_age_max // timedelta(milliseconds=1),
         recovery_grace_ms=settings.broker_recovery_grace_ms,
         budgets=budgets,
     )

@@ -1,9 +1,10 @@
 """Settings of the broker: the environment, then `.env`; read nowhere else."""
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Final, Self
 
-from pydantic import NonNegativeInt, PositiveInt, SecretStr, model_validator
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, SecretStr, model_validator
 
 from protos.process.addresses import Listen
 from protos.process.settings import (
@@ -12,6 +13,15 @@ from protos.process.settings import (
     LogSettings,
     key_fingerprint,
 )
+
+LEASE_AGE_MIN: Final = timedelta(minutes=2)
+LEASE_AGE_MAX: Final = timedelta(days=1)
+
+
+def _age(value: timedelta) -> timedelta:
+    if not LEASE_AGE_MIN <= value <= LEASE_AGE_MAX:
+        raise ValueError("must be seconds: at least 120, as the longest call takes, to 86400")
+    return value
 
 
 class ServeSettings(KeepaSettings, LogSettings):
@@ -25,6 +35,8 @@ class ServeSettings(KeepaSettings, LogSettings):
     broker_max_debt_tokens: NonNegativeInt = 0
     # A heartbeat renews it, so this is how long a dead client's lease stays open.
     broker_lease_ttl_ms: PositiveInt = 15_000
+    # Renewals prolong a lease up to this age: no call takes so long, but a thread may hang.
+    broker_lease_age_max: Annotated[timedelta, AfterValidator(_age)] = timedelta(minutes=10)
     # After a start without a journal, how long living clients have to renew.
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     # Limits for holders and operations; see budgets_file.py.

@@ -151,7 +151,7 @@ class BudgetsFile:
             self.read()
         except BudgetsFileError as exc:
             log.warning("budgets can't be read; those in force stay", reason=str(exc))
-            runtime.budgets_trouble = str(exc)
+            runtime.budgets_failed(str(exc))
         else:
             runtime.set_budgets(self.budgets)
             self._tell()

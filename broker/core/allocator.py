@@ -9,7 +9,7 @@ Rule 3: only what Keepa confirms makes anyone wait, at most one probe a tick.
 Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,9 +19,11 @@ from broker.core.budgets import Budget, BudgetBook
 from broker.core.costs import CostBook
 from broker.core.deadlines import Deadlines
 from broker.core.errors import LeaseConflictError, LeaseEndedError
+from broker.core.events import Event
+from broker.core.evidence import UNPROBED_TICKS_MAX, Doubts
 from broker.core.forecast import CallTimes, foresee
-from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settlement
-from broker.core.ledger import Ledger
+from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settled, Settlement
+from broker.core.ledger import LEASE_AGE_MS_MAX, ROUNDING_TOKENS, Ledger
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
@@ -30,6 +32,8 @@ from broker.core.waitlist import Waiting, Waitlist
 # How long a wait whose connection broke keeps its place. Broker and client notice a dead
 # connection up to 25 s apart; the rest is for the way back.
 ABSENCE_MS: Final = 30_000
+# Costs that await a probe's judgement; more of them would teach nothing new.
+CLAIMS_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class AllocatorConfig:
     max_debt_tokens: int = 0
     lease_ttl_ms: int = 15_000
     max_lease_ttl_ms: int = 300_000
+    lease_age_ms_max: int = LEASE_AGE_MS_MAX
     recovery_grace_ms: int = 3_000
     budgets: tuple[Budget, ...] = ()
 
@@ -53,13 +58,16 @@ class Allocator:
 
     def __init__(self, config: AllocatorConfig, *, epoch: int, started_ms: int) -> None:
         self.config = config
-        self.ledger = Ledger(epoch)
+        self.ledger = Ledger(epoch, config.lease_age_ms_max)
         self.costs = CostBook()
         self.waitlist = Waitlist()
         self.budgets = BudgetBook(config.budgets)
         spare_tokens = config.max_debt_tokens - config.floor_tokens
         self.offers = Offers(self.ledger, self.costs, self.budgets, spare_tokens)
         self.probing = Probing()
+        self.doubts = Doubts()
+        # Operation, units and cost of calls whose reports a probe has yet to decide on.
+        self._claims: list[tuple[str, int, int]] = []
         self.call_times = CallTimes()
         self.paused = False
         self.denials: dict[DenialReason, int] = dict.fromkeys(DenialReason, 0)
@@ -133,8 +141,8 @@ class Allocator:
         self._decide(now_ms)
         return lease
 
-    def settle(self, settlement: Settlement, now_ms: int) -> bool:
-        """End a lease at its real cost; see `Ledger.settle`. Tells whether it was late.
+    def settle(self, settlement: Settlement, now_ms: int) -> Settled:
+        """End a lease at its real cost; see `Ledger.settle`.
 
         NOT_SENT also abandons an id whose grant never reached the client.
         """
@@ -145,17 +153,23 @@ class Allocator:
             self.waitlist.remove(lease_id)
             self.ledger.abandon(lease_id)
             self._decide(now_ms)
-            return False
+            return Settled(late=False)
         settled = self.ledger.settle(settlement, now_ms)
+        if settled.doubt is not None:
+            self.doubts.raised()
         lease, cost = settled.lease, settled.cost_tokens
         if lease is not None and cost is not None:
             if lease.request is not None and not settled.late:
                 self.call_times.learn(now_ms - lease.granted_ms)
             if cost > 0:
-                self.costs.learn(settlement.operation, settlement.units, cost, now_ms)
+                price = settlement.operation, settlement.units, cost
+                if settled.doubt is None:
+                    self.costs.learn(*price, now_ms)
+                elif len(self._claims) < CLAIMS_MAX:
+                    self._claims.append(price)
             self._correct(lease, cost - lease.tokens)
         self._decide(now_ms)
-        return settled.late
+        return settled
 
     def _abandons(self, settlement: Settlement) -> bool:
         """Whether this ends an id that holds nothing, so that it can't be used later."""
@@ -174,6 +188,7 @@ class Allocator:
     def probe_started(self, now_ms: int) -> Reason:
         """A probe is on its way, never two at once; returns why."""
         reason = self._reason_to_ask(now_ms) or Reason.OPERATOR
+        self.doubts.asked(now_ms, self.ledger.bucket.period.ms)
         self.probing.started(reason, now_ms)
         return reason
 
@@ -181,17 +196,41 @@ class Allocator:
         bucket = self.ledger.bucket
         if bucket.observation is None:
             return Reason.START
-        if self.probing.wanted is None and not bucket.period.placed:
-            return Reason.PERIOD if bucket.ticks_landed(now_ms) > 0 else None
-        return self.probing.wanted
+        if self.probing.wanted is not None:
+            return self.probing.wanted
+        if not bucket.period.placed and bucket.ticks_landed(now_ms) > 0:
+            return Reason.PERIOD
+        if self.doubts.due(now_ms) or self._unprobed_too_long(now_ms):
+            return Reason.REPORT
+        return None
+
+    def _unprobed_too_long(self, now_ms: int) -> bool:
+        """Whether the count has rested on clients' reports for many ticks."""
+        bucket = self.ledger.bucket
+        seen, probed = bucket.observation, bucket.probed
+        if seen is None or probed is None or seen.source is Source.PROBE:
+            return False
+        return now_ms - probed.arrived_ms > UNPROBED_TICKS_MAX * bucket.period.ms
 
     def probe_answered(self, envelope: Envelope, requested_ms: int, now_ms: int) -> None:
         """Keepa's count has arrived; *envelope* must be an observation."""
         assert envelope.is_observation
         self.ledger.expire(now_ms)
         self.probing.answered()
-        self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE))
+        self.doubts.decided()
+        if self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE)):
+            self._judge_claims(now_ms)
         self._decide(now_ms)
+
+    def _judge_claims(self, now_ms: int) -> None:
+        """Learn the costs of doubted reports if Keepa's count leaves room for all of them.
+
+        Otherwise a few invented costs would price everybody else out.
+        """
+        claims, self._claims = self._claims, []
+        if self.ledger.drift.last_unexplained_tokens <= ROUNDING_TOKENS:
+            for operation, units, cost in claims:
+                self.costs.learn(operation, units, cost, now_ms)
 
     def probe_failed(self, now_ms: int) -> None:
         """Keepa gave no count; until it does, the projection must serve."""
@@ -227,6 +266,7 @@ class Allocator:
             self.ledger.next_expiry_ms(),
             self.probing.next_wake_ms(now_ms),
             self._deadlines.next_wake_ms(),
+            self.doubts.next_wake_ms(now_ms),
         ]
         bucket = self.ledger.bucket
         if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
@@ -245,6 +285,12 @@ class Allocator:
         """What has been decided since the last call."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call, for people to know of."""
+        events = list(self.ledger.events)
+        self.ledger.events.clear()
+        return events
 
     def state(self, now_ms: int) -> BucketState:
         """Whether grants are made, and why not."""
@@ -273,15 +319,24 @@ class Allocator:
             return min(available, headroom)
         return available
 
-    def etas_ms(self, now_ms: int) -> dict[str, int | None]:
-        """Expected delay until each waiting request is granted, in order of service."""
+    def etas_ms(
+        self, now_ms: int, order: Sequence[Waiting] | None = None
+    ) -> dict[str, int | None]:
+        """Expected delay until each waiting request is granted, in order of service.
+
+        Args:
+            now_ms: The broker's clock.
+            order: The first of the requests in that order; None: all.
+        """
+        if order is None:
+            order = list(self.waitlist.order())
         if self.ledger.bucket.observation is None or self.paused:
-            return {waiting.request.lease_id: None for waiting in self.waitlist.order()}
+            return {waiting.request.lease_id: None for waiting in order}
         available = self.available(now_ms, projected=True)
         forecast = foresee(self.ledger, self.costs, self.call_times, available, now_ms)
-        etas = forecast.etas_ms(self.waitlist.order())
+        etas = forecast.etas_ms(order)
         if self.budgets:
-            for waiting in self.waitlist:
+            for waiting in order:
                 lease_id = waiting.request.lease_id
                 etas[lease_id] = self.offers.later_by_budget(waiting, etas[lease_id], now_ms)
         return etas
@@ -357,6 +412,8 @@ class Allocator:
             ticks=bucket.ticks_landed(now_ms),
             age_ms=now_ms - bucket.observation.arrived_ms,
             period_ms=bucket.period.ms,
+            # While the gap between such probes lasts, the count as it is must do.
+            disputed=self.doubts.due(now_ms) or (self.doubts.pending and self.probing.in_flight),
             doubt=doubt,
             doubt_ripe=now_ms - (self._doubt_since_ms or now_ms) >= ripe_ms,
             confirmed=now_ms < self._confirmed_until_ms,

@@ -149,6 +149,8 @@ class Bucket:
 
     def __init__(self) -> None:
         self.observation: Observation | None = None
+        # The last one that is a probe's answer: authority on plan, clock and period.
+        self.probed: Observation | None = None
         self.period = TickPeriod()
         # A lump landed while the observed call ran: its balance may lack it.
         self.straddles_tick = False
@@ -182,8 +184,18 @@ class Bucket:
             ticks = 1
         return self.ticks_landed(observation.arrived_ms) if ticks is None else ticks
 
+    def fits_tick(self, envelope: Envelope) -> bool:
+        """Whether *envelope* places the next tick where the known period puts one."""
+        known = self.observation
+        assert known is not None
+        gap_ms = envelope.next_tick_ms - known.envelope.next_tick_ms
+        if not self.period.placed:
+            return abs(gap_ms) <= SAME_TICK_MS
+        in_period = envelope.refill_in_ms <= self.period.ms + SAME_TICK_MS
+        return in_period and self.period.count(gap_ms) is not None
+
     def adopt(self, observation: Observation) -> None:
-        """Take *observation* as the truth."""
+        """Take *observation* as the truth; what a client reported must fit the model."""
         known, envelope = self.observation, observation.envelope
         # When the last tick before the observation had surely landed.
         landed_ms: int | None = None
@@ -202,7 +214,9 @@ class Bucket:
                     tick_ms = max(min(tick_ms, carried_ms), least_ms)
             self._placed_ms = observation.arrived_ms
         asked_late = landed_ms is not None and observation.requested_ms >= landed_ms
-        self.period.place(envelope)
+        if observation.source is Source.PROBE:
+            self.period.place(envelope)
+            self.probed = observation
         self.observation, self._tick_ms = observation, tick_ms
         self.straddles_tick = not asked_late and self._ran_over_tick(envelope)
 

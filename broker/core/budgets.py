@@ -59,21 +59,22 @@ class Pot:
     def charge(self, tokens: int, at_ms: int) -> None:
         """Count *tokens* spent at *at_ms*; negative to correct an earlier charge."""
         slot = at_ms // SLOT_MS
+        if slot not in self._slots:
+            newest = max(self._slots, default=slot)
+            self._slots = {s: t for s, t in self._slots.items() if s > newest - 2 * WINDOW_SLOTS}
         self._slots[slot] = self._slots.get(slot, 0) + tokens
 
     def used(self, now_ms: int) -> int:
         """Tokens of the last hour."""
         oldest = now_ms // SLOT_MS - WINDOW_SLOTS
-        for slot in [s for s in self._slots if s <= oldest]:
-            del self._slots[slot]
-        return sum(self._slots.values())
+        return sum(tokens for slot, tokens in self._slots.items() if slot > oldest)
 
     def free_at_ms(self, tokens: int, capacity: int, now_ms: int) -> int | None:
         """When *tokens* will fit; None if they never do."""
         missing = self.used(now_ms) + tokens - self.budget.limit(capacity)
         if missing <= 0:
             return now_ms
-        for slot in sorted(self._slots):
+        for slot in sorted(s for s in self._slots if s > now_ms // SLOT_MS - WINDOW_SLOTS):
             missing -= self._slots[slot]
             if missing <= 0:
                 return (slot + WINDOW_SLOTS) * SLOT_MS
@@ -85,6 +86,8 @@ class BudgetBook:
 
     def __init__(self, budgets: Iterable[Budget] = ()) -> None:
         self._pots: dict[str, Pot] = {}
+        # Grows with every change of the limits.
+        self.version = 0
         self.replace(budgets)
 
     def __bool__(self) -> bool:
@@ -98,6 +101,7 @@ class BudgetBook:
             pot.budget = budget
             pots[budget.name] = pot
         self._pots = pots
+        self.version += 1
 
     def standings(self, capacity: int, now_ms: int) -> tuple[Standing, ...]:
         """All budgets when the bucket holds *capacity*."""

@@ -5,6 +5,7 @@ difference is split among causes, in an order that names the certain ones
 first; what no cause explains was spent by somebody else on the same key.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 
@@ -67,8 +68,24 @@ class Drift:
         """Tokens that observations show as spent by calls still held for."""
         return -self.by_cause[Cause.IN_FLIGHT]
 
-    def compare(
+    def unexplained(
         self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
+    ) -> int:
+        """What `compare` would put down to foreign spending; changes nothing."""
+        trial = copy(self)
+        trial.by_cause = dict(self.by_cause)
+        trial.compare(known, new, ticks=ticks, included=included, in_flight=in_flight)
+        return trial.last_unexplained_tokens
+
+    def compare(
+        self,
+        known: Envelope,
+        new: Envelope,
+        *,
+        ticks: int,
+        included: Included,
+        in_flight: int,
+        probed: bool = False,
     ) -> None:
         """Split what *new* says beyond what *known* let expect.
 
@@ -78,6 +95,7 @@ class Drift:
             ticks: Refills between the two.
             included: Calls that only *new* includes.
             in_flight: Tokens held for calls that *new* may include or not.
+            probed: *new* is a probe's answer, on which alone spending counts as foreign.
         """
         predicted = known.refilled(ticks) - included.cost
         self.refilled_tokens += int(ticks * known.lump)
@@ -91,10 +109,14 @@ class Drift:
         rest -= self._in_flight(rest, in_flight)
         rest -= self._own_overrun(rest, included.overrun)
         rest -= self._refill(rest, known, new, ticks, included.cost)
-        self.by_cause[Cause.FOREIGN] += rest
-        self.foreign_tokens = max(0, self.foreign_tokens - rest)
         self.last_unexplained_tokens = rest
-        self._claim_stranded(in_flight)
+        if not probed:
+            # Rounding, or the ledger would not have taken the report.
+            self.by_cause[Cause.REFILL] += rest
+        else:
+            self.by_cause[Cause.FOREIGN] += rest
+            self.foreign_tokens = max(0, self.foreign_tokens - rest)
+            self._claim_stranded(in_flight)
 
     def settled_late(self, held: int, cost: int, in_flight: int) -> None:
         """A call that the current observation already includes has become known."""
@@ -102,14 +124,12 @@ class Drift:
         rest = cost - self._in_flight(cost, in_flight)
         rest -= self._own_overrun(rest, max(0, cost - held))
         self.by_cause[Cause.REFILL] += rest
-        self._claim_stranded(in_flight)
 
-    def written_off(self, held: int, in_flight: int) -> int:
+    def written_off(self, held: int) -> int:
         """A lost call is given up; returns what it had evidently cost."""
         cost = min(held, self.shown_in_flight)
         self.by_cause[Cause.IN_FLIGHT] += cost
         self.by_cause[Cause.ESTIMATE] -= cost
-        self._claim_stranded(in_flight)
         return cost
 
     def _changed_refill(self, rest: int, known: Envelope, new: Envelope, ticks: int) -> int:

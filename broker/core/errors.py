@@ -4,6 +4,8 @@
   - LeaseNotFoundError
   - LeaseConflictError
   - LeaseEndedError
+  - LeaseTooOldError
+  - LimitReachedError
 """
 
 
@@ -33,3 +35,22 @@ class LeaseEndedError(BrokerError):
     def __init__(self, lease_id: str) -> None:
         super().__init__(f"lease {lease_id!r} has ended: use a new lease_id")
         self.lease_id = lease_id
+
+
+class LeaseTooOldError(BrokerError):
+    """The lease has reached its greatest age; no renewal prolongs it."""
+
+    def __init__(self, lease_id: str, age_ms_max: int) -> None:
+        super().__init__(
+            f"lease {lease_id!r} has reached the greatest age of {age_ms_max / 1000:g} s"
+            " (BROKER_LEASE_AGE_MAX): make no call under it, and acquire a new one"
+        )
+        self.lease_id = lease_id
+
+
+class LimitReachedError(BrokerError):
+    """The caller waits for, or holds, as much as one caller may."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

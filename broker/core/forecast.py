@@ -1,16 +1,20 @@
-"""When everybody who waits will be served, if nobody else comes."""
+"""When the requests that wait will be served, if no further ones come."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import ceil, inf
 from typing import Final, NamedTuple
 
-from broker.core.costs import CostBook, tokens_at
+from broker.core.costs import EPSILON, CostBook, tokens_at
 from broker.core.leases import Lease, LeaseState
 from broker.core.ledger import Ledger
 from broker.core.waitlist import Waiting
 
 # Weight of the newest call in the usual duration.
 NEWEST: Final = 1 / 16
+# An ETA beyond it is "unknown": a bucket fills in an hour, and no plan lasts that long.
+HORIZON_MS: Final = 7 * 86_400_000
 
 
 class Return(NamedTuple):
@@ -34,12 +38,31 @@ class CallTimes:
         self._known = True
 
 
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """The coming refills, as delays in ms from now: the first, then one a period."""
+
+    first_ms: float
+    period_ms: float
+
+    def delay_ms(self, number: int) -> float:
+        """The delay until the *number*-th coming tick (from 1)."""
+        return self.first_ms + ceil((number - 1) * self.period_ms)
+
+    def before(self, delay_ms: float) -> int:
+        """How many ticks land sooner than *delay_ms* from now."""
+        if delay_ms <= self.first_ms:
+            return 0
+        return ceil((delay_ms - self.first_ms) / self.period_ms)
+
+
 class Forecast:
     """The near future of the bucket, served from in turn.
 
-    Everybody gets what is there once it is enough for the least that is useful,
+    Every request gets what is there once it is enough for the least that is useful,
     makes a call of usual length and likely cost, and gives the rest of its hold
-    back. Times are ms from now.
+    back. Times are ms from now. The work grows with the requests and the open calls,
+    never with tokens or time: ticks are skipped by arithmetic, not walked.
     """
 
     def __init__(
@@ -47,7 +70,7 @@ class Forecast:
         *,
         available: int,
         lump: float,
-        tick_delay_ms: Callable[[int], int],
+        ticks: Ticks,
         returns: Iterable[Return],
         call_ms: float,
     ) -> None:
@@ -55,54 +78,62 @@ class Forecast:
 
         Args:
             available: Tokens that could be granted now; may be negative.
-            lump: Tokens one tick brings; with none, nobody can tell.
-            tick_delay_ms: The delay from now until the n-th coming tick (from 1).
+            lump: Tokens one tick brings; with none, only open calls bring tokens.
+            ticks: When they land.
             returns: What the open calls will give back.
             call_ms: How long a call usually takes.
         """
-        self._left: float = available
-        self._lump, self._tick_delay_ms, self._call_ms = lump, tick_delay_ms, call_ms
+        self._available, self._lump, self._ticks, self._call_ms = available, lump, ticks, call_ms
         self._returns = list(returns)
         heapify(self._returns)
-        self._now_ms, self._ticks = 0.0, 0
 
     def etas_ms(self, order: Iterable[Waiting]) -> dict[str, int | None]:
-        """Expected delay until service, by lease_id; None if nobody can tell.
+        """Expected delay until service, by lease_id; None if it is not known.
+
+        One loop without helpers: it runs for every request that waits, at every denial.
 
         Args:
-            order: Who waits, first served first.
+            order: The requests that wait, first served first.
         """
-        return {waiting.request.lease_id: self._serve(waiting) for waiting in order}
-
-    def _serve(self, waiting: Waiting) -> int | None:
-        quote = waiting.quote
-        while (usable := self._usable(waiting)) < quote.least_tokens:
-            if not self._advance():
-                return None
-        hold = max(quote.least_tokens, min(quote.tokens, usable))
-        self._left -= hold
-        heappush(self._returns, Return(self._now_ms + self._call_ms, hold * (1 - quote.likely)))
-        return round(self._now_ms)
-
-    def _usable(self, waiting: Waiting) -> float:
-        if not self._returns:
-            return self._left
-        return min(self._left, self._left / waiting.quote.worst)
-
-    def _advance(self) -> bool:
-        """Go on to whatever comes next; False if nothing more comes."""
-        tick_ms = self._tick_delay_ms(self._ticks + 1) if self._lump > 0 else None
-        if self._returns and (tick_ms is None or self._returns[0].due_ms <= tick_ms):
-            due_ms, tokens = heappop(self._returns)
-            self._now_ms = max(self._now_ms, due_ms)
-            self._left += tokens
-        elif tick_ms is not None:
-            self._now_ms = max(self._now_ms, tick_ms)
-            self._ticks += 1
-            self._left += self._lump
-        else:
-            return False
-        return True
+        etas: dict[str, int | None] = {}
+        lump, ticks, returns, call_ms = self._lump, self._ticks, self._returns, self._call_ms
+        now_ms, landed, given = 0.0, 0, float(self._available)
+        # What open calls will still give back, and all that comes by the horizon.
+        due = sum(tokens for _, tokens in returns)
+        horizon_tokens = ticks.before(HORIZON_MS) * lump if lump > 0 else 0.0
+        for waiting in order:
+            _, tokens, least, likely, worst = waiting.quote
+            eta_ms: int | None = None
+            # Else it will be denied, or waits longer than can be foreseen: nothing is set
+            # aside for it, so that those behind it keep their ETAs.
+            while least <= given + due + horizon_tokens and now_ms <= HORIZON_MS:
+                left = given + landed * lump
+                # Beside calls in flight the worst price counts.
+                usable = left / worst if returns and left > 0 else left
+                if usable >= least - EPSILON:
+                    hold = max(least, min(tokens, usable))
+                    given -= hold
+                    due += (back := hold * (1 - likely))
+                    heappush(returns, Return(now_ms + call_ms, back))
+                    eta_ms = round(now_ms)
+                    break
+                missing = least * worst - left if returns else least - left
+                tick_ms, tick = inf, landed
+                if lump > 0:
+                    tick += max(1, ceil(missing / lump - EPSILON))
+                    tick_ms = ticks.delay_ms(tick)
+                if returns and returns[0].due_ms <= tick_ms:
+                    due_ms, back = heappop(returns)
+                    now_ms = max(now_ms, due_ms)
+                    landed = max(landed, ticks.before(now_ms)) if lump > 0 else 0
+                    given += back
+                    due -= back
+                elif tick_ms < inf:
+                    landed, now_ms = tick, max(now_ms, tick_ms)
+                else:
+                    break
+            etas[waiting.request.lease_id] = eta_ms
+        return etas
 
 
 def foresee(
@@ -123,7 +154,7 @@ def foresee(
     return Forecast(
         available=available + ledger.uncertain_tokens,
         lump=bucket.observation.envelope.lump,
-        tick_delay_ms=lambda ticks: bucket.tick_ms(landed + ticks) - now_ms,
+        ticks=Ticks(bucket.tick_ms(landed + 1) - now_ms, bucket.period.ms),
         returns=_returns(ledger, costs, call_ms, now_ms),
         call_ms=call_ms,
     )

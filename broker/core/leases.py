@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from broker.core.bucket import Envelope
+from broker.core.evidence import Doubt
 
 
 class Priority(Enum):
@@ -92,6 +93,8 @@ class Lease:
     cost: int = 0
     overrun: int = 0
     settled_ms: int = 0
+    # When the ledger looks next whether it has expired; not later than `expires_ms`.
+    timer_ms: int | None = None
     interval_ms: tuple[int, int] | None = None
 
     @property
@@ -150,9 +153,11 @@ class Ended:
 class Settled:
     """Answer to a settle.
 
-    `cost_tokens` is None if the cost is (still) unknown or was counted before.
+    `cost_tokens` is None if the cost is (still) unknown or was counted before; `doubt`
+    is why the reported envelope was not taken for Keepa's count, if it was not.
     """
 
     late: bool
     lease: Lease | None = None
     cost_tokens: int | None = None
+    doubt: Doubt | None = None

@@ -8,9 +8,12 @@ Rule 3: reserved is everything that the current observation does not certainly
         it stands in where no reply since shows spending that is not ours.
 Rule 4: a hold ends by knowledge only: a settle, or an observation that must
         include the call. Time alone refunds nothing.
+Rule 5: what a client reports is evidence. It moves the count only where the model
+        explains it (evidence.py); plan, period and foreign spending come from
+        probes alone, and no claim holds more than a bucket can.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -19,7 +22,14 @@ from typing import Final
 
 from broker.core.bucket import Bucket, Observation, Source
 from broker.core.drift import Drift, Included
-from broker.core.errors import LeaseConflictError, LeaseEndedError, LeaseNotFoundError
+from broker.core.errors import (
+    LeaseConflictError,
+    LeaseEndedError,
+    LeaseNotFoundError,
+    LeaseTooOldError,
+)
+from broker.core.events import Event, EventKind
+from broker.core.evidence import Doubt, doubt_of
 from broker.core.leases import (
     Ended,
     Lease,
@@ -39,6 +49,14 @@ CALL_MS_MAX: Final = 120_000
 STRANGER_MS: Final = 3_600_000
 # Ended leases are remembered for replays and late acquires.
 ENDED_MAX: Final = 100_000
+# No call takes longer than minutes: a lease renewed for longer belongs to a hung client.
+LEASE_AGE_MS_MAX: Final = 600_000
+# Before Keepa has told a capacity, leases of earlier epochs are adopted up to this sum.
+UNSYNCED_TOKENS_MAX: Final = 1_000_000
+# A refill of fractions of a token may round either way.
+ROUNDING_TOKENS: Final = 1
+# Events are kept for whoever takes them; without a taker the oldest go.
+EVENTS_MAX: Final = 10_000
 # Before any moment of the broker's clock.
 LONG_AGO_MS: Final = -(1 << 62)
 
@@ -48,11 +66,14 @@ class Ledger:
     """Balance, holds and leases of one account."""
 
     epoch: int
+    lease_age_ms_max: int = LEASE_AGE_MS_MAX
     bucket: Bucket = field(default_factory=Bucket)
     drift: Drift = field(default_factory=Drift)
     totals: Totals = field(default_factory=Totals)
     reserved: int = 0
     open_leases: int = 0
+    # What has happened since the events were taken last.
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     # Open and lapsed, in the order of their grants.
     _leases: dict[str, Lease] = field(default_factory=dict)
     _lapsed: dict[str, Lease] = field(default_factory=dict)
@@ -60,7 +81,6 @@ class Ledger:
     _risky: dict[str, Lease] = field(default_factory=dict)
     _settled: SettledCalls = field(default_factory=SettledCalls)
     # The last probe; costs that it may lack, and those that it certainly lacks.
-    _probed: Observation | None = None
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
     _foreign_tokens: int = 0
@@ -107,19 +127,25 @@ class Ledger:
         """
         balance = self.bucket.balance(now_ms) if projected else self.bucket.observed
         if self.rests_on_probe:
-            assert self._probed is not None
-            balance += self._booked(self._probed) - (self.bucket.observed - self.reserved)
+            assert self.bucket.probed is not None
+            balance += self._booked(self.bucket.probed) - (self.bucket.observed - self.reserved)
         return balance - self.reserved
+
+    def oldest_open_ms(self, now_ms: int) -> int | None:
+        """The age of the oldest open lease; None without one."""
+        opened = (p.granted_ms for p in self._leases.values() if p.state is LeaseState.OPEN)
+        granted_ms = min(opened, default=None)
+        return None if granted_ms is None else now_ms - granted_ms
 
     @property
     def rests_on(self) -> Observation | None:
         """What Keepa said that the headroom is computed from."""
-        return self._probed if self.rests_on_probe else self.bucket.observation
+        return self.bucket.probed if self.rests_on_probe else self.bucket.observation
 
     @property
     def rests_on_probe(self) -> bool:
         """Whether the last probe and our own books tell more than the last reply."""
-        probed, seen = self._probed, self.bucket.observation
+        probed, seen = self.bucket.probed, self.bucket.observation
         if probed is None or seen is None or not self.bucket.same_tick(probed, seen):
             return False
         if seen.arrived_ms - self._stranger_ms < STRANGER_MS:
@@ -143,7 +169,7 @@ class Ledger:
         must be over. It tells no more than any reply since the last tick did, less
         what was charged after that reply.
         """
-        probed, seen = self._probed, self.bucket.observation
+        probed, seen = self.bucket.probed, self.bucket.observation
         assert seen is not None
         most = seen.envelope.tokens_left
         if self.bucket.straddles_tick:
@@ -190,7 +216,7 @@ class Ledger:
             tokens,
             self.epoch,
             granted_ms=now_ms,
-            expires_ms=now_ms + request.ttl_ms,
+            expires_ms=now_ms + min(request.ttl_ms, self.lease_age_ms_max),
             sent_after_ms=now_ms,
             request=request,
             overrun=overrun,
@@ -212,24 +238,32 @@ class Ledger:
 
         Raises:
             LeaseEndedError: It has been settled, abandoned or written off.
-            LeaseNotFoundError: It was never granted in this epoch.
+            LeaseNotFoundError: It was never granted in this epoch, or claims more than
+                a bucket can hold beside the others that were adopted.
             LeaseConflictError: Another holder has it.
+            LeaseTooOldError: It has reached its greatest age; it lapses, and is not refunded.
         """
         lease = self._leases.get(renewal.lease_id)
         if lease is None:
             if renewal.lease_id in self._ended:
                 raise LeaseEndedError(renewal.lease_id)
-            if renewal.epoch >= self.epoch:
+            if renewal.epoch >= self.epoch or renewal.tokens > self._adoptable_tokens:
                 raise LeaseNotFoundError(renewal.lease_id)
             return self._adopt(renewal, now_ms)
         if lease.holder != renewal.holder:
             raise LeaseConflictError(renewal.lease_id)
+        last_ms = lease.granted_ms + self.lease_age_ms_max
+        if now_ms >= last_ms:
+            raise LeaseTooOldError(renewal.lease_id, self.lease_age_ms_max)
         if lease.state is LeaseState.LAPSED:
             lease.state = LeaseState.OPEN
             del self._lapsed[lease.lease_id]
             self._count_open(lease)
-        lease.expires_ms = now_ms + renewal.ttl_ms
-        heappush(self._expiries, (lease.expires_ms, lease.lease_id))
+            lease.timer_ms = None
+        lease.expires_ms = min(now_ms + renewal.ttl_ms, last_ms)
+        # A heartbeat moves the end; the timer that is set finds that out when it rings.
+        if lease.timer_ms is None or lease.expires_ms < lease.timer_ms:
+            self._set_timer(lease)
         return lease
 
     def settle(self, settlement: Settlement, now_ms: int) -> Settled:
@@ -249,7 +283,7 @@ class Ledger:
         if settlement.outcome is Outcome.UNKNOWN:
             if not late:
                 self._lapse(lease)
-                self.totals.unknown_outcomes += 1
+                self._note_unknown(lease)
             return Settled(late, lease)
         self._end(lease_id, Ended(late))
         self._drop(lease)
@@ -263,32 +297,37 @@ class Ledger:
 
     def expire(self, now_ms: int) -> None:
         """Lapse every lease whose client has fallen silent. The hold stays."""
-        while self._expiries and self._expiries[0][0] <= now_ms:
+        while (expires_ms := self.next_expiry_ms()) is not None and expires_ms <= now_ms:
             _, lease_id = heappop(self._expiries)
-            lease = self._leases.get(lease_id)
-            if lease is None or lease.state is not LeaseState.OPEN or lease.expires_ms > now_ms:
-                continue
+            lease = self._leases[lease_id]
             self._lapse(lease)
             self.totals.expiries += 1
+            self.events.append(Event(EventKind.EXPIRED, lease.holder))
 
     def next_expiry_ms(self) -> int | None:
         """When the next lease may lapse."""
         while self._expiries:
-            expires_ms, lease_id = self._expiries[0]
+            timer_ms, lease_id = self._expiries[0]
             lease = self._leases.get(lease_id)
-            if (
-                lease is not None
-                and lease.state is LeaseState.OPEN
-                and lease.expires_ms == expires_ms
-            ):
-                return expires_ms
-            heappop(self._expiries)
+            if lease is None or lease.state is not LeaseState.OPEN or lease.timer_ms != timer_ms:
+                heappop(self._expiries)
+            elif lease.expires_ms > timer_ms:
+                heappop(self._expiries)
+                self._set_timer(lease)
+            else:
+                return lease.expires_ms
         return None
+
+    def _set_timer(self, lease: Lease) -> None:
+        lease.timer_ms = lease.expires_ms
+        heappush(self._expiries, (lease.expires_ms, lease.lease_id))
 
     def observe(self, observation: Observation) -> bool:
         """Take a probe's answer as the truth, unless something later is known."""
         if not self._is_news(observation):
             return False
+        if self.bucket.observation is None:
+            self._trim_adopted(observation)
         self._adopt_observation(observation, None)
         return True
 
@@ -301,35 +340,102 @@ class Ledger:
         return False
 
     def _take_cost(
-        self, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool
+        self, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool, held: bool = True
     ) -> Settled:
-        """Account for a call whose hold has just been dropped."""
+        """Account for a call whose hold, if it was *held*, has just been dropped."""
         envelope, outcome = settlement.envelope, settlement.outcome
         self.totals.settles += 1
         self.totals.late_settles += late
-        self.totals.refusals += outcome is Outcome.REFUSED
+        if outcome is Outcome.REFUSED:
+            self.totals.refusals += 1
+            self.events.append(Event(EventKind.REFUSED, lease.holder))
         if envelope is not None and outcome is Outcome.REPLIED:
-            lease.cost = envelope.tokens_consumed
+            lease.cost = min(envelope.tokens_consumed, self._most_tokens(lease))
         self.totals.spent_tokens += lease.cost
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
             self._settled.add(lease)
             self._book(lease)
+        doubt = None
         if envelope is not None and envelope.is_observation:
-            lease.interval_ms = (envelope.server_time_ms, envelope.end_ms)
             arrived_ms = now_ms - settlement.age_ms
             own = Observation(envelope, arrived_ms, lease.sent_after_ms, Source.SETTLE)
-            if self._is_news(own):
-                self._adopt_observation(own, lease)
-                return Settled(late, lease, lease.cost)
+            interval_ms = (envelope.server_time_ms, envelope.end_ms)
+            # Before the first probe, and without a hold, there is nothing to compare with.
+            comparable = held and self.bucket.observation is not None
+            if self._is_news(own) and comparable:
+                lease.interval_ms = interval_ms
+                doubt = self._doubt(own, lease)
+                if doubt is None:
+                    self._adopt_observation(own, lease)
+                    return Settled(late, lease, lease.cost)
+                self.totals.implausible_reports += 1
+                self.events.append(Event(EventKind.IMPLAUSIBLE, lease.holder, doubt=doubt))
+            lease.interval_ms = None if doubt else interval_ms
         if lease.cost:
             self._include_or_reserve(lease)
-        return Settled(late, lease, lease.cost)
+        return Settled(late, lease, lease.cost, doubt)
+
+    def _most_tokens(self, lease: Lease) -> int:
+        """The most that a client can claim for one call: its worst price, or a full bucket."""
+        return max(lease.tokens + lease.overrun, self._bucket_tokens)
+
+    @property
+    def _bucket_tokens(self) -> int:
+        """The most that the bucket can hold."""
+        if self.bucket.observation is None:
+            return UNSYNCED_TOKENS_MAX
+        return max(self.bucket.capacity, self.bucket.observed)
+
+    @property
+    def _adoptable_tokens(self) -> int:
+        """What leases of earlier epochs may still claim, all together a full bucket."""
+        adopted = sum(lease.held for lease in self if lease.request is None)
+        return self._bucket_tokens - adopted
+
+    def _trim_adopted(self, first: Observation) -> None:
+        """Cut what was adopted before Keepa told a capacity to what a bucket can hold."""
+        room = max(first.envelope.capacity, first.envelope.tokens_left)
+        for lease in self._leases.values():
+            if lease.request is None:
+                tokens = min(lease.tokens, room)
+                self.reserved -= lease.tokens - tokens
+                lease.tokens = tokens
+                room -= tokens
+
+    def _doubt(self, own: Observation, lease: Lease) -> Doubt | None:
+        """Why the reply to the call of *lease* is not taken for Keepa's count; None if it is."""
+        doubt = doubt_of(self.bucket, own)
+        if doubt is not None:
+            return doubt
+        if lease.cost > lease.tokens + lease.overrun:
+            return Doubt.COST
+        known = self.bucket.observation
+        assert known is not None
+        included = Included()
+        included.add(lease.tokens, lease.cost)
+        in_flight = self.reserved
+        for settled in self._settled.included_by(own):
+            included.add(settled.tokens, settled.cost)
+            in_flight -= settled.cost
+        for settled in self._settled.missing_from(own, lease):
+            included.remove(settled.tokens, settled.cost)
+            in_flight += settled.cost
+        rest = self.drift.unexplained(
+            known.envelope,
+            own.envelope,
+            ticks=self.bucket.ticks_between(own),
+            included=included,
+            in_flight=in_flight,
+        )
+        if abs(rest) <= ROUNDING_TOKENS:
+            return None
+        return Doubt.MORE if rest > 0 else Doubt.FEWER
 
     def _book(self, lease: Lease) -> None:
         """Keep the count of what the last probe lacks."""
         self._spent_since_probe += lease.cost
-        if self._probed is not None and lease.sent_after_ms >= self._probed.arrived_ms:
+        if self.bucket.probed is not None and lease.sent_after_ms >= self.bucket.probed.arrived_ms:
             self._spent_after_probe += lease.cost
 
     def _include_or_reserve(self, lease: Lease) -> None:
@@ -352,11 +458,15 @@ class Ledger:
             self._reserve_cost(lease)
             included.remove(lease.tokens, lease.cost)
         self._compare(observation, included)
+        capacity = self.bucket.capacity
         self.bucket.adopt(observation)
+        if self.bucket.capacity != capacity:
+            refill_rate = observation.envelope.refill_rate
+            self.events.append(Event(EventKind.PLAN, tokens=refill_rate))
         self.totals.observations += 1
         self._write_off_lost(observation)
         if observation.source is Source.PROBE:
-            self._probed, self._spent_after_probe = observation, 0
+            self._spent_after_probe = 0
             self._spent_since_probe = self._settled.cost_since(observation.requested_ms)
 
     def _compare(self, observation: Observation, included: Included) -> None:
@@ -368,6 +478,7 @@ class Ledger:
                 ticks=self.bucket.ticks_between(observation),
                 included=included,
                 in_flight=self.reserved,
+                probed=observation.source is Source.PROBE,
             )
             self._look_for_strangers(observation)
 
@@ -376,6 +487,8 @@ class Ledger:
         before, self._foreign_tokens = self._foreign_tokens, self.drift.foreign_tokens
         if self._foreign_tokens > before:
             self._stranger_ms = observation.arrived_ms
+            spent = self._foreign_tokens - before
+            self.events.append(Event(EventKind.FOREIGN_SPEND, tokens=spent))
         elif self._foreign_tokens < before:
             self._stranger_ms = LONG_AGO_MS
 
@@ -394,7 +507,7 @@ class Ledger:
             lost = list(self._lapsed.values())
         for lease in lost:
             self._drop(lease)
-            cost = self.drift.written_off(lease.tokens, self.reserved)
+            cost = self.drift.written_off(lease.tokens)
             # The last probe may lack it as well.
             self._spent_since_probe += lease.tokens
             self.totals.written_off_tokens += cost
@@ -406,8 +519,8 @@ class Ledger:
         ended = self._ended.get(lease_id)
         if ended is not None and ended.written_off is None:
             return Settled(ended.late)
-        if ended is None and settlement.epoch >= self.epoch:
-            raise LeaseNotFoundError(lease_id)
+        if ended is None:
+            self._check_stranger(settlement)
         if outcome is Outcome.UNKNOWN:
             if ended is not None:
                 return Settled(late=True)
@@ -416,7 +529,19 @@ class Ledger:
             self.totals.written_off_tokens -= ended.written_off
         self._end(lease_id, Ended(late=True))
         lease = self._stranger(settlement, now_ms)
-        return self._take_cost(lease, settlement, now_ms, late=True)
+        return self._take_cost(lease, settlement, now_ms, late=True, held=False)
+
+    def _check_stranger(self, settlement: Settlement) -> None:
+        """Refuse a lease that no epoch can have granted.
+
+        Raises:
+            LeaseNotFoundError: It claims to be of this epoch, or more than a bucket can hold.
+        """
+        tokens = settlement.tokens if settlement.outcome is Outcome.UNKNOWN else 0
+        if settlement.envelope is not None and settlement.outcome is Outcome.REPLIED:
+            tokens = settlement.envelope.tokens_consumed
+        if settlement.epoch >= self.epoch or tokens > max(0, self._adoptable_tokens):
+            raise LeaseNotFoundError(settlement.lease_id)
 
     def _stranger(self, call: Settlement | Renewal, now_ms: int) -> Lease:
         """A lease of which only its client knows; granted we know not when."""
@@ -425,7 +550,7 @@ class Ledger:
             call.holder,
             call.operation,
             call.units,
-            call.tokens,
+            max(1, call.tokens),
             self.epoch,
             granted_ms=now_ms,
             expires_ms=now_ms,
@@ -434,7 +559,7 @@ class Ledger:
 
     def _adopt(self, renewal: Renewal, now_ms: int) -> Lease:
         lease = self._stranger(renewal, now_ms)
-        lease.expires_ms = now_ms + renewal.ttl_ms
+        lease.expires_ms = now_ms + min(renewal.ttl_ms, self.lease_age_ms_max)
         self._hold(lease)
         return lease
 
@@ -442,14 +567,18 @@ class Ledger:
         lease = self._stranger(settlement, now_ms)
         self._hold(lease)
         self._lapse(lease)
-        self.totals.unknown_outcomes += 1
+        self._note_unknown(lease)
         return lease
+
+    def _note_unknown(self, lease: Lease) -> None:
+        self.totals.unknown_outcomes += 1
+        self.events.append(Event(EventKind.COST_UNKNOWN, lease.holder))
 
     def _hold(self, lease: Lease) -> None:
         self._leases[lease.lease_id] = lease
         self.reserved += lease.tokens
         self._count_open(lease)
-        heappush(self._expiries, (lease.expires_ms, lease.lease_id))
+        self._set_timer(lease)
 
     def _count_open(self, lease: Lease) -> None:
         self.open_leases += 1

@@ -26,6 +26,7 @@ class Reason(Enum):
     TICK = "tick"
     DOUBT = "doubt"
     WAIT = "wait"
+    REPORT = "report"
     OPERATOR = "operator"
 
 
@@ -33,7 +34,8 @@ class Prospect(NamedTuple):
     """What the present count offers the head of the waitlist; times in ms.
 
     `short` says that it gets less than it wants, `waits` that it gets nothing.
-    `ticks` have passed since the count, which is `age_ms` old. `doubt` says that
+    `disputed` says that a client has reported a count that does not fit. `ticks` have
+    passed since the count, which is `age_ms` old. `doubt` says that
     a probe's answer could serve a head that waits; `doubt_ripe` that no reply on
     its way will settle that first. `confirmed` says that Keepa has confirmed a
     wait since the last tick.
@@ -44,6 +46,7 @@ class Prospect(NamedTuple):
     ticks: int
     age_ms: int
     period_ms: float
+    disputed: bool
     doubt: bool
     doubt_ripe: bool
     confirmed: bool
@@ -51,6 +54,8 @@ class Prospect(NamedTuple):
 
 # The first that applies counts; with none, the head is served or its wait stands.
 REASONS: Final[tuple[tuple[Reason, Callable[[Prospect], bool]], ...]] = (
+    # A client's word is no authority: a probe decides (evidence.py).
+    (Reason.REPORT, lambda at: at.disputed),
     # Others may have spent an ample balance meanwhile, or the plan may have changed.
     (Reason.STALE, lambda at: at.age_ms > STALE_TICKS * at.period_ms),
     # A lump that has only been computed is not granted from (ARCHITECTURE, decision 1).

@@ -1,6 +1,7 @@
 """What operators look at: the allocator's state as plain values."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 from broker.core.allocator import Allocator
 from broker.core.answers import BucketState, DenialReason
@@ -29,6 +30,7 @@ class BucketView:
     drift_by_cause: dict[str, int]
     foreign_tokens: int
     open_leases: int
+    oldest_lease_ms: int
     waiting: int
     probes: int
     probe_failures: int
@@ -47,8 +49,8 @@ class WaitingView:
     reason: DenialReason
 
 
-def bucket_view(allocator: Allocator, now_ms: int) -> BucketView:
-    """The bucket now."""
+def snapshot(allocator: Allocator, now_ms: int) -> BucketView:
+    """The bucket at *now_ms*; changes nothing."""
     ledger, bucket = allocator.ledger, allocator.ledger.bucket
     seen = bucket.observation
     return BucketView(
@@ -68,6 +70,7 @@ def bucket_view(allocator: Allocator, now_ms: int) -> BucketView:
         drift_by_cause={c.value: tokens for c, tokens in ledger.drift.by_cause.items()},
         foreign_tokens=ledger.drift.foreign_tokens,
         open_leases=ledger.open_leases,
+        oldest_lease_ms=ledger.oldest_open_ms(now_ms) or 0,
         waiting=len(allocator.waitlist),
         probes=allocator.probing.probes,
         probe_failures=allocator.probing.failures,
@@ -76,9 +79,29 @@ def bucket_view(allocator: Allocator, now_ms: int) -> BucketView:
     )
 
 
-def waiting_view(allocator: Allocator, now_ms: int) -> list[WaitingView]:
-    """Who waits, first served first."""
-    etas = allocator.etas_ms(now_ms)
+def changes(allocator: Allocator, now_ms: int) -> tuple[object, ...]:
+    """A value that differs whenever a watcher would see something new, time aside.
+
+    Cheap: it is taken after every step.
+    """
+    ledger = allocator.ledger
+    bucket, totals, probing = ledger.bucket, ledger.totals, allocator.probing
+    return (
+        allocator.state(now_ms),
+        id(bucket.observation),
+        totals.observations,
+        bucket.observation is not None and bucket.ticks_landed(now_ms),
+        (ledger.reserved, ledger.open_leases, len(allocator.waitlist)),
+        (totals.grants, totals.settles, totals.late_settles, totals.expiries, totals.refusals),
+        (probing.probes, probing.failures, *allocator.denials.values()),
+        allocator.budgets.version,
+    )
+
+
+def waiting_view(allocator: Allocator, now_ms: int, most: int | None = None) -> list[WaitingView]:
+    """The first *most* requests that wait, next to be served first; None: all."""
+    order = list(islice(allocator.waitlist.order(), most))
+    etas = allocator.etas_ms(now_ms, order)
     return [
         WaitingView(
             waiting.request,
@@ -87,5 +110,5 @@ def waiting_view(allocator: Allocator, now_ms: int) -> list[WaitingView]:
             etas[waiting.request.lease_id],
             allocator.reason(waiting, now_ms),
         )
-        for waiting in allocator.waitlist.order()
+        for waiting in order
     ]

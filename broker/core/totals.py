@@ -18,3 +18,5 @@ class Totals:
     written_off_tokens: int = 0
     observations: int = 0
     stale_observations: int = 0
+    # Settled envelopes that did not fit what the broker knows.
+    implausible_reports: int = 0

@@ -16,7 +16,7 @@ holders differ by at most the largest request.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, NamedTuple
 
 from broker.core.leases import LeaseRequest, Priority
@@ -292,13 +292,17 @@ class Waitlist:
                 heapify(heap)
                 heaps[priority], tags[priority] = heap, klass.tag
         while heaps:
-            priority = min(heaps, key=lambda p: (tags[p], p.value))
-            tag, arrival, position, flow = heappop(heaps[priority])
+            # In the order of the classes, which settles ties.
+            priority = min(heaps, key=tags.__getitem__)
+            heap = heaps[priority]
+            tag, arrival, position, flow = heap[0]
             waiting = flow.queue[position]
             yield waiting
-            tags[priority] += waiting.quote.tokens * TAG_PER_TOKEN[priority]
+            tokens = waiting.quote.tokens
+            tags[priority] += tokens * TAG_PER_TOKEN[priority]
             if position + 1 < len(flow.queue):
-                entry = (tag + waiting.quote.tokens, arrival, position + 1, flow)
-                heappush(heaps[priority], entry)
-            elif not heaps[priority]:
-                del heaps[priority]
+                heapreplace(heap, (tag + tokens, arrival, position + 1, flow))
+            else:
+                heappop(heap)
+                if not heap:
+                    del heaps[priority]

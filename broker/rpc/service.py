@@ -19,7 +19,13 @@ from opentelemetry import trace
 
 from broker.access.identities import RefusedError, caller
 from broker.core.answers import Denied, Granted
-from broker.core.errors import BrokerError, LeaseConflictError, LeaseEndedError, LeaseNotFoundError
+from broker.core.errors import (
+    BrokerError,
+    LeaseConflictError,
+    LeaseEndedError,
+    LeaseNotFoundError,
+    LeaseTooOldError,
+)
 from broker.core.leases import LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
 from broker.rpc import replies, requests
@@ -42,6 +48,7 @@ STATUSES: Final = {
     LeaseNotFoundError: (Code.NOT_FOUND, Reason.LEASE_NOT_FOUND),
     LeaseConflictError: (Code.ALREADY_EXISTS, Reason.LEASE_CONFLICT),
     LeaseEndedError: (Code.FAILED_PRECONDITION, Reason.LEASE_ENDED),
+    LeaseTooOldError: (Code.FAILED_PRECONDITION, Reason.LEASE_TOO_OLD),
     BrokerStoppingError: (Code.UNAVAILABLE, Reason.STOPPING),
 }
 
@@ -130,20 +137,19 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         """End a lease; see the contract."""
         async with refusals(context):
             settlement = self._signed(requests.settlement(request))
-            result = self._runtime.settle(settlement)
-        if result.counted:
-            self._metrics.settled(settlement, result)
+            settled = self._runtime.settle(settlement)
+        self._metrics.settled(settlement, settled)
         about: dict[str, str | int] = {
             "lease": settlement.lease_id,
             "holder": settlement.holder,
             "operation": settlement.operation,
             "outcome": settlement.outcome.value,
-            "tokens": result.spent_tokens,
-            "late": result.late,
+            "tokens": settled.cost_tokens or 0,
+            "late": settled.late,
         }
         trace.get_current_span().set_attributes(about)
         log.debug("lease settled", **about)
-        return pb.SettleLeaseResponse(late=result.late)
+        return pb.SettleLeaseResponse(late=settled.late)
 
     async def GetBucket(  # noqa: N802 - gRPC's name
         self, _request: pb.GetBucketRequest, _context: Context
@@ -171,7 +177,8 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         """Leases and who waits, in pages."""
         async with refusals(context):
             start, size = requests.page(request, size=PAGE_SIZE, size_max=PAGE_SIZE_MAX)
-        leases, waits = self._runtime.leases(), self._runtime.waiting()
+        leases = self._runtime.leases()
+        waits = self._runtime.waiting(max(0, start + size + 1 - len(leases)))
         return replies.page(leases, waits, self._runtime.now_ms(), start=start, size=size)
 
     async def SyncBucket(  # noqa: N802 - gRPC's name

@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from broker.core.answers import BucketState, DenialReason
-from broker.core.leases import Outcome, Priority, Settlement
+from broker.core.leases import Outcome, Priority, Settled, Settlement
 from broker.keepa_status import ProbeFailure
-from broker.runtime import BrokerRuntime, SettleResult
+from broker.runtime import BrokerRuntime
 from protos.channel.reasons import Reason
 
 # A grant takes a moment, a tick a minute, and an empty bucket up to an hour.
@@ -80,6 +80,12 @@ class BrokerMetrics:
             ["holder"],
             registry=self.registry,
         )
+        self._implausible = Counter(
+            "tokenbroker_implausible_reports",
+            "Settled envelopes that did not fit Keepa's count, by holder and reason.",
+            ["holder", "reason"],
+            registry=self.registry,
+        )
         self._eta_error = Histogram(
             "tokenbroker_eta_error_seconds",
             "Time between a grant and its ETA, as told at first and as corrected last.",
@@ -116,10 +122,15 @@ class BrokerMetrics:
         """A caller was not let in."""
         self._refused.labels(reason.value).inc()
 
-    def settled(self, settlement: Settlement, result: SettleResult) -> None:
-        """A lease was settled, not for the second time."""
+    def settled(self, settlement: Settlement, settled: Settled) -> None:
+        """A lease was settled; a repeat, or a cost that is still unknown, counts for nothing."""
+        if settled.doubt is not None:
+            holder = self._holder(settlement.holder)
+            self._implausible.labels(holder, settled.doubt.value).inc()
+        spent = settled.cost_tokens
+        if spent is None:
+            return
         self._settles.labels(settlement.outcome.value).inc()
-        spent = result.spent_tokens
         self._operation_tokens.labels(self._operation(settlement.operation)).inc(spent)
         self._holder_tokens.labels(self._holder(settlement.holder)).inc(spent)
 
@@ -159,6 +170,8 @@ class BucketCollector(Collector):
         yield _gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",
                      view.foreign_tokens)  # fmt: skip
         yield _gauge("open_leases", "Leases granted and not yet settled.", view.open_leases)
+        yield _gauge("oldest_lease_seconds", "Age of the oldest open lease; 0 without one.",
+                     view.oldest_lease_ms / 1e3)  # fmt: skip
         yield _gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
         yield _gauge("epoch", "The broker's incarnation.", view.epoch)
         if view.observation is not None and view.observation_age_ms is not None:

@@ -1,40 +1,63 @@
-"""Log lines for what a person should know of, taken from changes in the ledger's sums."""
+"""Log lines for what a person should know of, from the ledger's events."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
 
 import structlog
 
-from broker.core.ledger import Ledger
+from broker.core.bucket import CAPACITY_TICKS
+from broker.core.events import Event, EventKind
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+WARNINGS: Final = {
+    EventKind.EXPIRED: "lease expired: its client fell silent",
+    EventKind.COST_UNKNOWN: "a call's cost is unknown",
+    EventKind.REFUSED: "Keepa refused a call (HTTP 429)",
+}
+# Holder and reason are logged once each; a caller can invent any number of holders.
+IMPLAUSIBLE_MAX: Final = 1_000
+
 
 class Notices:
-    """Compares the ledger with what it was, after every step."""
+    """Logs events, those of one step and kind in one line."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._expiries = self._unknown = self._refusals = 0
-        self._foreign_tokens = self._refill_rate = 0
+    def __init__(self) -> None:
+        self._totals: Counter[EventKind] = Counter()
+        self._foreign_tokens = 0
+        self._implausible: set[tuple[str, str]] = set()
 
-    def look(self) -> None:
-        """Log what has changed since the last look."""
-        totals = self._ledger.totals
-        if totals.expiries > self._expiries:
-            log.warning("lease expired: its client fell silent", total=totals.expiries)
-        if totals.unknown_outcomes > self._unknown:
-            log.warning("a call's cost is unknown", total=totals.unknown_outcomes)
-        if totals.refusals > self._refusals:
-            log.warning("Keepa refused a call (HTTP 429)", total=totals.refusals)
-        self._expiries, self._unknown = totals.expiries, totals.unknown_outcomes
-        self._refusals = totals.refusals
-        self._look_at_keepa()
+    def log(self, events: Iterable[Event]) -> None:
+        """Log what one step brought."""
+        noticed = set()
+        for event in events:
+            self._totals[event.kind] += 1
+            if event.kind in WARNINGS:
+                noticed.add(event.kind)
+            elif event.kind is EventKind.IMPLAUSIBLE:
+                self._log_implausible(event)
+            elif event.kind is EventKind.FOREIGN_SPEND:
+                self._foreign_tokens += event.tokens
+                log.warning(
+                    "other programs spend with this key",
+                    tokens=event.tokens,
+                    total=self._foreign_tokens,
+                )
+            else:
+                capacity = CAPACITY_TICKS * event.tokens
+                log.info("Keepa's plan", refill=event.tokens, capacity=capacity)
+        for kind in noticed:
+            log.warning(WARNINGS[kind], total=self._totals[kind])
 
-    def _look_at_keepa(self) -> None:
-        foreign_tokens = self._ledger.drift.foreign_tokens
-        if foreign_tokens > self._foreign_tokens:
-            spent = foreign_tokens - self._foreign_tokens
-            log.warning("somebody else spends with this key", tokens=spent, total=foreign_tokens)
-        self._foreign_tokens = foreign_tokens
-        seen = self._ledger.bucket.observation
-        if seen is not None and seen.envelope.refill_rate != self._refill_rate:
-            self._refill_rate = seen.envelope.refill_rate
-            log.info("Keepa's plan", refill=self._refill_rate, capacity=seen.envelope.capacity)
+    def _log_implausible(self, event: Event) -> None:
+        reason = "" if event.doubt is None else event.doubt.value
+        key = (event.holder, reason)
+        if key not in self._implausible and len(self._implausible) < IMPLAUSIBLE_MAX:
+            self._implausible.add(key)
+            log.warning(
+                "a reported balance does not fit Keepa's count; a probe decides"
+                " (logged once for each holder and reason)",
+                holder=event.holder,
+                reason=reason,
+            )

@@ -35,6 +35,9 @@ BROKEN_TRIES_MAX: Final = 5
 BY_REASON: Final[Mapping[str, Verdict]] = {
     Reason.STOPPING: Verdict.AGAIN,
     Reason.LEASE_ENDED: Verdict.NEW_ID,
+    Reason.LEASE_TOO_OLD: Verdict.REFUSED,
+    # What this caller holds elsewhere comes free with time.
+    Reason.LIMIT_REACHED: Verdict.AGAIN,
     Reason.OTHER_KEY: Verdict.OTHER_KEY,
     Reason.LEASE_NOT_FOUND: Verdict.REFUSED,
     Reason.LEASE_CONFLICT: Verdict.REFUSED,

@@ -21,6 +21,8 @@ class Reason(StrEnum):
     LEASE_NOT_FOUND = "lease_not_found"
     LEASE_CONFLICT = "lease_conflict"
     LEASE_ENDED = "lease_ended"
+    LEASE_TOO_OLD = "lease_too_old"
+    LIMIT_REACHED = "limit_reached"
     OTHER_KEY = "other_key"
     STOPPING = "stopping"
     NO_CREDENTIALS = "no_credentials"

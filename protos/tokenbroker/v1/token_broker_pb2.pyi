@@ -14,6 +14,8 @@ its trailing metadata. An error without it comes from the network, a proxy or gR
   lease_not_found      NOT_FOUND            the lease was never granted in this epoch
   lease_conflict       ALREADY_EXISTS       the lease_id is in use with other arguments
   lease_ended          FAILED_PRECONDITION  the lease_id has ended: ask with a new one
+  lease_too_old        FAILED_PRECONDITION  the lease has reached its greatest age: make no call
+  limit_reached        RESOURCE_EXHAUSTED   the caller waits for, or holds, all that it may
   other_key            FAILED_PRECONDITION  client and broker use different upstream keys
   stopping             UNAVAILABLE          the broker shuts down: repeat the request
   no_credentials       UNAUTHENTICATED      the broker serves identities only

@@ -11,7 +11,7 @@ from broker.core.errors import LeaseConflictError, LeaseEndedError
 from broker.core.leases import Lease, Outcome, Priority, Renewal
 from broker.core.ledger import CALL_MS_MAX
 from broker.core.probing import FRESH_MS, PATIENCE_MS, Reason
-from broker.core.snapshot import bucket_view, waiting_view
+from broker.core.snapshot import snapshot, waiting_view
 from tests.broker.builders import EPOCH, envelope, request, settlement, synced
 
 READY = AllocatorConfig(recovery_grace_ms=0)
@@ -99,12 +99,18 @@ def test_a_confirmed_wait_is_not_confirmed_again_before_the_tick() -> None:
     assert not allocator.probing.wanted
 
 
-def overlapping(tokens: int, *, left: tuple[int, int], running: int = 0) -> Allocator:
+def overlapping(
+    tokens: int, *, left: tuple[int, int], running: int = 0, foreign: int = 0
+) -> Allocator:
     """Two calls of 5 tokens overlapped: the one that ended first is settled first.
 
-    Their replies told *left*. So many calls are *running* still.
+    Their replies told *left*. So many calls are *running* still, and others have spent
+    *foreign* tokens before.
     """
-    allocator = synced(tokens)
+    allocator = synced(tokens + foreign)
+    if foreign:
+        allocator.probe_started(5)
+        allocator.probe_answered(envelope(tokens, at=5), 5, 5)
     for _ in range(SAMPLES_MIN):
         allocator.costs.learn("deal", 1, 5, 0)
     for lease_id in ("a", "b", "c", "d")[: 2 + running]:
@@ -125,9 +131,18 @@ def test_calls_that_overlapped_do_not_hide_tokens_from_the_next() -> None:
     assert [lease.lease_id for lease in granted(allocator)] == ["next"]
 
 
-def test_a_fresh_count_that_leaves_a_doubt_confirms_no_wait() -> None:
-    """Four tokens are gone that the books do not explain: Keepa is asked, and only once."""
+def test_tokens_that_the_books_do_not_explain_are_a_probe_s_to_find() -> None:
+    """Four are gone: the last reply is not believed before Keepa has been asked."""
     allocator = overlapping(19, left=(10, 5))
+    allocator.acquire(request("next", holder="e"), 141)
+
+    assert granted(allocator) == []
+    assert allocator.probing.wanted is Reason.REPORT
+
+
+def test_a_fresh_count_that_leaves_a_doubt_confirms_no_wait() -> None:
+    """Others spend, so that the books are not enough: Keepa is asked, and only once."""
+    allocator = overlapping(15, left=(10, 5), foreign=4)
     allocator.acquire(request("next", holder="e"), 141)
     assert granted(allocator) == []
     assert allocator.probing.wanted is Reason.DOUBT
@@ -140,7 +155,7 @@ def test_a_fresh_count_that_leaves_a_doubt_confirms_no_wait() -> None:
 
 def test_a_doubt_awaits_the_replies_of_running_calls_but_not_for_long() -> None:
     """A call's reply may settle the matter; when freshness ends, Keepa is asked."""
-    allocator = overlapping(29, left=(15, 10), running=1)
+    allocator = overlapping(29, left=(19, 14), running=1, foreign=4)
     allocator.acquire(request("next", holder="e"), 141)
     assert not allocator.probing.wanted
     assert allocator.next_wake_ms(141) == 140 + FRESH_MS + 1
@@ -303,7 +318,7 @@ def test_learned_costs_replace_the_prior() -> None:
     left, now_ms = 300, 0
     for number in range(6):
         now_ms += 100
-        allocator.acquire(request(f"p{number}", operation="p", prior=1), now_ms)
+        allocator.acquire(request(f"p{number}", operation="p", prior=2), now_ms)
         left -= 7
         said = envelope(left, at=now_ms + 10, consumed=7)
         allocator.settle(settlement(f"p{number}", said=said, operation="p"), now_ms + 20)
@@ -468,7 +483,7 @@ def test_classes_and_reasons_show_in_the_views() -> None:
     """Operators see the balance, who waits, in which class, and why."""
     allocator = synced(2)
     allocator.acquire(request("low", priority=Priority.LOW), 10)
-    view = bucket_view(allocator, 20)
+    view = snapshot(allocator, 20)
     (waiting,) = waiting_view(allocator, 20)
 
     assert (view.balance, view.reserved, view.available, view.waiting) == (2, 0, 2, 1)

@@ -1,7 +1,7 @@
 """Every difference between Keepa's count and ours gets a cause."""
 
 from broker.core.bucket import Observation, Source
-from broker.core.drift import Cause
+from broker.core.drift import Cause, Drift
 from broker.core.leases import Outcome
 from broker.core.ledger import Ledger
 from tests.broker.builders import EPOCH, envelope, probe, request, settlement
@@ -34,7 +34,7 @@ def test_a_charge_seen_before_its_settle_is_in_flight() -> None:
 def test_a_call_dearer_than_its_hold_is_an_estimate_error() -> None:
     """What the hold missed is booked as such, not as a stranger's."""
     ledger = ledger_with(50)
-    ledger.reserve(request(), 1, 5, 10)
+    ledger.reserve(request(), 1, 5, 10, overrun=5)
     ledger.settle(settlement(said=envelope(42, at=100, consumed=8)), 110)
 
     assert causes(ledger) == {"estimate": -3}
@@ -44,7 +44,7 @@ def test_a_call_dearer_than_its_hold_is_an_estimate_error() -> None:
 def test_an_overrun_seen_early_is_not_left_with_strangers() -> None:
     """A charge above the hold looks foreign until the settle explains it."""
     ledger = ledger_with(50)
-    ledger.reserve(request(), 1, 5, 10)
+    ledger.reserve(request(), 1, 5, 10, overrun=15)
     ledger.observe(probe(30, at=100))
     assert ledger.drift.foreign_tokens == 15
     ledger.settle(settlement(said=envelope(30, at=150, consumed=20)), 200)
@@ -83,9 +83,19 @@ def test_an_upgraded_plan_is_refill_not_a_gift() -> None:
     assert ledger.bucket.capacity == 1_200
 
 
+def in_step(tokens: int) -> Ledger:
+    """A ledger that has seen *tokens* and two ticks; the next one lands at 1,000 ms."""
+    ledger = Ledger(EPOCH)
+    ledger.observe(probe(tokens, at=-120_200, refill_in=800))
+    ledger.observe(probe(tokens, at=-119_200, refill_in=60_000))
+    ledger.observe(probe(tokens, at=0, refill_in=1_000))
+    ledger.drift = Drift()
+    return ledger
+
+
 def test_spending_before_the_tick_loses_less_at_capacity() -> None:
     """The order of a charge and a tick at a full bucket explains a small surplus."""
-    ledger = ledger_with(298, refill_in=1_000)
+    ledger = in_step(298)
     ledger.reserve(request(), 1, 5, 10)
     ledger.settle(settlement(said=envelope(298, at=2_000, consumed=5, refill_in=59_200)), 2_010)
 
@@ -94,7 +104,7 @@ def test_spending_before_the_tick_loses_less_at_capacity() -> None:
 
 def test_a_tick_during_processing_is_a_matter_of_phase() -> None:
     """RefillIn may already count a tick that tokensLeft does not show yet."""
-    ledger = ledger_with(50, refill_in=1_000)
+    ledger = in_step(50)
     ledger.reserve(request(), 1, 5, 10)
     said = envelope(45, at=900, took=200, consumed=5, refill_in=60_100)
     ledger.settle(settlement(said=said), 1_110)

@@ -4,7 +4,7 @@ from itertools import count
 
 from broker.core.bucket import TICK_GUARD_MS
 from broker.core.costs import SAMPLES_MIN
-from broker.core.forecast import CallTimes, Forecast, Return
+from broker.core.forecast import CallTimes, Forecast, Return, Ticks
 from broker.core.pricing import Quote
 from broker.core.waitlist import Waiting
 from tests.broker.builders import envelope, request, settlement, synced
@@ -24,7 +24,7 @@ def etas(
     forecast = Forecast(
         available=available,
         lump=10,
-        tick_delay_ms=lambda ticks: ticks * 60_000,
+        ticks=Ticks(60_000, 60_000),
         returns=returns,
         call_ms=call_ms,
     )
@@ -55,7 +55,7 @@ def test_who_may_overrun_waits_for_the_calls_in_flight() -> None:
 def test_without_refill_only_what_comes_back_counts() -> None:
     """Nobody can tell when an account without refill will have more."""
     forecast = Forecast(
-        available=0, lump=0, tick_delay_ms=lambda _: 0, returns=[Return(50, 5)], call_ms=1
+        available=0, lump=0, ticks=Ticks(0, 60_000), returns=[Return(50, 5)], call_ms=1
     )
     served, unserved = waiting(Quote(1, 5, 5)), waiting(Quote(1, 5, 5))
 

@@ -4,13 +4,14 @@ from typing import Any, Final
 
 from broker.core.allocator import Allocator
 from broker.core.bucket import Bucket, Envelope, Observation
-from broker.core.leases import Ended, Lease, LeaseState, Outcome, Settled, Settlement
+from broker.core.leases import Ended, Lease, LeaseState, Outcome, Renewal, Settled, Settlement
 from broker.core.ledger import Ledger
 from tests.simulation.museum.exhibit import Exhibit, replacing
 
 adopt_observation = Ledger._adopt_observation
 adopt = Bucket.adopt
 settle = Ledger.settle
+renew = Ledger.renew
 take_cost = Ledger._take_cost
 acquire = Allocator.acquire
 
@@ -39,10 +40,16 @@ def settle_unknown_as_free(self: Ledger, settlement: Settlement, now_ms: int) ->
 
 
 def charge_refusals(
-    self: Ledger, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool
+    self: Ledger,
+    lease: Lease,
+    settlement: Settlement,
+    now_ms: int,
+    *,
+    late: bool,
+    held: bool = True,
 ) -> Settled:
     """A refused call is charged what was held for it."""
-    settled = take_cost(self, lease, settlement, now_ms, late=late)
+    settled = take_cost(self, lease, settlement, now_ms, late=late, held=held)
     if settlement.outcome is Outcome.REFUSED:
         self.totals.spent_tokens += lease.tokens
     return settled
@@ -115,7 +122,39 @@ def certain_at_once(_observation: Observation, _settled: Lease) -> bool:
     return True
 
 
+def no_doubt(_self: Ledger, _own: Observation, _lease: Lease) -> None:
+    """What a client says of Keepa is what Keepa said."""
+
+
+def claim_anything(_self: Ledger) -> int:
+    """An older epoch may have granted any number of tokens."""
+    return 10**9
+
+
+def stay_young(self: Ledger, renewal: Renewal, now_ms: int) -> Lease:
+    """A heartbeat is a sign of life, for as long as it beats."""
+    lease = self.lease(renewal.lease_id)
+    if lease is not None:
+        lease.granted_ms = now_ms
+    return renew(self, renewal, now_ms)
+
+
 EXHIBITS: Final = (
+    Exhibit(
+        "a client's report overwriting the count",
+        "One settle with a made-up envelope became balance, plan and capacity for all.",
+        replacing(Ledger, "_doubt", no_doubt),
+    ),
+    Exhibit(
+        "a made-up lease adopted at any size",
+        "A heartbeat for a lease of 10^9 tokens was adopted, and the forecast froze the broker.",
+        replacing(Ledger, "_adoptable_tokens", property(claim_anything)),
+    ),
+    Exhibit(
+        "a lease renewed for ever",
+        "A hung thread with a living heartbeat held all tokens for as long as it lived.",
+        replacing(Ledger, "renew", stay_young),
+    ),
     Exhibit(
         "local estimate believed over the server",
         "Each worker trusted its own count: -42 where Keepa said 38.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -11,9 +12,9 @@ import broker.rpc.requests
 import broker.runtime
 from broker.core.answers import Denied, Granted
 from broker.core.bucket import Envelope
-from broker.core.leases import LeaseRequest, Outcome, Settlement
+from broker.core.leases import LeaseRequest, Outcome, Settled, Settlement
 from broker.keepa_status import KeepaSync
-from broker.runtime import BrokerRuntime, SettleResult
+from broker.runtime import BrokerRuntime
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.simulation.museum.counting import always
 from tests.simulation.museum.exhibit import Exhibit, replacing
@@ -94,10 +95,10 @@ def whole_ttl(granted: Granted, now_ms: int) -> pb.Grant:
     return make_grant(granted, granted.lease.granted_ms)
 
 
-def always_counted(self: BrokerRuntime, settlement: Settlement) -> SettleResult:
+def always_counted(self: BrokerRuntime, settlement: Settlement) -> Settled:
     """A report is a call."""
     done = settle(self, settlement)
-    return SettleResult(done.late, counted=True, spent_tokens=done.spent_tokens)
+    return replace(done, cost_tokens=done.cost_tokens or 0)
 
 
 def taking(wire: int, outcome: Outcome) -> Any:

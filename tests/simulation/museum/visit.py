@@ -18,7 +18,7 @@ from tests.simulation.museum.exhibit import Exhibit
 EXHIBITS: Final = counting.EXHIBITS + granting.EXHIBITS
 SUITE: Final = (
     *("bucket", "costs", "waitlist", "ledger", "drift", "budgets", "allocator"),
-    *("forecast", "overdue", "pricing"),
+    *("forecast", "overdue", "pricing", "evidence", "strangers", "limits"),
 )
 
 Test = Callable[[], None]

@@ -1,0 +1,33 @@
+"""What a person should know of, as it happens in the ledger."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from broker.core.evidence import Doubt
+
+
+class EventKind(Enum):
+    """What happened."""
+
+    # A lease's client fell silent.
+    EXPIRED = "expired"
+    # A call was sent, and its client does not know what it cost.
+    COST_UNKNOWN = "cost_unknown"
+    # Keepa refused a call (HTTP 429).
+    REFUSED = "refused"
+    # A report did not fit what the broker knows.
+    IMPLAUSIBLE = "implausible"
+    # Tokens were spent by other programs with the same key.
+    FOREIGN_SPEND = "foreign_spend"
+    # Keepa's plan is another than before.
+    PLAN = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: `tokens` spent by others, or that a refill brings by the new plan."""
+
+    kind: EventKind
+    holder: str = ""
+    tokens: int = 0
+    doubt: Doubt | None = None
