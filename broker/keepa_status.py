@@ -2,27 +2,26 @@
 
 When to ask is the allocator's decision; this module makes one call and reads the
 few envelope fields. The key travels in the query string, so nothing of a URL and
-no exception of the HTTP library ever leaves this file.
+no exception of the HTTP library ever leaves `protos.process.http_call`.
 
 Facts: keepa-api.md, sections 1 and 2.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final
 
-import requests
 from pydantic import SecretStr
 
 from broker.core.bucket import Envelope
+from protos.process.http_call import Answer, Failure, HttpCaller, Trouble
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 10.0
 # A body of a few hundred bytes that isn't here by then isn't coming.
-BODY_TIMEOUT_S: Final = 10.0
+CALL_TIMEOUT_S: Final = 20.0
 # The real body has about 170 bytes.
 BODY_BYTES_MAX: Final = 64 * 1024
 
@@ -57,9 +56,12 @@ class KeepaSync:
     def __init__(self, base_url: str, key: SecretStr) -> None:
         self.base_url = base_url
         self._key = key
-        self._session = requests.Session()
-        self._session.headers.update(
-            {"Accept-Encoding": "gzip", "User-Agent": "keepa-token-broker"}
+        self._caller = HttpCaller(
+            base_url,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            read_timeout_s=READ_TIMEOUT_S,
+            call_timeout_s=CALL_TIMEOUT_S,
+            body_bytes_max=BODY_BYTES_MAX,
         )
 
     def ask(self) -> Envelope:
@@ -68,57 +70,35 @@ class KeepaSync:
         Raises:
             KeepaSyncError: there is no answer, or none that tells a balance.
         """
-        status, body = self._get()
-        return read_reply(status, body)
+        answer = self._caller.call("GET", "/token", {"key": self._key.get_secret_value()})
+        if not isinstance(answer, Answer):
+            raise self._without_answer(answer)
+        return read_reply(answer.status, answer.body)
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self._caller.close()
 
-    def _get(self) -> tuple[int, bytes]:
-        try:
-            with self._session.get(
-                f"{self.base_url}/token",
-                params={"key": self._key.get_secret_value()},
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                # A redirect would carry the key to another host.
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                return response.status_code, _body(response)
-        except requests.RequestException as exc:
-            failure = _transport_failure(exc, self.base_url)
-        # Raised out here, so that the original, which quotes the URL, isn't its context.
-        raise failure
-
-
-def _body(response: requests.Response) -> bytes:
-    """The decoded body, bounded in size and time: a trickle must not hold the probe."""
-    give_up_s = time.monotonic() + BODY_TIMEOUT_S
-    body = b""
-    for chunk in response.iter_content(8192):
-        body += chunk
-        if len(body) > BODY_BYTES_MAX or time.monotonic() > give_up_s:
-            raise requests.exceptions.ContentDecodingError
-    return body
+    def _without_answer(self, failure: Failure) -> KeepaSyncError:
+        match failure.trouble:
+            case Trouble.TIMEOUT:
+                return KeepaSyncError(
+                    ProbeFailure.TIMEOUT,
+                    f"{self.base_url} does not answer in time: {failure.message}",
+                )
+            case Trouble.BAD_BODY:
+                return KeepaSyncError(
+                    ProbeFailure.BAD_REPLY, f"{self.base_url}: {failure.message}"
+                )
+        return KeepaSyncError(
+            ProbeFailure.UNREACHABLE, f"{self.base_url} can't be reached: {failure.message}"
+        )
 
 
-def _transport_failure(exc: requests.RequestException, base_url: str) -> KeepaSyncError:
-    match exc:
-        case requests.Timeout():
-            return KeepaSyncError(ProbeFailure.TIMEOUT, f"{base_url} does not answer in time")
-        case requests.exceptions.SSLError():
-            return KeepaSyncError(
-                ProbeFailure.UNREACHABLE, f"no trusted TLS connection to {base_url}"
-            )
-        case requests.exceptions.ContentDecodingError():
-            return KeepaSyncError(ProbeFailure.BAD_REPLY, f"{base_url} sends no readable body")
-        case _:
-            return KeepaSyncError(ProbeFailure.UNREACHABLE, f"{base_url} can't be reached")
-
-
-def read_reply(status: int, body: bytes) -> Envelope:
+def read_reply(status: int, body: bytes | None) -> Envelope:
     """Take the observation out of a reply; a 429's envelope is one as well.
+
+    *body* is None where it was larger than any real one.
 
     Raises:
         KeepaSyncError: the reply tells no balance.
@@ -135,10 +115,10 @@ def read_reply(status: int, body: bytes) -> Envelope:
     raise _explain(status, reply)
 
 
-def _json_object(body: bytes) -> Mapping[str, Any] | None:
+def _json_object(body: bytes | None) -> Mapping[str, Any] | None:
     try:
-        reply = json.loads(body)
-    except ValueError:
+        reply = json.loads(body or b"")
+    except (ValueError, RecursionError):
         return None
     return reply if isinstance(reply, dict) else None
 

@@ -5,15 +5,13 @@ once and the caller decides, by the error's class, what comes next.
 """
 
 import json
-import logging
-import ssl
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import requests
-import urllib3.exceptions
 
 from fetcher.errors import (
     KeepaError,
@@ -22,9 +20,7 @@ from fetcher.errors import (
     KeepaUnavailableError,
 )
 from fetcher.replies.envelope import Envelope
-
-# Its debug lines hold the URL, and the URL holds the key.
-logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+from protos.process.http_call import Answer, HttpCaller
 
 # Keepa's own Java client: 30 s to connect, 120 s to read (keepa-api.md, section 2).
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -33,21 +29,22 @@ READ_TIMEOUT_S: Final = 120.0
 # No setting limits the system's resolver: five seconds, two tries, three servers as a rule.
 LONGEST_LOOK_UP_S: Final = 30.0
 
-# A full page of deals is about 345 kB and a batch of 100 products some MB.
-LARGEST_BODY_BYTES: Final = 256 * 1024 * 1024
-CHUNK_BYTES: Final = 64 * 1024
+# A full page of deals is about 345 kB, a batch of 100 products some MB.
+REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
+# Objects that replies become may take this many times the most bytes of a reply. Those of
+# real replies take 9 times their size, so a real one may have nearly half the most bytes.
+OBJECTS_PER_BYTE_MAX: Final = 4
 
 # Beyond this many characters a selection travels in the body: servers and
 # proxies commonly refuse request lines of more than 8 kB.
 LONGEST_SELECTION: Final = 3_000
 
-# Never reached the server, so never charged. MaxRetryError wraps one of these.
-NOT_SENT: Final = (
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.NameResolutionError,
-    urllib3.exceptions.ProxyError,
-)
+# First bytes, in UTF-8, of characters beyond U+FFFF and beyond U+00FF.
+_WIDE: Final = re.compile(rb"[\xf0-\xf7]")
+_HALF_WIDE: Final = re.compile(rb"[\xc4-\xef]")
+
+# Keepa's own word is NOT_ENOUGH_TOKEN; its text is not documented.
+_OF_TOKENS: Final = re.compile(r"token", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +66,26 @@ class Keepa:
         base_url: str = "https://api.keepa.com",
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
+        reply_bytes_max: int = REPLY_BYTES_MAX,
     ) -> None:
         self._api_key = api_key
-        self._base_url = base_url.rstrip("/")
-        self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
-        self._session = requests.Session()
-        self._session.headers.update(
-            {"Accept-Encoding": "gzip", "User-Agent": "keepa-token-broker"}
+        self._reply_bytes_max = reply_bytes_max
+        self._caller = HttpCaller(
+            base_url.rstrip("/"),
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+            call_timeout_s=connect_timeout_s + read_timeout_s,
+            body_bytes_max=reply_bytes_max,
         )
 
     @property
     def longest_call_s(self) -> float:
         """How long a call can take, in seconds, the look-up of the name included."""
         # The time limit for a whole body is looked at between its pieces.
-        return self._connect_timeout_s + 2 * self._read_timeout_s + LONGEST_LOOK_UP_S
+        return sum(self._caller.timeouts_s) + self._caller.timeouts_s[1] + LONGEST_LOOK_UP_S
 
     def __repr__(self) -> str:
-        return f"Keepa(base_url={self._base_url!r})"
+        return f"Keepa(base_url={self._caller.base_url!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +95,7 @@ class Keepa:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._caller.close()
 
     def deals(self, selection: Mapping[str, Any]) -> Reply:
         """Fetch one page of deals: 5 tokens, an empty page included.
@@ -134,14 +133,14 @@ class Keepa:
         self, method: str, path: str, parameters: Mapping[str, str], *, data: str | None = None
     ) -> Reply:
         started = time.monotonic()
-        answer = self._exchange(method, path, parameters, data)
-        if isinstance(answer, KeepaUnavailableError):
-            # Raised here, outside the handler: the original error names the URL.
-            raise answer
-        status, content = answer
-        body = _decode(content)
+        answer = self._caller.call(method, path, {"key": self._api_key, **parameters}, data)
+        if not isinstance(answer, Answer):
+            raise KeepaUnavailableError(answer.message, sent=answer.sent)
+        body = None if answer.body is None else self._decode(answer.body)
         envelope = Envelope.from_body(body)
-        failure = _failure(status, body, envelope)
+        failure = _failure(answer.status, body, envelope)
+        if body is None and answer.status == requests.codes.ok:
+            failure = self._unusable(answer)
         if failure is not None:
             # Keepa might quote the request in its message.
             failure.args = (str(failure).replace(self._api_key, "***"),)
@@ -149,55 +148,57 @@ class Keepa:
         assert isinstance(body, dict)
         return Reply(body, envelope, time.monotonic() - started)
 
-    def _exchange(
-        self, method: str, path: str, parameters: Mapping[str, str], data: str | None
-    ) -> tuple[int, bytes] | KeepaUnavailableError:
-        deadline = time.monotonic() + self._connect_timeout_s + self._read_timeout_s
+    def _decode(self, content: bytes) -> object:
+        """The JSON value of a body; None when it is cut, no JSON object, or too large."""
+        if content.lstrip()[:1] != b"{" or self._becomes_too_large(content):
+            return None
         try:
-            with self._session.request(
-                method,
-                self._base_url + path,
-                params={"key": self._api_key, **parameters},
-                data=data,
-                headers={"Content-Type": "application/json"} if data else None,
-                timeout=(self._connect_timeout_s, self._read_timeout_s),
-                # A redirect would carry the key to wherever it points.
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                content = b"".join(_read(response, deadline))
-                return response.status_code, content
-        except KeepaUnavailableError as exc:
-            return exc
-        except requests.RequestException as exc:
-            return KeepaUnavailableError(_describe(exc), sent=_was_sent(exc))
-        except (urllib3.exceptions.HTTPError, OSError) as exc:
-            return KeepaUnavailableError(f"connection broke ({type(exc).__name__})")
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+
+    def _becomes_too_large(self, content: bytes) -> bool:
+        return objects_bytes(content) > OBJECTS_PER_BYTE_MAX * self._reply_bytes_max
+
+    def _unusable(self, answer: Answer) -> KeepaError:
+        """Why an HTTP 200 without a JSON object in it can't be used."""
+        content = answer.body
+        if content is not None and not self._becomes_too_large(content):
+            return KeepaUnavailableError("the reply is cut or no JSON")
+        return KeepaResponseError(
+            f"the reply is too large for KEEPA_REPLY_MAX_BYTES={self._reply_bytes_max}: ask for"
+            " less at once, or raise it where there is seven times as much memory",
+            status=answer.status,
+            kind="replyTooLarge",
+        )
 
 
-def _read(response: requests.Response, deadline: float) -> Iterator[bytes]:
-    """Yield the decoded body; the timeouts of requests only limit a single read."""
-    size = 0
-    for chunk in response.iter_content(CHUNK_BYTES):
-        size += len(chunk)
-        if size > LARGEST_BODY_BYTES:
-            raise KeepaUnavailableError("the reply is larger than any real one")
-        if time.monotonic() > deadline:
-            raise KeepaUnavailableError("the reply took too long to arrive in full")
-        yield chunk
+def objects_bytes(content: bytes) -> int:
+    """About the most bytes of memory that the objects of the JSON text *content* take.
 
-
-def _decode(content: bytes) -> object:
-    """The JSON value of a body; None when it is cut or no JSON."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+    Counted from its punctuation, before anything is built: thirty megabytes of
+    ``[[],[],…`` become eight hundred. Sizes of CPython 3.11 on 64 bits.
+    """
+    # CPython gives all characters of a text the width of its widest.
+    width = 4 if _WIDE.search(content) else 2 if _HALF_WIDE.search(content) else 1
+    return (
+        # The decoded text, and whatever part of it becomes strings.
+        2 * width * len(content)
+        # A number and its place in a list.
+        + 40 * content.count(b",")
+        + 88 * content.count(b"[")
+        + 232 * content.count(b"{")
+        # A string has two; the names of fields are shared, but may all differ.
+        + 30 * content.count(b'"')
+        + 120 * content.count(b":")
+    )
 
 
 def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError | None:
     """The error by what the caller does next; None for a usable reply."""
     kind, message = _error_of(body)
+    if _is_refusal(f"{kind} {message}", status, envelope):
+        return KeepaThrottledError(f"no tokens left: {kind} {message}", envelope=envelope)
     if status == requests.codes.too_many_requests:
         return KeepaThrottledError("HTTP 429: no tokens left", envelope=envelope)
     if status >= requests.codes.server_error or status == requests.codes.request_timeout:
@@ -210,6 +211,19 @@ def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError
     return None
 
 
+def _is_refusal(error: str, status: int, envelope: Envelope | None) -> bool:
+    """Whether *error* is a 429 by another status: too few tokens, and nothing was spent."""
+    return (
+        envelope is not None
+        and envelope.is_observation
+        and envelope.tokens_left <= 0
+        and envelope.tokens_consumed == 0
+        and _OF_TOKENS.search(error) is not None
+        and status < requests.codes.server_error
+        and status not in {401, 402, 403}
+    )
+
+
 def _error_of(body: object) -> tuple[str, str]:
     """Type and message of the reply's `error`; empty strings when there is none."""
     error = body.get("error") if isinstance(body, dict) else None
@@ -220,32 +234,3 @@ def _error_of(body: object) -> tuple[str, str]:
     parts = (error.get("message"), error.get("details"))
     message = " ".join(str(part) for part in parts if part)
     return str(error.get("type") or "unknownError"), message[:500]
-
-
-def _describe(exc: requests.RequestException) -> str:
-    match exc:
-        case requests.ConnectTimeout():
-            return "no connection within the connect timeout"
-        case requests.Timeout():
-            return "no answer within the read timeout"
-        case requests.exceptions.SSLError():
-            return "the TLS handshake failed"
-        case requests.exceptions.ProxyError():
-            return "the proxy can't be reached"
-        case requests.ConnectionError() if not _was_sent(exc):
-            return "can't connect"
-        case _:
-            return f"the connection broke before the reply was complete ({type(exc).__name__})"
-
-
-def _was_sent(exc: requests.RequestException) -> bool:
-    """Whether the request may have reached Keepa, and so may have been charged."""
-    if isinstance(exc, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
-        return False
-    cause = exc.args[0] if exc.args else None
-    if isinstance(cause, urllib3.exceptions.MaxRetryError):
-        cause = cause.reason
-    untrusted = isinstance(cause, urllib3.exceptions.SSLError) and any(
-        isinstance(reason, ssl.SSLCertVerificationError) for reason in cause.args
-    )
-    return not (untrusted or isinstance(cause, NOT_SENT))

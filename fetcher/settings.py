@@ -27,6 +27,8 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     # As in Keepa's own Java client; offers take up to 20 s.
     keepa_connect_timeout_s: PositiveFloat = 30.0
     keepa_read_timeout_s: PositiveFloat = 120.0
+    # Most bytes of a reply, decompressed; a fetcher may need seven times as much memory.
+    keepa_reply_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 32 * 1024 * 1024
 
     database_url: SecretStr | None = None
     # A mounted secret; the file's content is the URL.

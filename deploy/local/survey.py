@@ -35,7 +35,11 @@ class SimulatorStats:
     def ask(cls, base_url: str) -> Self | None:
         """Ask the simulator at *base_url*."""
         try:
-            stats = requests.get(f"{base_url}/_simulator/stats", timeout=_HTTP_TIMEOUT_S).json()
+            with requests.Session() as session:
+                # A proxy of the environment can't reach this machine's loopback interface.
+                session.trust_env = False
+                url = f"{base_url}/_simulator/stats"
+                stats = session.get(url, timeout=_HTTP_TIMEOUT_S).json()
         except requests.RequestException:
             return None
         paid_paths = stats["calls_by_path"].keys() - {"/token"}

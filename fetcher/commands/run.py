@@ -67,6 +67,7 @@ def _keepa(settings: Settings, api_key: str) -> Keepa:
         base_url=settings.keepa_base_url,
         connect_timeout_s=settings.keepa_connect_timeout_s,
         read_timeout_s=settings.keepa_read_timeout_s,
+        reply_bytes_max=settings.keepa_reply_max_bytes,
     )
 
 

@@ -53,6 +53,7 @@ def verify_live(
                 base_url=settings.keepa_base_url,
                 connect_timeout_s=settings.keepa_connect_timeout_s,
                 read_timeout_s=settings.keepa_read_timeout_s,
+                reply_bytes_max=settings.keepa_reply_max_bytes,
             )
         )
         fetch: Fetch = keepa.deals

@@ -111,6 +111,28 @@ def test_a_timed_run_stores_exactly_what_was_served(
     assert "Traceback" not in done.stdout
 
 
+def test_a_dead_proxy_does_not_stand_before_the_parts_of_this_machine(
+    start_simulator: StartSimulator, empty_database_url: str, tmp_path: Path
+) -> None:
+    """Calls to the broker and to the simulator pass it by."""
+    simulator = start_simulator(api_key=KEY, rate=20, initial_tokens=100, tick_seconds=1)
+    dead = f"http://127.0.0.1:{free_port()}"
+    done = run_stack(
+        tmp_path,
+        run_seconds=20,
+        keepa_base_url=simulator.base_url,
+        keepa_api_key=KEY,
+        database_url=empty_database_url,
+        poll_speed=60,
+        http_proxy=dead,
+        https_proxy=dead,
+        all_proxy=dead,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stored_deals(empty_database_url) != {}, done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems can't tether a child")
 def test_nothing_survives_a_stack_that_is_killed(
     start_program: StartProgram, data_dir: Path

@@ -227,6 +227,40 @@ def test_an_error_object_in_a_200_is_an_error() -> None:
     assert error.kind == "invalidSelection"
 
 
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("left", [0, -249])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"type": "NOT_ENOUGH_TOKEN", "message": "wait"},
+        {"type": "error", "message": "You have not enough tokens left", "details": ""},
+        "not enough tokens",
+    ],
+    ids=["type", "message", "text"],
+)
+def test_too_few_tokens_by_another_status_are_waited_for(
+    status: int, left: int, error: object
+) -> None:
+    """The page is neither put aside nor counted as failed: nothing was spent."""
+    caught = failure(json_reply(status, error=error, tokensLeft=left, tokensConsumed=0))
+
+    assert isinstance(caught, KeepaThrottledError)
+    assert caught.envelope is not None
+    assert caught.envelope.tokens_left == left
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tokensLeft": 5}, {"tokensConsumed": 5}, {"refillRate": 0}, {"error": {"type": "bad"}}],
+    ids=["has tokens", "was charged", "unknown key", "another error"],
+)
+def test_other_errors_are_no_refusals(fields: dict[str, Any]) -> None:
+    """To wait for tokens would not help."""
+    refused = {"error": {"type": "tokens"}, "tokensLeft": -5, "tokensConsumed": 0}
+
+    assert isinstance(failure(json_reply(200, **(refused | fields))), KeepaResponseError)
+
+
 def test_an_unknown_key_is_recognised() -> None:
     """Keepa answers an unknown key with an error and all token fields zero."""
     error = failure(

@@ -74,7 +74,17 @@ def test_settings_are_known_to_the_program(name: str) -> None:
 
     known = OURS[name].model_fields | TRACED.get(name, {})
 
-    assert {variable.lower() for variable in given} <= known.keys()
+    assert {variable.lower() for variable in given} - {"no_proxy"} <= known.keys()
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_services_of_the_stack_are_reached_without_a_proxy(name: str) -> None:
+    """Docker may hand a proxy to every container; it can't reach the others by name."""
+    environment = SERVICES[name]["environment"]
+    exempt = set(environment["NO_PROXY"].split(","))
+
+    assert environment["no_proxy"] == environment["NO_PROXY"]
+    assert exempt >= {"localhost", "127.0.0.1", "broker", "postgres", "simulator"}
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
