@@ -62,18 +62,32 @@ def page(rows: Iterable[Mapping[str, Any]], **fields: Any) -> DealPage:
     )
 
 
-def reply(rows: Iterable[Mapping[str, Any]], server_ms: int = NOON_MS) -> PageReply:
+def reply(
+    rows: Iterable[Mapping[str, Any]],
+    server_ms: int = NOON_MS,
+    *,
+    price_type: int = PRICE_TYPE,
+    date_range: int = DATE_RANGE,
+) -> PageReply:
     """A parsed and paid reply served at *server_ms*."""
-    return PageReply(page(rows), server_ms=server_ms, tokens=5)
+    parsed = parse_deal_page(
+        body(rows), domain_id=DOMAIN, price_type=price_type, date_range=date_range
+    )
+    return PageReply(parsed, server_ms=server_ms, tokens=5)
+
+
+def query_text(*, price_type: int = PRICE_TYPE, date_range: int = DATE_RANGE, **head: Any) -> str:
+    """A query file on some price type and date range."""
+    selection = {
+        "page": 0,
+        "domainId": DOMAIN,
+        "priceTypes": [price_type],
+        "dateRange": date_range,
+        "sortType": 1,
+    }
+    return json.dumps({"selection": selection, **head})
 
 
 def query(**head: Any) -> DealQuery:
     """A query named "used"."""
-    selection = {
-        "page": 0,
-        "domainId": DOMAIN,
-        "priceTypes": [PRICE_TYPE],
-        "dateRange": DATE_RANGE,
-        "sortType": 1,
-    }
-    return parse_query("used", json.dumps({"selection": selection, **head}))
+    return parse_query("used", query_text(**head))

@@ -1,13 +1,14 @@
 """A page's commit is all or nothing, and moves the watermark only with the data."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fetcher.errors import ClaimLostError
 from fetcher.postgres import Database
 from fetcher.postgres.claims import PAGE_WORK, release_claims, renew_claims
+from fetcher.postgres.database import Connection
 from fetcher.postgres.pages import (
     PageClaim,
     claim_page,
@@ -180,3 +181,52 @@ def test_looking_for_work_claims_nothing(database: Database) -> None:
 
     assert found is not None
     assert mine is not None
+
+
+def statements_of_commit(database: Database, asked: DealQuery, first: int) -> tuple[int, int]:
+    """Statements that the next page's commit sends, and the rows of pages that they read."""
+    claimed = claim(database, asked)
+    assert claimed is not None
+    with database.connection() as connection:
+        sent = CountingConnection(connection)
+        commit_page(cast("Connection", sent), claimed, asked, reply(full_page(first)))
+    return sent.statements, sent.page_rows
+
+
+class CountingConnection:
+    """A connection that counts what goes through it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.statements = 0
+        self.page_rows = 0
+        self._connection = connection
+
+    def execute(self, statement: str, *arguments: Any) -> Any:
+        """Run one statement."""
+        self.statements += 1
+        cursor = self._connection.execute(statement.encode(), *arguments)
+        if "facts FROM scan_pages" in statement:
+            self.page_rows += cursor.rowcount
+        return cursor
+
+    def cursor(self) -> Any:
+        """For one statement."""
+        self.statements += 1
+        return self._connection.cursor()
+
+    def pipeline(self) -> Any:
+        """As it is."""
+        return self._connection.pipeline()
+
+
+def test_the_commit_of_a_late_page_costs_what_that_of_an_early_one_does(
+    database: Database,
+) -> None:
+    """It looks at the page before it, not at all pages of its scan."""
+    asked = query()
+    start(database, asked)
+    costs = [statements_of_commit(database, asked, first=150 * page) for page in range(8)]
+
+    # Page 0 has no page before it, and is looked at for its freshness.
+    assert len(set(costs[1:])) == 1
+    assert [rows for _, rows in costs] == [1] + [2] * 7
