@@ -152,9 +152,9 @@ def _bind(
     listen.check_free("BROKER_LISTEN")
     try:
         if credentials is None:
-            port = server.add_insecure_port(str(listen))
+            port = server.add_insecure_port(listen.grpc_target)
         else:
-            port = server.add_secure_port(str(listen), credentials)
+            port = server.add_secure_port(listen.grpc_target, credentials)
     except RuntimeError:
         # Taken between the check and now.
         raise ListenError(f"BROKER_LISTEN: {listen} can't be listened on: try again") from None

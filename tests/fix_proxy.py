@@ -24,6 +24,7 @@ class Proxy:
         self.delay_s = delay_s
         # Bytes of both directions vanish; connections stay open.
         self.silent = False
+        self._swallowed = 0
         self.connections = 0
         host, _, port = target.rpartition(":")
         self._target = host, int(port)
@@ -33,6 +34,10 @@ class Proxy:
         self._thread.start()
         self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def swallow(self) -> None:
+        """Let the bytes of the connections made so far vanish; later ones work."""
+        self._swallowed = self.connections
 
     def cut(self) -> None:
         """Break every connection; new ones are taken."""
@@ -62,20 +67,25 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        number = self.connections
         with suppress(OSError):
             await asyncio.sleep(self.delay_s)
             onward, backward = await asyncio.open_connection(*self._target)
             self._writers |= {writer, backward}
             try:
-                await asyncio.gather(self._pass(reader, backward), self._pass(onward, writer))
+                await asyncio.gather(
+                    self._pass(reader, backward, number), self._pass(onward, writer, number)
+                )
             finally:
                 self._writers -= {writer, backward}
                 backward.transport.abort()
         writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
         while chunk := await reader.read(CHUNK_BYTES):
-            if not self.silent:
+            if not self.silent and number > self._swallowed:
                 writer.write(chunk)
                 await writer.drain()
         writer.transport.abort()

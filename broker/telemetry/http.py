@@ -4,20 +4,27 @@
 a balance; both say the same in JSON, without a secret.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
+import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from broker.runtime import BrokerRuntime
-from protos.process.addresses import Listen, listen_error
+from protos.process.addresses import BACKLOG, Listen
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
+# Names no version, neither ours nor a library's.
+SERVER: Final = "tokenbroker"
 
 
 def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> Mapping[str, Any]:
@@ -62,10 +69,37 @@ def application(
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     routes = web.Application()
+    routes.on_response_prepare.append(name_no_version)
     routes.router.add_get("/healthz", healthz)
     routes.router.add_get("/readyz", readyz)
     routes.router.add_get("/metrics", metrics)
     return routes
+
+
+async def name_no_version(_request: web.Request, response: web.StreamResponse) -> None:
+    """Put our name in the place of the libraries' and their versions."""
+    response.headers["Server"] = SERVER
+
+
+class Requests(web.RequestHandler):
+    """One connection. What is no HTTP gets a status, and neither log nor answer repeats it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it quotes the request
+    ) -> web.StreamResponse:
+        """The answer to a request that failed; closes the connection."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("an HTTP request failed", exc_info=exc)
+        else:
+            log.debug("no HTTP request", peer=request.remote, status=status)
+        text = f"{status} {HTTPStatus(status).phrase}\n"
+        response = web.Response(status=status, text=text, headers={"Server": SERVER})
+        response.force_close()
+        return response
 
 
 @asynccontextmanager
@@ -77,12 +111,22 @@ async def serving(routes: web.Application, listen: Listen) -> AsyncIterator[List
     """
     runner = web.AppRunner(routes, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
+    manager, loop = runner.server, asyncio.get_running_loop()
+    assert manager is not None
+    servers: list[asyncio.Server] = []
     try:
-        site = web.TCPSite(runner, listen.host, listen.port, reuse_port=False)
-        try:
-            await site.start()
-        except OSError as exc:
-            raise listen_error("BROKER_HTTP_LISTEN", listen, exc) from None
-        yield Listen(listen.host, runner.addresses[0][1])
+        sockets = listen.bind("BROKER_HTTP_LISTEN")
+        port = sockets[0].getsockname()[1]
+        for bound in sockets:
+            make = partial(
+                Requests,
+                manager,
+                loop=loop,
+                access_log=None,  # type: ignore[arg-type]  # None writes no such log
+            )
+            servers.append(await loop.create_server(make, sock=bound, backlog=BACKLOG))
+        yield Listen(listen.host, port)
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()

@@ -85,6 +85,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+PORT_MAX = 65_535
+
 
 def _show_version(wanted: bool) -> None:
     if wanted:
@@ -106,10 +108,13 @@ def simulator(_version: _Version = False) -> None:
 
 
 def _address(text: str) -> tuple[str, int]:
+    """Read `host:port`, `[v6]:port` or `:port` (every interface)."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
-        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    bare = host.removeprefix("[").removesuffix("]")
+    is_host = ":" not in host or host == f"[{bare}]"
+    if not colon or not is_host or not port.isdecimal() or int(port) > PORT_MAX:
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8901")
+    return bare or "0.0.0.0", int(port)  # noqa: S104 - ":port" asks for just that
 
 
 def _span_ms(text: str) -> tuple[int, int]:

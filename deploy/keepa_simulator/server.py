@@ -250,6 +250,17 @@ def _journal_file(path: Path | None) -> Any:
     return path.open("a", encoding="utf-8") if path else None
 
 
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    """Listen on every address of *host*; 0.0.0.0 and :: are every interface, IPv4 and IPv6."""
+    if host in {"0.0.0.0", "::"} and socket.has_dualstack_ipv6():  # noqa: S104 - as asked
+        bound = socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
+        )
+        await web.SockSite(runner, bound, shutdown_timeout=1, backlog=1024).start()
+    else:
+        await web.TCPSite(runner, host, port, shutdown_timeout=1, backlog=1024).start()
+
+
 async def serve(options: Options, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; say where on standard output once ready.
 
@@ -267,13 +278,13 @@ async def serve(options: Options, host: str, port: int) -> None:
     runner = web.AppRunner(application(simulator, now_ms), access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, shutdown_timeout=1, backlog=1024)
-        await site.start()
+        await _listen(runner, host, port)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         bound_port = runner.addresses[0][1]
-        print(f"keepa-simulator listening on http://{host}:{bound_port}", flush=True)  # noqa: T201 - the promised line
+        shown = f"[{host}]" if ":" in host else host
+        print(f"keepa-simulator listening on http://{shown}:{bound_port}", flush=True)  # noqa: T201 - the promised line
         await stop.wait()
     finally:
         await runner.cleanup()

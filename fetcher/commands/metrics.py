@@ -11,7 +11,7 @@ from fetcher.query_folder import QueryFolder
 from fetcher.reports.metrics import CollectionCollector, Measuring
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process import logs
-from protos.process.addresses import Listen
+from protos.process.addresses import Listen, ListenError
 from protos.process.settings import SettingsError
 
 log = structlog.get_logger(__name__)
@@ -36,11 +36,14 @@ def serve_metrics(settings: Settings) -> None:
         registry.register(CollectionCollector(measuring))
         listen = Listen.parse(settings.metrics_listen)
         try:
-            server, _thread = start_http_server(listen.port, listen.host, registry)
-        except OSError as exc:
-            problem = f"METRICS_LISTEN: can't listen on {settings.metrics_listen}: {exc.strerror}"
-            raise SettingsError([problem]) from None
+            servers = [
+                start_http_server(port, host, registry)[0]
+                for host, port in listen.check_free("METRICS_LISTEN")
+            ]
+        except ListenError as exc:
+            raise SettingsError([str(exc)]) from None
         log.info("metrics served", address=settings.metrics_listen)
         measuring.run(stop)
-        server.shutdown()
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()

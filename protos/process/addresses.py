@@ -8,6 +8,9 @@ from typing import Self
 from protos.channel.access import is_loopback
 
 PORT_MAX = 65_535
+BACKLOG = 1_024
+# Either means every interface, IPv4 and IPv6, as it does to gRPC.
+EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what a person may ask for
 
 
 class ListenError(Exception):
@@ -23,7 +26,7 @@ class Listen:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `host:port`, `[v6]:port` or `:port` (all interfaces).
+        """Read `host:port`, `[v6]:port` or `:port` (every interface, IPv4 and IPv6).
 
         Raises:
             ValueError: it is none of these.
@@ -34,7 +37,7 @@ class Listen:
         elif ":" in host:
             colon = ""
         if not colon or not digits.isdecimal() or int(digits) > PORT_MAX:
-            raise ValueError("must be host:port, such as 127.0.0.1:50051")
+            raise ValueError("must be host:port, such as 127.0.0.1:50051, [::1]:50051 or :50051")
         return cls(host or "0.0.0.0", int(digits))  # noqa: S104 - ":port" asks for just that
 
     def __str__(self) -> str:
@@ -46,22 +49,72 @@ class Listen:
         """Whether only programs of this machine can connect."""
         return is_loopback(self.host)
 
-    def check_free(self, setting: str) -> None:
-        """Bind once and let go: gRPC wouldn't say why it can't.
+    @property
+    def hosts(self) -> list[str]:
+        """The IP addresses to listen on; one that serves IPv4 and IPv6 where it is to be both.
+
+        Raises:
+            OSError: the name of the host leads nowhere.
+        """
+        if self.host in EVERY_INTERFACE:
+            return ["::" if socket.has_dualstack_ipv6() else "0.0.0.0"]  # noqa: S104 - as asked
+        if self.host == "localhost":
+            # Both, whatever the hosts file says (RFC 6761, section 6.3), as in gRPC.
+            return ["127.0.0.1", "::1"] if socket.has_ipv6 else ["127.0.0.1"]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(where[0]) for *_, where in found))
+
+    @property
+    def grpc_target(self) -> str:
+        """The same for gRPC, which resolves names itself."""
+        host = self.hosts[0] if self.host in EVERY_INTERFACE else self.host
+        return str(Listen(host, self.port))
+
+    def bind(self, setting: str) -> list[socket.socket]:
+        """Sockets that listen on every address of the host, all on one port.
 
         Raises:
             ListenError: the address is taken, not allowed or not of this machine.
         """
+        sockets: list[socket.socket] = []
+        problem: OSError | None = None
+        port = self.port
         try:
-            family, kind, protocol, _, where = socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
-                probe.listen(1)
+            for host in self.hosts:
+                try:
+                    sockets.append(_listening(host, port))
+                except OSError as exc:
+                    # A machine may have one of the two families only.
+                    if exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                        raise
+                    problem = exc
+                else:
+                    port = sockets[0].getsockname()[1]
         except OSError as exc:
+            for bound in sockets:
+                bound.close()
             raise listen_error(setting, self, exc) from None
+        if not sockets:
+            raise listen_error(setting, self, problem or OSError("no address")) from None
+        return sockets
+
+    def check_free(self, setting: str) -> list[tuple[str, int]]:
+        """Bind once and let go, for libraries that bind themselves; returns what worked.
+
+        Raises:
+            ListenError: the address is taken, not allowed or not of this machine.
+        """
+        bound = self.bind(setting)
+        places = [each.getsockname()[:2] for each in bound]
+        for each in bound:
+            each.close()
+        return places
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dual = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
 
 
 def listen_error(setting: str, listen: Listen, exc: OSError) -> ListenError:

@@ -1,9 +1,13 @@
 """Addresses to listen on."""
 
 import socket
+from concurrent import futures
 
+import grpc
 import pytest
+import typer
 
+from deploy.keepa_simulator.__main__ import _address as simulated
 from protos.process.addresses import Listen, ListenError
 
 
@@ -50,3 +54,58 @@ def test_an_address_of_another_machine_is_told() -> None:
     """A common mistake: the address that clients should use."""
     with pytest.raises(ListenError, match="is no address of this machine"):
         Listen("192.0.2.1", 0).check_free("BROKER_LISTEN")
+
+
+def connects(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "reached"),
+    [
+        (":0", {"127.0.0.1", "::1"}),
+        ("0.0.0.0:0", {"127.0.0.1", "::1"}),
+        ("[::]:0", {"127.0.0.1", "::1"}),
+        ("localhost:0", {"127.0.0.1", "::1"}),
+        ("127.0.0.1:0", {"127.0.0.1"}),
+        ("[::1]:0", {"::1"}),
+    ],
+)
+def test_an_address_means_what_grpc_takes_it_for(text: str, reached: set[str]) -> None:
+    """Every interface is IPv4 and IPv6, and a name is each of its addresses, on one port."""
+    listen = Listen.parse(text)
+    bound = listen.bind("BROKER_HTTP_LISTEN")
+    port = bound[0].getsockname()[1]
+    ours = {host for host in ("127.0.0.1", "::1") if connects(host, port)}
+    for each in bound:
+        each.close()
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    grpc_port = server.add_insecure_port(listen.grpc_target)
+    server.start()
+    theirs = {host for host in ("127.0.0.1", "::1") if connects(host, grpc_port)}
+    server.stop(0)
+    here = {"127.0.0.1", "::1"} if socket.has_dualstack_ipv6() else {"127.0.0.1"}
+
+    assert ours == theirs == reached & here
+
+
+@pytest.mark.parametrize("text", ["", "8901", "host", "h:", "h:x", "::1:80", "h:65536", "[::1:8"])
+def test_the_simulator_refuses_what_the_others_refuse(text: str) -> None:
+    """It has a parser of its own, as it may import nothing of what it tests."""
+    with pytest.raises(typer.BadParameter):
+        simulated(text)
+    with pytest.raises(ValueError, match="must be host:port"):
+        Listen.parse(text)
+
+
+@pytest.mark.parametrize("text", [":1", "0.0.0.0:1", "[::]:1", "localhost:1", "[::1]:1", "h:0"])
+def test_the_simulator_takes_what_the_others_take(text: str) -> None:
+    """And for the same."""
+    listen = Listen.parse(text)
+
+    assert simulated(text) == (listen.host, listen.port)

@@ -1,0 +1,59 @@
+"""A program that forks: its client belongs to the parent, and says so in the child."""
+
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fetcher.broker_client.errors import ForkedError
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
+
+ROOT = Path(__file__).parents[3]
+REFUSAL = str(ForkedError())
+
+
+@pytest.fixture
+def broker() -> Iterator[RunningBroker]:
+    """Grants leases of a second."""
+    running = RunningBroker(ScriptedBroker(ttl_s=1.0))
+    yield running
+    running.stop()
+
+
+def run(module: str, broker: RunningBroker) -> dict[str, str]:
+    """What a program of this folder prints, by the word before the colon."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.fetcher.broker_client.{module}", broker.address],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def test_a_fork_leaves_the_client_to_the_parent(broker: RunningBroker) -> None:
+    """The child is refused in one line, settles nothing, and can have a client of its own."""
+    told = run("forking_program", broker)
+    settled = {settle.holder: settle.outcome for settle in broker.servicer.settles}
+
+    assert [told[work] for work in ("lease", "bucket", "calling")] == [REFUSAL] * 3
+    assert told["settle"] == "does nothing"
+    assert told["own"] == "True"
+    assert told["parent"] == "True, child: 0"
+    assert len(broker.servicer.settles) == 2
+    assert settled == {"parent": pb.OUTCOME_UNKNOWN, "child": pb.OUTCOME_UNKNOWN}
+
+
+def test_a_pool_of_processes_is_refused_alike(broker: RunningBroker) -> None:
+    """Whatever forks: `multiprocessing` with its fork method copies the client too."""
+    told = run("pooling_program", broker)
+
+    assert told == {"fork": REFUSAL, "asyncio": REFUSAL}
+    assert "fork" in multiprocessing.get_all_start_methods()
