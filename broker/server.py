@@ -105,9 +105,10 @@ def _security(settings: ServeSettings) -> str:
 
 
 def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocator:
+    horizon = settings.broker_debt_horizon
     config = AllocatorConfig(
         floor_tokens=settings.broker_floor_tokens,
-        max_debt_tokens=settings.broker_max_debt_tokens,
+        debt_horizon_ms=None if horizon is None else horizon // timedelta(milliseconds=1),
         lease_ttl_ms=settings.broker_lease_ttl_ms,
         lease_age_ms_max=settings.broker_lease_age_max // timedelta(milliseconds=1),
         recovery_grace_ms=settings.broker_recovery_grace_ms,

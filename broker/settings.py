@@ -1,10 +1,18 @@
 """Settings of the broker: the environment, then `.env`; read nowhere else."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    NonNegativeInt,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 
 from protos.process.addresses import Listen
 from protos.process.settings import (
@@ -16,12 +24,39 @@ from protos.process.settings import (
 
 LEASE_AGE_MIN: Final = timedelta(minutes=2)
 LEASE_AGE_MAX: Final = timedelta(days=1)
+DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|)")
+UNITS: Final = {
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+}
+
+
+def _duration(value: object) -> object:
+    """A whole number with a unit, or of seconds, becomes a timedelta."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    match = DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError("must be a whole number of seconds, or have a unit: 500ms, 90s, 5m, 1h")
+    return int(match[1]) * UNITS[match[2]]
 
 
 def _age(value: timedelta) -> timedelta:
     if not LEASE_AGE_MIN <= value <= LEASE_AGE_MAX:
         raise ValueError("must be seconds: at least 120, as the longest call takes, to 86400")
     return value
+
+
+def _replaced_by_horizon(value: object) -> None:
+    if value is None:
+        return
+    raise ValueError(
+        "is replaced by BROKER_DEBT_HORIZON: unset it, and say there within how much time"
+        " refill may pay a debt back, such as 60s (0: no debt)"
+    )
 
 
 class ServeSettings(KeepaSettings, LogSettings):
@@ -31,12 +66,17 @@ class ServeSettings(KeepaSettings, LogSettings):
     broker_http_listen: Address = "127.0.0.1:9464"
     # Tokens that are never granted: room for other users of the same key.
     broker_floor_tokens: NonNegativeInt = 0
-    # How far below zero a lone lease may take the balance.
-    broker_max_debt_tokens: NonNegativeInt = 0
+    # Refill time that may pay back what a lone call takes below zero. Keepa admits any
+    # call above zero, so debt costs the wait for it only. Unset: one tick's refill.
+    broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(_duration)] = None
+    # Replaced by the horizon; named here so that a value left behind is not ignored.
+    broker_max_debt_tokens: Annotated[None, BeforeValidator(_replaced_by_horizon)] = None
     # A heartbeat renews it, so this is how long a dead client's lease stays open.
     broker_lease_ttl_ms: PositiveInt = 15_000
     # Renewals prolong a lease up to this age: no call takes so long, but a thread may hang.
-    broker_lease_age_max: Annotated[timedelta, AfterValidator(_age)] = timedelta(minutes=10)
+    broker_lease_age_max: Annotated[
+        timedelta, BeforeValidator(_duration), AfterValidator(_age)
+    ] = timedelta(minutes=10)
     # After a start without a journal, how long living clients have to renew.
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     # Limits for holders and operations; see budgets_file.py.

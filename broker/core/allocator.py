@@ -40,12 +40,14 @@ CLAIMS_MAX: Final = 100
 class AllocatorConfig:
     """How to allocate; tokens and milliseconds.
 
+    `debt_horizon_ms` is the refill time within which a lone call's price must be paid
+    back if it takes the balance below zero; None stands for one tick.
     `recovery_grace_ms` is the time after a start without a journal in which
     living clients re-present their leases; nothing is granted before.
     """
 
     floor_tokens: int = 0
-    max_debt_tokens: int = 0
+    debt_horizon_ms: int | None = None
     lease_ttl_ms: int = 15_000
     max_lease_ttl_ms: int = 300_000
     lease_age_ms_max: int = LEASE_AGE_MS_MAX
@@ -62,8 +64,9 @@ class Allocator:
         self.costs = CostBook()
         self.waitlist = Waitlist()
         self.budgets = BudgetBook(config.budgets)
-        spare_tokens = config.max_debt_tokens - config.floor_tokens
-        self.offers = Offers(self.ledger, self.costs, self.budgets, spare_tokens)
+        self.offers = Offers(
+            self.ledger, self.costs, self.budgets, config.floor_tokens, config.debt_horizon_ms
+        )
         self.probing = Probing()
         self.doubts = Doubts()
         # Operation, units and cost of calls whose reports a probe has yet to decide on.
@@ -303,7 +306,7 @@ class Allocator:
         return BucketState.SERVING
 
     def available(self, now_ms: int, *, projected: bool) -> int:
-        """Tokens that could be granted now; not positive if Keepa would refuse the call.
+        """Tokens that calls may be expected to cost now; not positive: none may be made.
 
         Args:
             now_ms: The broker's clock.
@@ -313,11 +316,7 @@ class Allocator:
 
     def grantable(self, headroom: int) -> int:
         """What of *headroom* may be granted; see `available`."""
-        available = headroom - self.config.floor_tokens + self.config.max_debt_tokens
-        # Keepa refuses at zero and below, and only a lone lease may reach into debt.
-        if headroom <= 0 or self.ledger.reserved > 0:
-            return min(available, headroom)
-        return available
+        return headroom - self.config.floor_tokens
 
     def etas_ms(
         self, now_ms: int, order: Sequence[Waiting] | None = None

@@ -255,6 +255,13 @@ class Bucket:
         ran_ms = (envelope.server_time_ms - SAME_TICK_MS, envelope.end_ms + SAME_TICK_MS)
         return ran_ms[0] <= last_tick_ms <= ran_ms[1]
 
+    def refill_within(self, horizon_ms: int | None) -> int:
+        """Whole tokens that *horizon_ms* brings, evenly spread; None stands for one tick."""
+        if self.observation is None:
+            return 0
+        ticks = 1.0 if horizon_ms is None else horizon_ms / self.period.ms
+        return floor(ticks * self.observation.envelope.lump)
+
     @property
     def observed(self) -> int:
         """The balance that Keepa last confirmed."""

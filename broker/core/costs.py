@@ -25,6 +25,8 @@ UNLEARNED_WORST: Final = 4.0
 TAIL_REACH: Final = 8.0
 # This many calls in a row outside everything before them: the price has changed.
 PRICE_CHANGE_CALLS: Final = 8
+# This many calls show by themselves whether their cost scatters.
+CALM_CALLS: Final = 64
 # Rounding of stored ratios must not push an exact cost over the next integer.
 EPSILON: Final = 1e-6
 OPERATIONS_MAX: Final = 1_000
@@ -142,14 +144,20 @@ class CostBook:
         return tokens_at(self.price(operation, units, prior).ratio, units)
 
     def affordable(
-        self, operation: str, most: int, least: int, tokens: int, prior: float
+        self, operation: str, most: int, least: int, tokens: int, prior: float, debt: int = 0
     ) -> int | None:
-        """The largest batch from *least* to *most* units that *tokens* cover."""
+        """The largest batch from *least* to *most* units that *tokens* cover.
+
+        With *debt* they need to cover its likely cost only, and with the debt its price.
+        """
         for band in range(most.bit_length(), least.bit_length() - 1, -1):
-            ratio = self._price(operation, band, prior).ratio
+            price = self._price(operation, band, prior)
             largest = min(most, (1 << band) - 1)
-            if ratio > 0:
-                largest = floor(min(largest, (tokens + EPSILON) / ratio))
+            if price.ratio > 0:
+                covered: float = tokens + debt
+                if debt and price.likely > 0:
+                    covered = min(covered, tokens / price.likely)
+                largest = floor(min(largest, (covered + EPSILON) / price.ratio))
             if largest >= max(least, 1 << (band - 1)) and tokens >= 1:
                 return largest
         return None
@@ -164,7 +172,11 @@ class CostBook:
             return Price(prior, worst=UNLEARNED_WORST)
         own = bands.get(band)
         if own is not None and len(own) >= SAMPLES_MIN:
-            return own.price
+            price = own.price
+            # Few calls that cost the same prove little where other sizes scatter.
+            if price.worst == 1 and len(own) < CALM_CALLS and self._scatters(bands):
+                return price._replace(worst=UNLEARNED_WORST)
+            return price
         # Too few calls of this size: the nearest size that is known, if dearer.
         near = min(bands, key=lambda b: (abs(b - band), b))
         price, calls = bands[near].price, len(bands[near])
@@ -172,6 +184,10 @@ class CostBook:
         if price.ratio < prior:
             return Price(prior, worst=worst)
         return price._replace(worst=worst)
+
+    @staticmethod
+    def _scatters(bands: dict[int, Band]) -> bool:
+        return any(band.price.worst > 1 for band in bands.values() if len(band) >= SAMPLES_MIN)
 
 
 def tokens_at(ratio: float, units: int) -> int:

@@ -94,9 +94,9 @@ class Ledger:
         yield from self._settled.uncertain.values()
 
     @property
-    def uncertain(self) -> bool:
-        """Whether a new observation could release a settled call's hold."""
-        return bool(self._settled.uncertain)
+    def holds_leases(self) -> bool:
+        """Whether a call may be under way: a lease is open, or lapsed without a settle."""
+        return bool(self._leases)
 
     @property
     def uncertain_tokens(self) -> int:

@@ -6,52 +6,68 @@ from broker.core.budgets import BudgetBook
 from broker.core.costs import CostBook
 from broker.core.leases import LeaseRequest
 from broker.core.ledger import Ledger
-from broker.core.pricing import Batch, Quote, fit, least_quote, quote_for
+from broker.core.pricing import Batch, Quote, fit, fit_alone, least_quote, quote_for
 from broker.core.waitlist import Waiting
 
 
 class Offers(NamedTuple):
     """Prices from what calls have cost, limits from the bucket and the budgets.
 
-    `spare_tokens` is what allowed debt adds to a full bucket, or, if negative,
-    what the floor takes from it.
+    `floor_tokens` are never granted. Debt reaches as far as the refill of `horizon_ms`
+    pays it back; None stands for one tick.
     """
 
     ledger: Ledger
     costs: CostBook
     budgets: BudgetBook
-    spare_tokens: int
+    floor_tokens: int
+    horizon_ms: int | None
+
+    @property
+    def debt_tokens(self) -> int:
+        """How far below zero, or the floor, a lone call's price may take the balance."""
+        return self.ledger.bucket.refill_within(self.horizon_ms)
 
     def first_quote(self, request: LeaseRequest) -> Quote:
         """Price of a request that is new; what can never fit is found out at the head."""
-        quote = quote_for(self.costs, request, self.most_tokens(request))
+        quote = quote_for(self.costs, request, *self._limits(request))
         return quote or least_quote(self.costs, request)
 
     def requote(self, waiting: Waiting) -> bool:
         """Price a request at what is known by now; False if it can never fit."""
         request = waiting.request
-        quote = quote_for(self.costs, request, self.most_tokens(request))
+        quote = quote_for(self.costs, request, *self._limits(request))
         waiting.quote = quote or waiting.quote
         return quote is not None
 
     def most_tokens(self, request: LeaseRequest) -> int:
-        """Most tokens that *request* can ever be granted."""
+        """Most tokens that there can ever be for *request*."""
+        return self._limits(request)[0]
+
+    def _limits(self, request: LeaseRequest) -> tuple[int, int]:
+        """Most tokens that there can ever be for *request*, and its debt beyond them."""
         bucket = self.ledger.bucket
-        most = max(bucket.capacity, bucket.observed) + self.spare_tokens
+        most = max(bucket.capacity, bucket.observed) - self.floor_tokens
         if not self.budgets:
-            return most
+            return most, self.debt_tokens
         limit = self.budgets.limit(request.holder, request.operation, bucket.capacity)
-        return min(most, limit)
+        most = min(most, limit)
+        return most, min(self.debt_tokens, limit - most)
 
     def batch(self, waiting: Waiting, tokens: int, now_ms: int) -> Batch | None:
         """The largest batch that *tokens* cover now; None if they do not cover the least."""
         request, quote, ledger = waiting.request, waiting.quote, self.ledger
         if ledger.open_leases:
             tokens = quote.usable(tokens, ledger.overrun_tokens)
+        debt = 0 if ledger.holds_leases else self.debt_tokens
         if self.budgets:
             capacity = ledger.bucket.capacity
             room = self.budgets.room(request.holder, request.operation, capacity, now_ms)
-            tokens = tokens if room is None else min(tokens, room)
+            if room is not None:
+                tokens = min(tokens, room)
+                debt = min(debt, room - tokens)
+        if debt:
+            return fit_alone(self.costs, request, quote, tokens, debt)
         return fit(self.costs, request, quote, tokens)
 
     def largest_units(self, request: LeaseRequest, tokens: int) -> int:

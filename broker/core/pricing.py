@@ -42,8 +42,8 @@ class Batch(NamedTuple):
     tokens: int
 
 
-def quote_for(costs: CostBook, request: LeaseRequest, most: int) -> Quote | None:
-    """Price *request* when at most *most* tokens can ever be granted.
+def quote_for(costs: CostBook, request: LeaseRequest, most: int, debt: int = 0) -> Quote | None:
+    """Price *request* when there are never more than *most* tokens, and *debt* for a lone call.
 
     Returns:
         None if even the least that is useful can never fit.
@@ -53,18 +53,40 @@ def quote_for(costs: CostBook, request: LeaseRequest, most: int) -> Quote | None
     if least == 1:
         # No estimate locks an operation out: one unit fits a full bucket.
         least_tokens = min(least_tokens, most)
-    if least_tokens > most or most <= 0:
+    fits = costs.affordable(operation, request.units, least, most, prior, debt)
+    if most <= 0 or (fits is None and least_tokens > most):
         return None
-    units = costs.affordable(operation, request.units, least, most, prior) or least
+    units = fits or least
     tokens = costs.estimate(operation, units, prior) if units > least else least_tokens
     price = costs.price(operation, units, prior)
-    return Quote(units, tokens, least_tokens, price.likely, price.worst)
+    # The batch may be cut down to the least, whose cost may scatter more.
+    worst = max(price.worst, costs.price(operation, least, prior).worst)
+    return Quote(units, tokens, least_tokens, price.likely, worst)
 
 
 def least_quote(costs: CostBook, request: LeaseRequest) -> Quote:
     """Price of the smallest useful batch, whether it can ever fit or not."""
     tokens = costs.estimate(request.operation, request.least, request.tokens_per_unit)
     return Quote(request.least, tokens, tokens)
+
+
+def fit_alone(
+    costs: CostBook, request: LeaseRequest, quote: Quote, tokens: int, debt: int
+) -> Batch | None:
+    """The largest batch for a call beside which no other is open.
+
+    Keepa admits every call above zero, whatever it costs. So *tokens* need to cover the
+    likely cost only; the price, which few calls exceed, may take *debt* tokens more.
+    """
+    operation, prior = request.operation, request.tokens_per_unit
+    if tokens <= 0:
+        return None
+    units = costs.affordable(operation, quote.units, request.least, tokens, prior, debt)
+    if units is not None and units > request.least:
+        return Batch(units, costs.estimate(operation, units, prior))
+    if units is None and quote.least_tokens > tokens:
+        return None
+    return Batch(request.least, quote.least_tokens)
 
 
 def fit(costs: CostBook, request: LeaseRequest, quote: Quote, tokens: int) -> Batch | None:

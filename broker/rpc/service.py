@@ -230,7 +230,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             self._runtime.bucket(),
             self._runtime.allocator.ledger.totals,
             floor_tokens=self._config.floor_tokens,
-            max_debt_tokens=self._config.max_debt_tokens,
+            max_debt_tokens=self._runtime.allocator.offers.debt_tokens,
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),
             budgets_trouble=self._runtime.budgets_trouble,

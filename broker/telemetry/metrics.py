@@ -164,7 +164,7 @@ class BucketCollector(Collector):
                      view.tick_error_ms / 1e3)  # fmt: skip
         yield _gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
         yield _gauge("max_debt_tokens", "How far a lone lease may reach below zero.",
-                     config.max_debt_tokens)  # fmt: skip
+                     self._runtime.allocator.offers.debt_tokens)  # fmt: skip
         yield _gauge("drift_tokens", "Observed less predicted balance at the last observation.",
                      view.drift_tokens)  # fmt: skip
         yield _gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",

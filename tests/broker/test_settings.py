@@ -1,6 +1,7 @@
 """Settings of the broker, read from an environment of the test's own."""
 
 import hashlib
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,51 @@ def test_a_wrong_setting_is_named_with_its_remedy(
 
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "horizon_ms"),
+    [
+        *(("0", 0), ("500ms", 500), ("90", 90_000), ("90s", 90_000), ("5m", 300_000)),
+        *(("1h", 3_600_000), ("", None)),
+    ],
+)
+def test_the_horizon_of_debt_is_a_duration(
+    monkeypatch: pytest.MonkeyPatch, text: str, horizon_ms: int | None
+) -> None:
+    """A number and a unit, or of seconds; unset means one tick."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_DEBT_HORIZON", text)
+
+    expected = None if horizon_ms is None else timedelta(milliseconds=horizon_ms)
+    assert ServeSettings.load().broker_debt_horizon == expected
+
+
+@pytest.mark.parametrize("text", ["-5s", "1.5m", "5 d", "soon"])
+def test_what_is_no_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The line says what would be one."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_DEBT_HORIZON", text)
+
+    with pytest.raises(SettingsError, match="BROKER_DEBT_HORIZON: must be a whole number"):
+        ServeSettings.load()
+
+
+@pytest.mark.parametrize("source", ["environment", ".env"])
+def test_the_old_setting_of_debt_names_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """A value left behind would be ignored silently otherwise."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    if source == "environment":
+        monkeypatch.setenv("BROKER_MAX_DEBT_TOKENS", "20")
+    else:
+        (tmp_path / ".env").write_text("BROKER_MAX_DEBT_TOKENS=20\n")
+
+    with pytest.raises(SettingsError) as caught:
+        ServeSettings.load()
+
+    assert "BROKER_MAX_DEBT_TOKENS: is replaced by BROKER_DEBT_HORIZON" in str(caught.value)
 
 
 def test_the_key_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,8 +279,8 @@ class Audit:
             self._fail("grant", f"{lease.lease_id} was granted before Keepa ever answered")
             return
         headroom = self._believed(ledger)
-        least = scenario.floor_tokens - scenario.max_debt_tokens
-        lone = ledger.reserved == lease.tokens and seen.envelope.tokens_left > 0
+        least = scenario.floor_tokens - broker.allocator.offers.debt_tokens
+        lone = ledger.in_flight_tokens(0) == lease.tokens and headroom + lease.tokens > 0
         if headroom < least or (headroom < 0 and not lone):
             if not broker.keepa_unreachable():
                 self._fail(

@@ -14,7 +14,7 @@ CostRule = Callable[[int, Dice], int]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One kind of call: batches of up to `units_max`, priced by `cost`.
+    """One kind of call: batches of `units_min` to `units_max`, priced by `cost`.
 
     `prior` is what the caller believes one unit costs, in tokens. `whole` says
     that a smaller batch is useless to it.
@@ -26,6 +26,7 @@ class Demand:
     prior: float
     cost: CostRule
     whole: bool = False
+    units_min: int = 1
 
 
 def _page(units: int, _dice: Dice) -> int:
@@ -49,6 +50,12 @@ def _offers(units: int, dice: Dice) -> int:
     return cost
 
 
+def _few_offers(units: int, dice: Dice) -> int:
+    """Most products have one page of ten offers, some two, few three."""
+    draws = [dice.random() for _ in range(units)]
+    return sum(6 + 6 * (draw < 0.15) + 6 * (draw < 0.03) for draw in draws)
+
+
 def _finder(units: int, dice: Dice) -> int:
     return 10 + dice.between(0, 30) * units
 
@@ -60,6 +67,7 @@ PRODUCTS = Demand("product", Priority.NORMAL, 100, 1.0, _item)
 RATED = Demand("product?rating", Priority.NORMAL, 40, 1.0, _rated)
 OFFERS = Demand("product?offers=20", Priority.NORMAL, 20, 6.0, _offers)
 LOW_OFFERS = Demand("product?offers=20", Priority.LOW, 10, 2.0, _offers)
+OFFERS_OF_15 = Demand("product?offers=20", Priority.NORMAL, 15, 6.0, _few_offers, units_min=15)
 FINDER = Demand("query", Priority.NORMAL, 1, 12.0, _finder, whole=True)
 WHOLE = Demand("product", Priority.HIGH, 100, 1.0, _item, whole=True)
 

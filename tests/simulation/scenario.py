@@ -67,14 +67,15 @@ class Scenario:
     # The broker
     clock_ppm: int = 0
     floor_tokens: int = 0
-    max_debt_tokens: int = 0
+    # Refill time of the greatest debt; None stands for one tick.
+    debt_horizon_ms: int | None = None
     budgets: tuple[Budget, ...] = ()
 
     def config(self) -> AllocatorConfig:
         """The broker's configuration."""
         return AllocatorConfig(
             floor_tokens=self.floor_tokens,
-            max_debt_tokens=self.max_debt_tokens,
+            debt_horizon_ms=self.debt_horizon_ms,
             budgets=self.budgets,
         )
 
@@ -109,7 +110,7 @@ FEATURES: Final[dict[str, tuple[object, ...]]] = {
     "reduction_every_ms": (HOUR_MS,),
     "clock_ppm": (-50, 100),
     "floor_tokens": (10,),
-    "max_debt_tokens": (30,),
+    "debt_horizon_ms": (0, 5 * MINUTE_MS),
     "budgets": (
         (Budget("offers", operation="*offers*", share=0.3),),
         (Budget("odd", holder="*1*", tokens_per_hour=200),),

@@ -75,7 +75,7 @@ class Worker:
             f"{self._number}.{self._asked}",
             self.holder,
             demand,
-            units=dice.between(1, demand.units_max),
+            units=dice.between(demand.units_min, demand.units_max),
             max_wait_ms=dice.exponential(90_000) if dice.strikes(scenario.max_wait) else None,
             asked_ms=self._timeline.now_ms,
         )

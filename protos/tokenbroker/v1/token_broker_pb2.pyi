@@ -742,7 +742,7 @@ class Bucket(_message.Message):
     reserved: _builtins.int
     """Held for calls that the last observation may not include."""
     available: _builtins.int
-    """What could be granted now: balance - reserved - floor + max debt."""
+    """What could be granted now: balance - reserved - floor."""
     capacity: _builtins.int
     """Most the bucket holds: 60 refills."""
     refill_rate: _builtins.int

@@ -4,7 +4,7 @@ import pytest
 
 from broker.core.allocator import ABSENCE_MS, Allocator, AllocatorConfig
 from broker.core.answers import BucketState, DenialReason, Denied, Granted
-from broker.core.bucket import TICK_GUARD_MS
+from broker.core.bucket import DEFAULT_PERIOD_MS, TICK_GUARD_MS
 from broker.core.budgets import Budget
 from broker.core.costs import SAMPLES_MIN
 from broker.core.errors import LeaseConflictError, LeaseEndedError
@@ -337,17 +337,54 @@ def test_the_floor_is_never_granted() -> None:
     assert allocator.etas_ms(10) == {"a": 9_000 + TICK_GUARD_MS - 10}
 
 
+def scattering(tokens: int, debt_horizon_ms: int | None) -> Allocator:
+    """Calls of an operation "q" mostly cost 6 tokens, and seldom 10."""
+    config = AllocatorConfig(debt_horizon_ms=debt_horizon_ms, recovery_grace_ms=0)
+    allocator = synced(tokens, config)
+    for cost in (6, 6, 6, 6, 6, 6, 10):
+        allocator.costs.learn("q", 1, cost, 0)
+    return allocator
+
+
 def test_only_a_lone_lease_reaches_into_debt() -> None:
-    """Allowed debt is used by one call at a time, and only from above zero."""
-    allocator = synced(3, AllocatorConfig(max_debt_tokens=10, recovery_grace_ms=0))
-    allocator.acquire(request("a", units=2), 10)
-    allocator.acquire(request("b", holder="B"), 10)
-
-    assert [lease.lease_id for lease in granted(allocator)] == ["a"]
-
-    allocator.settle(settlement("a", said=envelope(-7, at=100, consumed=10), units=2), 120)
+    """Its likely cost is there, and one tick pays the rest of its price back."""
+    allocator = scattering(6, debt_horizon_ms=None)
+    allocator.acquire(request("a", operation="q"), 10)
+    allocator.acquire(request("b", operation="q", holder="B"), 10)
+    assert [lease.tokens for lease in granted(allocator)] == [10]
+    said = envelope(-4, at=100, consumed=10)
+    allocator.settle(settlement("a", said=said, operation="q"), 120)
 
     assert granted(allocator) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "horizon_ms"),
+    [(5, None), (6, 0), (6, 30_000)],
+)
+def test_debt_is_a_horizon_in_time(tokens: int, horizon_ms: int | None) -> None:
+    """Neither less than the likely cost will do, nor refill that comes too late."""
+    allocator = scattering(tokens, horizon_ms)
+    allocator.acquire(request("a", operation="q"), 10)
+
+    assert granted(allocator) == []
+
+
+def test_a_batch_in_debt_is_as_large_as_its_likely_cost_allows() -> None:
+    """Twelve tokens are two likely costs; their price of 20 needs eight of debt."""
+    allocator = scattering(12, debt_horizon_ms=2 * DEFAULT_PERIOD_MS)
+    allocator.costs.learn("q", 2, 12, 0)
+    allocator.acquire(request("a", operation="q", units=9, min_units=1), 10)
+
+    assert [lease.units for lease in granted(allocator)] == [2]
+
+
+def test_what_even_debt_can_never_cover_is_denied() -> None:
+    """A likely cost above a full bucket would be waited for in vain; with the debt too."""
+    allocator = synced(300)
+    allocator.acquire(request(operation="p", units=61, prior=5), 10)
+
+    assert denied(allocator).reason is DenialReason.TOO_LARGE
 
 
 def test_a_denial_comes_with_an_eta() -> None:

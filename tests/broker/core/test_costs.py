@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.costs import (
+    CALM_CALLS,
     PRICE_CHANGE_CALLS,
     SAMPLE_AGE_MS_MAX,
     SAMPLES_MAX,
@@ -141,3 +142,19 @@ def test_what_is_called_affordable_is_affordable(
     else:
         assert least <= units <= most
         assert book.estimate("p", units, prior) <= tokens
+
+
+def test_few_equal_costs_prove_little_where_other_sizes_scatter() -> None:
+    """A size whose first calls cost the same may still scatter like the others; many prove it."""
+    book = CostBook()
+    for cost in (6, 6, 6, 9, 12):
+        book.learn("offers", 2, cost, 0)
+    for _ in range(SAMPLES_MIN):
+        book.learn("offers", 1, 6, 0)
+        book.learn("deal", 1, 5, 0)
+    few = book.price("offers", 1, 6).worst
+    for _ in range(CALM_CALLS):
+        book.learn("offers", 1, 6, 0)
+
+    assert (few, book.price("offers", 1, 6).worst) == (UNLEARNED_WORST, 1)
+    assert book.price("deal", 1, 5).worst == 1
