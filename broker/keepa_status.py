@@ -24,6 +24,11 @@ READ_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 20.0
 # The real body has about 170 bytes.
 BODY_BYTES_MAX: Final = 64 * 1024
+# Beyond them is noise, which must not become a plan or a tick: the year 2201, more
+# tokens than any account holds, a day.
+LATEST_MS: Final = 7_293_840_000_000
+TOKENS_MAX: Final = 1_000_000_000
+DURATION_MS_MAX: Final = 86_400_000
 
 
 class ProbeFailure(StrEnum):
@@ -124,26 +129,30 @@ def _json_object(body: bytes | None) -> Mapping[str, Any] | None:
 
 
 def _envelope(reply: Mapping[str, Any]) -> Envelope | None:
-    """The envelope if all its fields are there, sound, and tell a balance."""
-    integers = {
-        "server_time_ms": reply.get("timestamp"),
-        "processing_ms": reply.get("processingTimeInMs", 0),
-        "tokens_left": reply.get("tokensLeft"),
-        "tokens_consumed": reply.get("tokensConsumed", 0),
-        "refill_in_ms": reply.get("refillIn"),
-        "refill_rate": reply.get("refillRate"),
+    """The envelope if all its fields are sound and tell a balance.
+
+    The same bodies count as for a fetcher, whose envelopes come with its settles.
+    """
+    # Field, value, least and most; a field that says nothing on /token may be missing.
+    bounds = {
+        "server_time_ms": (reply.get("timestamp"), 1, LATEST_MS),
+        "processing_ms": (reply.get("processingTimeInMs", 0), 0, DURATION_MS_MAX),
+        "tokens_left": (reply.get("tokensLeft"), -TOKENS_MAX, TOKENS_MAX),
+        "tokens_consumed": (reply.get("tokensConsumed", 0), 0, TOKENS_MAX),
+        "refill_in_ms": (reply.get("refillIn"), 0, DURATION_MS_MAX),
+        "refill_rate": (reply.get("refillRate"), 1, TOKENS_MAX),
     }
     reduction = reply.get("tokenFlowReduction", 0.0)
-    # bool is an int to Python, but not to us.
-    if any(type(value) is not int for value in integers.values()):
+    # bool is an int to Python, but not to Keepa.
+    if any(
+        type(value) is not int or not least <= value <= most
+        for value, least, most in bounds.values()
+    ):
         return None
-    if type(reduction) not in {int, float}:
+    if type(reduction) not in {int, float} or not 0 <= reduction <= TOKENS_MAX:
         return None
-    envelope = Envelope(**integers, token_flow_reduction=reduction)
-    durations = (envelope.processing_ms, envelope.tokens_consumed, envelope.refill_in_ms)
-    if min(durations) < 0 or not envelope.is_observation:
-        return None
-    return envelope
+    integers = {field: value for field, (value, _, _) in bounds.items()}
+    return Envelope(**integers, token_flow_reduction=float(reduction))
 
 
 def _explain(status: int, reply: Mapping[str, Any] | None) -> KeepaSyncError:

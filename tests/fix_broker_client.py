@@ -18,7 +18,7 @@ from tests.fetcher.async_face import ClientFace, Loop
 from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
 
 ENVELOPE = Envelope(
-    timestamp_ms=1_758_325_044_347,
+    server_time_ms=1_758_325_044_347,
     processing_ms=2,
     tokens_left=28,
     tokens_consumed=5,

@@ -16,6 +16,9 @@ ID_LENGTH_MAX: Final = 128
 # Beyond any use, and still far from where integers or timers overflow.
 DURATION_S_MAX: Final = 366 * 86_400
 TOKENS_MAX: Final = 10**9
+NANOS: Final = 1_000_000_000
+# The year 2201: a later time is noise, and might not fit into a reply's Timestamp.
+SERVER_TIME_S_MAX: Final = 7_293_840_000
 
 PRIORITIES: Final = {
     pb.PRIORITY_HIGH: Priority.HIGH,
@@ -203,7 +206,11 @@ def _envelope(message: pb.Envelope) -> Envelope:
         _require(0 <= value <= TOKENS_MAX, f"envelope.{field}", "must not be negative")
     _require(abs(message.tokens_left) <= TOKENS_MAX, "envelope.tokens_left", "is out of range")
     time = message.server_time
-    _require(time.seconds >= 0, "envelope.server_time", "must not be before 1970")
+    _require(
+        0 <= time.seconds <= SERVER_TIME_S_MAX and 0 <= time.nanos < NANOS,
+        "envelope.server_time",
+        "must be between the years 1970 and 2201",
+    )
     return Envelope(
         server_time_ms=time.seconds * 1000 + time.nanos // 1_000_000,
         processing_ms=_milliseconds(message.processing_time, "envelope.processing_time"),

@@ -194,7 +194,7 @@ def seconds(message: Duration) -> float:
 
 def _envelope(envelope: Envelope, age_s: float) -> pb.Envelope:
     server_time = Timestamp()
-    server_time.FromMilliseconds(envelope.timestamp_ms)
+    server_time.FromMilliseconds(envelope.server_time_ms)
     return pb.Envelope(
         server_time=server_time,
         processing_time=duration(envelope.processing_ms / 1000),

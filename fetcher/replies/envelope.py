@@ -5,21 +5,26 @@ Pure, so that the broker client can be used without the rest of the fetcher.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeGuard
+from typing import Self, TypeGuard
 
 # The year 2201: a later server time is noise.
 LATEST_MS = 7_293_840_000_000
+# More than any account holds, and than any tick or call takes: beyond it is noise. The
+# broker refuses what exceeds a bound of its own, which is not below these.
+TOKENS_MAX = 1_000_000_000
+DURATION_MS_MAX = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """One reply's token fields, in Keepa's units (keepa-api.md, section 1).
 
-    Times are milliseconds; *refill_rate* is the tokens that one tick brings;
-    *refill_in_ms* counts from the end of processing.
+    Times are milliseconds; *server_time_ms* is Keepa's Unix clock when it began
+    processing, *refill_in_ms* counts from the end of processing, *refill_rate* is the
+    tokens that one tick brings; 0 if the reply tells no balance.
     """
 
-    timestamp_ms: int
+    server_time_ms: int
     processing_ms: int
     tokens_left: int
     tokens_consumed: int
@@ -31,24 +36,31 @@ class Envelope:
     def from_body(cls, body: object) -> Self | None:
         """Read the envelope of a decoded reply; None when it has none.
 
-        Without a balance and a server time there is no envelope; other fields
-        may be missing and count as zero.
+        Without a balance and a server time there is no envelope. An envelope in which
+        another field is odd tells no balance, as for the broker's own probe; what the
+        call cost is read all the same.
         """
         if not isinstance(body, Mapping):
             return None
-        tokens_left, timestamp_ms = body.get("tokensLeft"), body.get("timestamp")
-        if not (_is_integer(tokens_left) and _is_integer(timestamp_ms)):
+        tokens_left, server_time_ms = body.get("tokensLeft"), body.get("timestamp")
+        if not (_is_whole(tokens_left, -TOKENS_MAX, TOKENS_MAX)):
             return None
-        if not 0 < timestamp_ms <= LATEST_MS:
+        if not _is_whole(server_time_ms, 1, LATEST_MS):
             return None
+        processing_ms = _whole(body.get("processingTimeInMs", 0), DURATION_MS_MAX)
+        tokens_consumed = _whole(body.get("tokensConsumed", 0), TOKENS_MAX)
+        refill_in_ms = _whole(body.get("refillIn"), DURATION_MS_MAX)
+        refill_rate = _whole(body.get("refillRate"), TOKENS_MAX)
+        reduction = _amount(body.get("tokenFlowReduction", 0.0))
+        others = (processing_ms, tokens_consumed, refill_in_ms, refill_rate, reduction)
         return cls(
-            timestamp_ms=timestamp_ms,
-            processing_ms=max(0, _integer(body, "processingTimeInMs")),
+            server_time_ms=server_time_ms,
+            processing_ms=processing_ms or 0,
             tokens_left=tokens_left,
-            tokens_consumed=max(0, _integer(body, "tokensConsumed")),
-            refill_in_ms=max(0, _integer(body, "refillIn")),
-            refill_rate=max(0, _integer(body, "refillRate")),
-            token_flow_reduction=_number(body, "tokenFlowReduction"),
+            tokens_consumed=tokens_consumed or 0,
+            refill_in_ms=refill_in_ms or 0,
+            refill_rate=0 if None in others else refill_rate or 0,
+            token_flow_reduction=reduction or 0.0,
         )
 
     @property
@@ -56,27 +68,17 @@ class Envelope:
         """Whether the balance may be believed: an unknown key answers all zeros."""
         return self.refill_rate > 0
 
-    @property
-    def server_time_ms(self) -> int:
-        """Keepa's clock at the end of processing, in Unix milliseconds."""
-        return self.timestamp_ms + self.processing_ms
+
+def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
+    # bool is an int to Python, but not to Keepa.
+    return type(value) is int and least <= value <= most
 
 
-# A 64-bit field on the wire to the broker; anything beyond is garbage.
-_LARGEST = 2**53
+def _whole(value: object, most: int) -> int | None:
+    return value if _is_whole(value, 0, most) else None
 
 
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _integer(body: Mapping[str, Any], name: str) -> int:
-    value = body.get(name)
-    return value if _is_integer(value) else 0
-
-
-def _number(body: Mapping[str, Any], name: str) -> float:
-    value = body.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0
-    return float(value) if 0 <= value <= _LARGEST else 0.0
+def _amount(value: object) -> float | None:
+    if type(value) not in {int, float} or not 0 <= value <= TOKENS_MAX:  # type: ignore[operator]  # a number by then
+        return None
+    return float(value)  # type: ignore[arg-type]  # likewise

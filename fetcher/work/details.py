@@ -74,7 +74,7 @@ class ProductsJob(Job):
         asins = tuple(claim.asin for claim in self._claims)
         page = parse_products(reply.body, domain_id=self._request.domain_id, asins=asins)
         envelope = reply.envelope
-        server_ms = int(time.time() * 1000) if envelope is None else envelope.timestamp_ms
+        server_ms = int(time.time() * 1000) if envelope is None else envelope.server_time_ms
         commit = partial(self._commit, page=page, server_ms=server_ms, workplace=workplace)
         with tracer.start_as_current_span("write"):
             lost = workplace.persist(commit)

@@ -93,7 +93,7 @@ class PageJob(Job):
         envelope = reply.envelope
         paid = PageReply(
             page=page,
-            server_ms=int(time.time() * 1000) if envelope is None else envelope.timestamp_ms,
+            server_ms=int(time.time() * 1000) if envelope is None else envelope.server_time_ms,
             tokens=0 if envelope is None else envelope.tokens_consumed,
         )
         with tracer.start_as_current_span("write"):

@@ -32,7 +32,7 @@ def test_a_settled_lease_reports_what_keepa_said(stage: Stage) -> None:
     assert settled.lease_id == asked.lease_id
     assert settled.outcome == pb.OUTCOME_REPLIED
     assert (settled.units, settled.tokens) == (2, 10)
-    assert settled.envelope.server_time.ToMilliseconds() == ENVELOPE.timestamp_ms
+    assert settled.envelope.server_time.ToMilliseconds() == ENVELOPE.server_time_ms
     assert settled.envelope.refill_in.ToMilliseconds() == ENVELOPE.refill_in_ms
     assert settled.envelope.tokens_left == ENVELOPE.tokens_left
     assert settled.HasField("call_duration")
