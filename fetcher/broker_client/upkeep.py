@@ -1,14 +1,25 @@
 """The background thread: renews open leases, repeats settles until they are taken."""
 
+import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 import grpc
 
 from fetcher.broker_client.connection import Connection
-from fetcher.broker_client.duties import FIRST_SETTLE_TIMEOUT_S, RETRY_TIMEOUT_S, Duties
+from fetcher.broker_client.duties import (
+    FIRST_SETTLE_TIMEOUT_S,
+    RETRY_PAUSE_S,
+    RETRY_TIMEOUT_S,
+    Duties,
+)
 from fetcher.broker_client.lease import HeldLease
 from fetcher.broker_client.wire import Settlement, renewal
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 
 class Upkeep:
@@ -20,6 +31,7 @@ class Upkeep:
         self._wake = threading.Event()
         self._closing = False
         self._flush_until_s = 0.0
+        self._logged: set[type[Exception]] = set()
         self._thread = threading.Thread(target=self._run, name="broker-upkeep", daemon=True)
         self._thread.start()
 
@@ -36,7 +48,13 @@ class Upkeep:
     def settle(self, lease: HeldLease, settlement: Settlement) -> None:
         """End *lease*; returns when the broker has it or it is queued for a retry."""
         self._duties.ended(lease)
-        if not self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False):
+        try:
+            is_over = self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False)
+        except Exception:
+            # The caller has a reply in hand that was paid for, and must get on with it.
+            log.exception("unexpected error in a settle: trying again")
+            is_over = False
+        if not is_over:
             self.settle_later(settlement)
 
     def settle_later(self, settlement: Settlement) -> None:
@@ -56,10 +74,23 @@ class Upkeep:
         while not self._closing:
             self._wake.wait(self._duties.pause_s())
             self._wake.clear()
-            self._renew_due()
-            self._deliver()
+            self._survive(self._renew_due)
+            self._survive(self._deliver)
         while self._duties.settles_left and time.monotonic() < self._flush_until_s:
-            self._deliver()
+            self._survive(self._deliver)
+
+    def _survive(self, work: Callable[[], None]) -> None:
+        """Run *work*; an unexpected error is logged once, and must not end the thread.
+
+        Without it leases lapse under their calls, and what they cost is never reported.
+        """
+        try:
+            work()
+        except Exception as exc:
+            if type(exc) not in self._logged:
+                self._logged.add(type(exc))
+                log.exception("unexpected error in the upkeep of leases: trying again")
+            time.sleep(RETRY_PAUSE_S)
 
     def _renew_due(self) -> None:
         now_s = time.monotonic()
@@ -76,16 +107,31 @@ class Upkeep:
             for lease in self._duties.due(now_s)
         ]
         for lease, call in calls:
-            try:
-                self._duties.renewed(lease, call.result(), asked_at_s=now_s)
-            except grpc.RpcError as exc:
-                self._connection.refresh()
-                self._duties.renewal_failed(lease, exc)
+            self._survive(partial(self._finish_renewal, lease, call, asked_at_s=now_s))
+
+    def _finish_renewal(
+        self,
+        lease: HeldLease,
+        call: "grpc.CallFuture[pb.RenewLeaseResponse]",
+        *,
+        asked_at_s: float,
+    ) -> None:
+        try:
+            self._duties.renewed(lease, call.result(), asked_at_s=asked_at_s)
+        except grpc.RpcError as exc:
+            self._connection.refresh()
+            self._duties.renewal_failed(lease, exc)
 
     def _deliver(self) -> None:
         """Send queued settles in order until one is not taken."""
         while (settlement := self._duties.next_settlement()) is not None:
-            if not self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True):
+            try:
+                is_over = self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True)
+            except Exception:
+                # Kept, but behind the others: it must not stand in their way.
+                self._duties.settle_later(settlement)
+                raise
+            if not is_over:
                 self._duties.settle_later(settlement, first=True)
                 return
 

@@ -1,6 +1,6 @@
 """What `dealfetcher doctor` looks at: one finding a line, each with its remedy."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -206,12 +206,19 @@ def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(subject, State.WARNING, text, "raise max_pages, or give it more tokens")
 
 
-def _workers(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+def _workers(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     alive = [row for row in rows if row["seen_ago_s"] < ALIVE_S]
     if not alive:
         yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
-    for row in alive:
-        yield Finding("fetchers", State.OK, f"{row['holder']} {row['version']}: {row['doing']}")
+    for row in rows:
+        name = f"{row['holder']} {row['version']}"
+        if row in alive:
+            yield Finding("fetchers", State.OK, f"{name}: {row['doing']}")
+        else:
+            # It has not left, so it was killed, or it can't do its work.
+            text = f"{name} has not worked for {_minutes(row['seen_ago_s'])}: {row['doing']}"
+            remedy = "if it still runs, its log names the cause; restart it"
+            yield Finding("fetchers", State.WARNING, text, remedy)
 
 
 def _ago(seconds: int) -> str:

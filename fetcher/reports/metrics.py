@@ -35,6 +35,7 @@ from fetcher.postgres.schema import missing_migrations
 from fetcher.queries.query import DealQuery
 from fetcher.query_folder import QueryFolder
 from fetcher.scans.intervals import LONGEST_INTERVAL_MS
+from fetcher.work.threads import Mishaps
 
 log = structlog.get_logger(__name__)
 
@@ -72,25 +73,39 @@ class Measuring:
         self._database, self._folder, self._silent_s = database, folder, silent_s
         self.latest: Measurement | None = None
         self.database_up = False
+        self._problem = ""
+        self._mishaps = Mishaps("metrics")
 
     def run(self, stop: threading.Event) -> None:
         """Measure until *stop* is set."""
         while not stop.is_set():
             started_s = time.monotonic()
-            self._measure_or_say_why()
+            least_pause_s = MEASURE_EVERY_S
+            try:
+                self._measure_or_log_why()
+            except Exception as exc:  # noqa: BLE001 - the loop's top level; logged there
+                self.database_up = False
+                least_pause_s = self._mishaps.note(exc)
+            else:
+                self._mishaps.over()
             took_s = time.monotonic() - started_s
-            stop.wait(max(MEASURE_EVERY_S, IDLE_SHARE * took_s))
+            stop.wait(max(least_pause_s, IDLE_SHARE * took_s))
 
-    def _measure_or_say_why(self) -> None:
+    def _measure_or_log_why(self) -> None:
         self._folder.refresh()
         try:
             with self._database.connection() as connection:
                 self.latest = measure(connection, self._folder.book.queries, self._silent_s)
         except DatabaseAwayError as exc:
-            log.warning("nothing measured", problem=str(exc))
+            if str(exc) != self._problem:
+                self._problem = str(exc)
+                log.warning("nothing measured: trying again", problem=self._problem)
             self.database_up = False
-        else:
-            self.database_up = True
+            return
+        if self._problem:
+            self._problem = ""
+            log.info("the database can be measured again")
+        self.database_up = True
 
 
 def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: float) -> Measurement:
