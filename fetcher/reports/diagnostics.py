@@ -1,6 +1,6 @@
 """What `dealfetcher doctor` looks at: one finding a line, each with its remedy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
@@ -62,6 +62,13 @@ class Activities:
         name = threading.current_thread().name
         with self._lock:
             self._current[name] = Activity(name, text, time.monotonic(), at_most_s)
+
+    def rest(self) -> None:
+        """Note that the calling thread rests, for as long as it likes."""
+        name = threading.current_thread().name
+        with self._lock:
+            if (current := self._current.get(name)) is not None:
+                self._current[name] = replace(current, at_most_s=None)
 
     def current(self) -> list[Activity]:
         """What the threads do, by thread."""
@@ -137,6 +144,7 @@ class Threads:
                     pause_s = mishaps.note(exc)
                 else:
                     mishaps.over()
+                self._activities.rest()
                 self._stop.wait(pause_s)
         except BaseException as exc:
             log.exception("thread ended", thread=name)

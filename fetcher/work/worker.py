@@ -64,8 +64,10 @@ class Worker:
     def __init__(self, workplace: Workplace, new_keepa: Callable[[], Keepa], version: str) -> None:
         self._workplace = workplace
         self._version = version
-        self._scans = ScanWork(workplace, new_keepa())
-        self._details = EnrichmentWork(workplace, new_keepa())
+        # A session each: they are for one thread.
+        self._keepas = [new_keepa(), new_keepa()]
+        self._scans = ScanWork(workplace, self._keepas[0])
+        self._details = EnrichmentWork(workplace, self._keepas[1])
         self._end_heard, self._end_said = socket.socketpair()
         self._end_said.setblocking(False)
         self._fatal: Exception | None = None
@@ -106,6 +108,13 @@ class Worker:
         bytes in a socket can't be missed.
         """
         return self._end_said.fileno()
+
+    def close(self) -> None:
+        """Disconnect from Keepa, once `run` has returned and no signal can come any more."""
+        for keepa in self._keepas:
+            keepa.close()
+        self._end_heard.close()
+        self._end_said.close()
 
     def end(self) -> None:
         """Have `run` return soon."""
