@@ -16,7 +16,12 @@ import grpc
 from opentelemetry.trace import SpanKind
 
 from fetcher.broker_client.connection import AsyncConnection
-from fetcher.broker_client.duties import FIRST_SETTLE_TIMEOUT_S, RETRY_TIMEOUT_S, Duties
+from fetcher.broker_client.duties import (
+    FIRST_SETTLE_TIMEOUT_S,
+    RETRY_PAUSE_S,
+    RETRY_TIMEOUT_S,
+    Duties,
+)
 from fetcher.broker_client.errors import (
     BrokerAwayError,
     BrokerRefusedError,
@@ -85,6 +90,7 @@ class AsyncBrokerClient:
         self._waits: set[Any] = set()
         self._closing = False
         self._flush_until_s = 0.0
+        self._logged: set[type[Exception]] = set()
         # The loop keeps weak references only.
         self._keeper: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -261,12 +267,25 @@ class AsyncBrokerClient:
                 async with asyncio.timeout(self._duties.pause_s()):
                     await self._wake.wait()
             self._wake.clear()
-            await self._renew_due()
-            await self._deliver()
+            await self._survive(self._renew_due())
+            await self._survive(self._deliver())
+
+    async def _survive(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await *work*; an unexpected error is logged once, and must not end the upkeep.
+
+        Without it leases lapse under their calls, and what they cost is never reported.
+        """
+        try:
+            await work
+        except Exception as exc:
+            if type(exc) not in self._logged:
+                self._logged.add(type(exc))
+                log.exception("unexpected error in the upkeep of leases: trying again")
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _deliver_rest(self) -> None:
         while self._duties.settles_left and time.monotonic() < self._flush_until_s:
-            await self._deliver()
+            await self._survive(self._deliver())
 
     async def _watch(self) -> None:
         """Renew all leases whenever the connection is lost: the broker may be a new one."""
@@ -281,7 +300,7 @@ class AsyncBrokerClient:
         now_s = time.monotonic()
         due = self._duties.due(now_s)
         # Sent together: one that hangs must not let the others lapse.
-        await asyncio.gather(*(self._renew(lease, now_s) for lease in due))
+        await asyncio.gather(*(self._survive(self._renew(lease, now_s)) for lease in due))
 
     async def _renew(self, lease: HeldLease, now_s: float) -> None:
         try:
@@ -303,7 +322,13 @@ class AsyncBrokerClient:
         await asyncio.shield(task)
 
     async def _settle_first(self, settlement: Settlement) -> None:
-        if not await self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False):
+        try:
+            is_over = await self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False)
+        except Exception:
+            # The caller has a reply in hand that was paid for, and must get on with it.
+            log.exception("unexpected error in a settle: trying again")
+            is_over = False
+        if not is_over:
             self._settle_later(settlement)
 
     def _settle_later(self, settlement: Settlement) -> None:
@@ -313,14 +338,18 @@ class AsyncBrokerClient:
     async def _deliver(self) -> None:
         """Send queued settles in order until one is not taken."""
         while (settlement := self._duties.next_settlement()) is not None:
-            taken = False
             try:
                 taken = await self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True)
-            finally:
+            except Exception:
+                # Kept, but behind the others: it must not stand in their way.
+                self._duties.settle_later(settlement)
+                raise
+            except BaseException:
                 # Cancelled, it is not taken either.
-                if not taken:
-                    self._duties.settle_later(settlement, first=True)
+                self._duties.settle_later(settlement, first=True)
+                raise
             if not taken:
+                self._duties.settle_later(settlement, first=True)
                 return
 
     async def _send(

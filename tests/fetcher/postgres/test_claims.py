@@ -21,7 +21,6 @@ from fetcher.postgres.database import Connection
 from fetcher.postgres.deals import upsert_deals
 from fetcher.postgres.pages import claim_page
 from fetcher.postgres.products import (
-    Request,
     claim_products,
     count_wanted,
     known_products,
@@ -29,12 +28,14 @@ from fetcher.postgres.products import (
     store_products,
     want_products,
 )
+from fetcher.queries.judging import DetailsRequest
 from fetcher.replies.products import Product, parse_product
 from tests.fetcher.keepa_pages import NOON_MS, asin, page, query, row
 from tests.fetcher.work.test_page_commit import start
 
 TTL_S = 30.0
-REQUEST = Request(1, "product?stats=90", {"stats": 90}, 1)
+REQUEST = DetailsRequest(1, "product?stats=90", {"stats": 90}, 1)
+RAWS = {asin(1): {"asin": asin(1), "title": "A title"}}
 BOTH = [PAGE_WORK, PRODUCT_WORK]
 
 Change = Callable[[Connection, WorkTable, list[Claim]], list[Claim]]
@@ -174,7 +175,7 @@ def test_any_error_text_can_be_kept(database: Database, table: WorkTable) -> Non
 
 def product(number: int) -> Product:
     """Details of one product."""
-    return parse_product({"asin": asin(number), "title": "A title"}, domain_id=1)
+    return parse_product(RAWS[asin(number)], domain_id=1)
 
 
 def test_a_late_answer_to_another_question_is_not_taken_for_the_answer(
@@ -183,13 +184,13 @@ def test_a_late_answer_to_another_question_is_not_taken_for_the_answer(
     """The first holder's reply comes when others have bought it and more is wanted by now."""
     claimed(database, PRODUCT_WORK, "me", ttl_s=-1)
     claimed(database, PRODUCT_WORK, "you")
-    more = Request(1, "product?offers=20", {"stats": 90, "offers": 20}, 6)
+    more = DetailsRequest(1, "product?offers=20", {"stats": 90, "offers": 20}, 6)
     with database.connection() as connection:
-        store_products(connection, REQUEST, [product(1)], reply_time_ms=NOON_MS)
+        store_products(connection, REQUEST, [product(1)], RAWS, reply_time_ms=NOON_MS)
         want_products(connection, more, {asin(1): NOON_MS})
-        store_products(connection, REQUEST, [product(1)], reply_time_ms=NOON_MS + 60_000)
+        store_products(connection, REQUEST, [product(1)], RAWS, reply_time_ms=NOON_MS + 60_000)
         wanted = next_request(connection)
-        known = known_products(connection, 1, [asin(1)])[asin(1)]
+        known = known_products(connection, query(enrichment=True), [asin(1)])[asin(1)]
 
     assert wanted == more
     assert known.parameters == REQUEST.parameters

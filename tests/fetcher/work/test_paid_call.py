@@ -10,7 +10,8 @@ from deploy.local.ports import free_port
 from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa, Reply
 from fetcher.postgres import Database
-from fetcher.postgres.products import ProductClaim, Request
+from fetcher.postgres.products import ProductClaim
+from fetcher.queries.judging import DetailsRequest
 from fetcher.query_folder import QueryFolder
 from fetcher.work.details import ProductsJob
 from fetcher.work.pages import PageJob
@@ -121,7 +122,7 @@ def odd_page(workplace: Workplace, keepa: Keepa) -> tuple[Job, Reply]:
 def odd_products(_workplace: Workplace, keepa: Keepa) -> tuple[Job, Reply]:
     """A batch with a product that names no ASIN."""
     claimed = [ProductClaim(1, asin(1), fence=1, attempts=0)]
-    job = ProductsJob(Request(1, "product?stats=90", {"stats": 90}, 1), claimed, keepa)
+    job = ProductsJob(DetailsRequest(1, "product?stats=90", {"stats": 90}, 1), claimed, keepa)
     products = [{"asin": asin(1), "title": "A title"}, {"title": "?"}]
     return job, Reply({"products": products}, None, 0.1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fetcher.broker_client import BrokerClient, upkeep
+from fetcher.broker_client import BrokerClient, aio, upkeep
 from fetcher.broker_client.wire import Settlement
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database
@@ -167,13 +167,23 @@ def test_a_stuck_thread_is_logged_and_its_process_is_alive_no_more(
     assert stuck == ["scans"]
 
 
+@pytest.fixture
+def face(request: pytest.FixtureRequest) -> str:
+    """Which client the test runs with."""
+    return str(request.node.callspec.params["stage"])
+
+
 def test_upkeep_goes_on_after_an_unexpected_error(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stage: Stage,
+    face: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The next renewal is sent all the same, and one line holds the traceback."""
     servicer = ScriptedBroker(ttl_s=0.6)
     client = stage.client(stage.broker(servicer))
-    raised = failing_once(monkeypatch, upkeep, "renewal", ZeroDivisionError("as told"))
+    places = {"blocking": upkeep, "asyncio": aio}
+    raised = failing_once(monkeypatch, places[face], "renewal", ZeroDivisionError("as told"))
     with client.lease("deal", tokens_per_unit=5):
         wait_until(lambda: len(servicer.renewals) >= 2, "two renewals", 20)
     wait_until(lambda: servicer.settles, "a settle", 20)
