@@ -16,8 +16,8 @@ from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
-READY_TIMEOUT_S = 30.0
-RPC_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 90.0
+RPC_TIMEOUT_S = 60.0
 # The developer's own settings must not leak into a test.
 OWN_PREFIXES = (
     "KEEPA_",

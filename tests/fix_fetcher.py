@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from tests.fix_broker import (
     launch_broker,
 )
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator, price_type_of
+from tests.waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = 60.0
 ROOT = Path(__file__).parent.parent
 TOO_MANY_REQUESTS = 429
 
@@ -46,15 +45,6 @@ SELECTION: dict[str, object] = {
     "isRangeEnabled": True,
     "sortType": 1,
 }
-
-
-def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Wait until *condition* holds; fail the test, saying *what*, when it doesn't in time."""
-    give_up_at = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > give_up_at:
-            pytest.fail(f"waited {deadline_s:.0f} s in vain: {what}")
-        time.sleep(0.05)
 
 
 class World:

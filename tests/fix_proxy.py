@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 CHUNK_BYTES = 65_536
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 
 
 class Proxy:

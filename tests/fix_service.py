@@ -19,7 +19,7 @@ from protos.channel import options
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_simulator import RunningSimulator, launch_simulator
 
-SYNC_TIMEOUT_S = 15.0
+SYNC_TIMEOUT_S = 60.0
 FINGERPRINT = "0123456789ab"
 # A tick that comes soon, and one that no test lives to see.
 SOON_S, NEVER_S = 1.0, 3600.0

@@ -15,8 +15,8 @@ from deploy.local.tether import tethered
 
 _ROOT = Path(__file__).parent.parent
 _READY = "keepa-simulator listening on "
-_STOP_TIMEOUT_S = 10
-_CONTROL_TIMEOUT_S = 30
+_STOP_TIMEOUT_S = 60
+_CONTROL_TIMEOUT_S = 60
 
 StartSimulator = Callable[..., "RunningSimulator"]
 

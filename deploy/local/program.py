@@ -156,11 +156,18 @@ class Program:
     @property
     def last_words(self) -> str:
         """The last line that it wrote, as a person would like to read it."""
+        self._catch_up()
         return str(LogLine.parse(self.last_line)).removeprefix("ERROR: ") or "no message"
 
     def output(self) -> str:
-        """Everything it has written so far."""
+        """What it has written so far; after its end, everything."""
+        self._catch_up()
         return self._log_path.read_text(encoding="utf-8", errors="replace")
+
+    def _catch_up(self) -> None:
+        """Waits, once the program has ended, until its last line has been copied."""
+        if not self.running and self._reader not in {None, threading.current_thread()}:
+            self._reader.join(STOP_TIMEOUT_S)
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None

@@ -11,7 +11,7 @@ from protos.channel.reasons import REASON_KEY
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fix_service import ServedBroker
 
-DEADLINE_S = 15.0
+DEADLINE_S = 90.0
 
 
 def acquire(lease_id: str = "a", **changes: Any) -> pb.AcquireLeaseRequest:

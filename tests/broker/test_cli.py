@@ -21,7 +21,7 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, StartBroker, environment
 from tests.fix_simulator import RunningSimulator, launch_simulator
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 90.0
 COMMAND = [sys.executable, "-m", "broker"]
 
 

@@ -2,9 +2,8 @@
 
 import itertools
 import json
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -24,14 +23,6 @@ def write_query(folder: Path, name: str, selection: dict[str, Any], **head: Any)
     query = {"name": name, "sort": 1, **head, "selection": {**WIDE, **selection}}
     (folder / f"{name}.json").write_text(json.dumps(query))
     return folder
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait for *condition*, or fail the test with what was waited for."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain for {what}"
-        time.sleep(0.05)
 
 
 def fetch(database_url: str, statement: LiteralString) -> list[tuple[Any, ...]]:

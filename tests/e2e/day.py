@@ -178,13 +178,13 @@ class Day:
     def _kill(self) -> None:
         victim = self.fleet[len(self.kills_ms) % len(self.fleet)]
         victim.kill()
-        victim.wait(10)
+        victim.wait(90)
         self.kills_ms.append(int(time.time() * 1000))
         victim.start()
 
     def _restart_broker(self) -> None:
         self.broker.program.kill()
-        self.broker.program.wait(10)
+        self.broker.program.wait(90)
         self.broker.start()
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from deploy.keepa_simulator.options import DEMO_KEY
 from deploy.local.program import Program
-from tests.e2e.collection import wait_until
 from tests.fix_broker import StartProgram, environment
 from tests.test_documents import ROOT, of
+from tests.waiting import wait_until
 
 PROGRAMS = {"tokenbroker": "broker", "dealfetcher": "fetcher"}
 # They run until they are stopped; what they serve is tested elsewhere.
@@ -69,9 +69,7 @@ def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory)
         queries=ROOT / "deploy" / "queries",
         data_dir=data_dir,
     )
-    wait_until(
-        lambda: "page read" in program.output() or not program.running, 120, "the first page"
-    )
+    wait_until(lambda: "page read" in program.output() or not program.running, "the first page")
     return RunningStack(program, data_dir)
 
 

@@ -16,11 +16,11 @@ from tests.e2e.collection import (
     same_page_at_once,
     stored_deals,
     times_dry,
-    wait_until,
     write_query,
 )
 from tests.fix_broker import RunningBroker, StartBroker, StartProgram
 from tests.fix_simulator import RunningSimulator, StartSimulator
+from tests.waiting import wait_until
 
 # Looks like no other text, so that finding it in an output means a leak.
 KEY = "k3y" + "0123456789abcdef" * 4
@@ -100,8 +100,8 @@ def test_a_fleet_shares_a_bucket_that_keeps_running_dry(
         poll_speed=60,
     )
     fleet.add(4)
-    wait_until(lambda: times_dry(simulator.calls()) >= 4, 60, "a bucket that ran dry four times")
-    wait_until(lambda: simulator.stats()["spent"] >= 150, 60, "150 tokens spent")
+    wait_until(lambda: times_dry(simulator.calls()) >= 4, "a bucket that ran dry four times")
+    wait_until(lambda: simulator.stats()["spent"] >= 150, "150 tokens spent")
     exit_codes = fleet.stop()
     stats, calls, bucket = simulator.stats(), simulator.calls(), broker.bucket()
     readers = [each.name for each in fleet.fetchers if "page read" in each.output()]
@@ -142,12 +142,11 @@ def test_another_fetcher_finishes_the_page_of_a_killed_one(
     )
     simulator.set_fault("latency:ms=20000,path=/deal,count=1")
     fleet.add(2)
-    wait_until(lambda: calls_under_way(simulator) == 1, 20, "a call under way")
+    wait_until(lambda: calls_under_way(simulator) == 1, "a call under way")
     victim = fleet.holding(open_leases(broker)[0])
     victim.kill()
     wait_until(
         lambda: fetch(database_url, "SELECT state FROM scans") == [("completed",)],
-        30,
         "the scan to be finished by the other",
     )
     survivor = next(fetcher for fetcher in fleet.fetchers if fetcher is not victim)

@@ -10,9 +10,10 @@ import pytest
 
 from deploy.local.ports import free_port
 from deploy.local.program import Program
-from tests.e2e.collection import stored_deals, wait_until
+from tests.e2e.collection import stored_deals
 from tests.fix_broker import StartProgram, environment
 from tests.fix_simulator import StartSimulator
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy/tls/make-certificates.sh"
@@ -93,14 +94,14 @@ def test_a_stack_with_mutual_tls_collects_deals(
         **server_settings(folder),
         **client_settings(folder, "fetcher"),
     )
-    wait_until(lambda: has_read(stack, 1), 40, "a page that was read")
+    wait_until(lambda: has_read(stack, 1), "a page that was read")
     before = {path: path.read_bytes() for path in folder.glob("*.crt")}
     make_certificates(folder)
     done = {
         name: [operate(command, name, folder, address) for command in ("status", "sync")]
         for name in ("operator", "viewer")
     }
-    wait_until(lambda: has_read(stack, 3), 40, "pages read after the renewal")
+    wait_until(lambda: has_read(stack, 3), "pages read after the renewal")
     stack.stop()
     said = stack.output()
     keys = [line for path in folder.glob("*.key") for line in path.read_text().splitlines()[1:-1]]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from fetcher.broker_client import BrokerClient, WaitCancelledError
-from tests.e2e.collection import wait_until
 from tests.fix_broker import RunningBroker, StartBroker
 from tests.fix_simulator import StartSimulator
+from tests.waiting import wait_until
 
 README = Path(__file__).parents[2] / "protos" / "README.md"
 SERVICE = "tokenbroker.v1.TokenBrokerService"
@@ -73,7 +73,7 @@ def waiting(starving_broker: RunningBroker) -> Iterator[str]:
     with BrokerClient(starving_broker.address, holder="patient") as client:
         thread = threading.Thread(target=wait)
         thread.start()
-        wait_until(lambda: starving_broker.bucket().waiting == 1, 10, "a request that waits")
+        wait_until(lambda: starving_broker.bucket().waiting == 1, "a request that waits")
         yield client.holder
         client.stop_waiting()
         thread.join()

@@ -19,11 +19,12 @@ from deploy.local.program import Program, stop_together
 from protos.channel.access import Access
 from protos.process.logs import Renderer
 from protos.process.redaction import REDACTED
-from tests.e2e.collection import fetch, wait_until, write_query
+from tests.e2e.collection import fetch, write_query
 from tests.e2e.otlp_receiver import receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
 from tests.fix_certificates import table
 from tests.fix_simulator import StartSimulator
+from tests.waiting import wait_until
 
 # Each with a core that stands in no other text and that no quoting changes, and with
 # characters that URLs, JSON and SQL write differently.
@@ -163,8 +164,8 @@ def test_no_output_of_a_full_run_holds_a_secret(
         programs.append(start_program("fetcher", "metrics", **settings))
         programs.append(start_program("broker", "watch", "--output", "json", **settings))
         observed = (*programs, served.program)
-        wait_until(lambda: words_missing(observed) == set(), 30, "every fault in the logs")
-        wait_until(lambda: fetch(database_url, "SELECT 1 FROM products") != [], 30, "details")
+        wait_until(lambda: words_missing(observed) == set(), "every fault in the logs")
+        wait_until(lambda: fetch(database_url, "SELECT 1 FROM products") != [], "details")
         outputs = dict(command_outputs(wrong, **settings))
         urls = [f"{served.http_url}/{page}" for page in ("metrics", "healthz", "readyz")]
         outputs.update(pages(*urls, f"http://{metrics}/metrics"))

@@ -14,9 +14,10 @@ import pytest
 
 from deploy.local.ports import free_port
 from deploy.local.program import Program
-from tests.e2e.collection import fetch, stored_deals, wait_until
+from tests.e2e.collection import fetch, stored_deals
 from tests.fix_broker import StartProgram, environment
 from tests.fix_simulator import StartSimulator
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 # Looks like no other text, so that finding it in an output means a leak.
@@ -139,10 +140,10 @@ def test_nothing_survives_a_stack_that_is_killed(
 ) -> None:
     """SIGKILL of the parent takes the simulator, Postgres, broker and fetchers along."""
     stack = start_program("deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir)
-    wait_until(lambda: has_deals(stack) or not stack.running, 60, "the first page")
+    wait_until(lambda: has_deals(stack) or not stack.running, "the first page")
     family = descendants(stack.pid)
     stack.kill()
-    wait_until(lambda: not living(family), 15, "the end of all programs")
+    wait_until(lambda: not living(family), "the end of all programs")
 
     # Itself, the simulator, the broker, three fetchers, Postgres and its helpers.
     assert len(family) > 7
@@ -154,10 +155,10 @@ def test_an_interrupt_ends_everything_in_order_and_the_data_stays(
 ) -> None:
     """Ctrl-C ends with a summary and exit code 0; the next run finds the deals again."""
     first = start_program("deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir, fetchers=1)
-    wait_until(lambda: has_deals(first) or not first.running, 60, "the first page")
+    wait_until(lambda: has_deals(first) or not first.running, "the first page")
     family = descendants(first.pid)
     os.kill(first.pid, signal.SIGINT)
-    first_code = first.wait(30)
+    first_code = first.wait(90)
     stored = re.search(r"deals   (\d+) stored", first.output())
     second = start_program(
         "deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir, fetchers=0, run_seconds=3
@@ -186,18 +187,18 @@ def test_a_killed_broker_or_fetcher_is_started_again(
         database_url=database_url,
         fetchers=1,
     )
-    wait_until(lambda: has_deals(stack) or not stack.running, 60, "the first page")
+    wait_until(lambda: has_deals(stack) or not stack.running, "the first page")
     for module in ("broker", "fetcher"):
         for pid in descendants(stack.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if command[1:3] == [b"-m", module.encode()]:
                 os.kill(pid, signal.SIGKILL)
     again = "starting again"
-    wait_until(lambda: stack.output().count(again) == 2, 20, "both to be missed")
+    wait_until(lambda: stack.output().count(again) == 2, "both to be missed")
     pages = stack.output().count("page read")
-    wait_until(lambda: stack.output().count("page read") > pages, 60, "another page")
+    wait_until(lambda: stack.output().count("page read") > pages, "another page")
     os.kill(stack.pid, signal.SIGTERM)
-    code = stack.wait(30)
+    code = stack.wait(90)
 
     assert code == 0
     assert "broker ended (killed by SIGKILL); starting again" in stack.output()

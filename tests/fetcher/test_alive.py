@@ -6,7 +6,7 @@ from fetcher.postgres import Database
 from fetcher.postgres.workers import beat
 from tests.fix_broker import StartProgram
 
-ENDED_S = 30.0
+ENDED_S = 90.0
 
 
 def test_alive_hears_the_heartbeat(database_url: str, start_program: StartProgram) -> None:

@@ -12,7 +12,8 @@ from deploy.local.ports import free_port
 from fetcher.__main__ import _duration, app
 from tests.fetcher.keepa_pages import body, row
 from tests.fix_broker import environment
-from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World, wait_until
+from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World
+from tests.waiting import wait_until
 
 RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-to-2-deals.json"
 

@@ -101,7 +101,7 @@ def reset(connection: socket.socket) -> None:
 
 def keepa(base_url: str) -> Keepa:
     """A client with short timeouts."""
-    return Keepa(KEY, base_url=base_url, connect_timeout_s=2, read_timeout_s=0.5)
+    return Keepa(KEY, base_url=base_url, connect_timeout_s=10, read_timeout_s=3)
 
 
 def failure(answer: Answer) -> KeepaError:

@@ -71,7 +71,7 @@ def test_fixture_leaves_nothing_behind() -> None:
     parent.wait()
     parent.stdout.close()
     parent.stdin.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _is_alive(pid) and time.monotonic() < deadline:
         pass
 

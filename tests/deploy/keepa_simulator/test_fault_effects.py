@@ -42,7 +42,7 @@ def spent_by(simulator: RunningSimulator, fault: str) -> int:
     before = int(simulator.stats()["spent"])
     simulator.set_fault(fault)
     with pytest.raises(requests.RequestException):
-        deal(simulator, timeout_s=0.5)
+        deal(simulator, timeout_s=3)
     return int(simulator.stats()["spent"]) - before
 
 
@@ -82,7 +82,7 @@ def test_lost_reply_was_paid_for(simulator: RunningSimulator, fault: str) -> Non
     """A reset, a hang and a cut body leave the client without reply and tokens."""
     assert spent_by(simulator, fault) == 5
     # A hanging call is finished once the server has seen the client go.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while simulator.calls()[-1]["delivered"] and time.monotonic() < deadline:
         pass
     assert not simulator.calls()[-1]["delivered"]
@@ -116,7 +116,7 @@ def test_skew_moves_the_timestamp_alone(simulator: RunningSimulator) -> None:
     simulator.set_fault("skew:ms=-3600000")
     reply = deal(simulator).json()
 
-    assert abs(reply["timestamp"] + 3_600_000 - time.time() * 1000) < 5_000
+    assert abs(reply["timestamp"] + 3_600_000 - time.time() * 1000) < 60_000
 
 
 def test_order_can_be_ignored(simulator: RunningSimulator) -> None:
@@ -140,7 +140,7 @@ def test_somebody_else_uses_the_key(start_simulator: StartSimulator) -> None:
         tick_seconds=3600,
         fault=["foreign:tokens=9,every=0.05,count=4", "jump:tokens=50"],
     )
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (stats := simulator.stats())["foreign"] != 4 * 9 - 50 and time.monotonic() < deadline:
         pass
 

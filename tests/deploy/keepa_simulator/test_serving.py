@@ -281,7 +281,7 @@ def test_envelopes_name_the_next_tick(start_simulator: StartSimulator) -> None:
     fast = start_simulator(tick_seconds=0.25, rate=3, initial_tokens=1, latency="0-60")
     ticks: list[int] = []
     balances: dict[int, int] = {}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(set(ticks)) < 5 and time.monotonic() < deadline:
         reply = get(fast, "/token").json()
         ticks.append(reply["timestamp"] + reply["processingTimeInMs"] + reply["refillIn"])
@@ -318,7 +318,7 @@ def test_deals_keep_coming_at_speed(start_simulator: StartSimulator) -> None:
     """Sixty times as fast, new deals are seen within seconds."""
     fast = start_simulator(deal_speed=60, cache_seconds=0, rate=1000)
     first = {row["asin"]: row["lastUpdate"] for row in deal(fast)["deals"]["dr"]}
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 90
     new: set[str] = set()
     while len(new) < 3 and time.monotonic() < deadline:
         new = {row["asin"] for row in deal(fast)["deals"]["dr"]} - first.keys()

@@ -14,7 +14,7 @@ from deploy.local.ports import free_port
 from tests.fix_broker import RunningBroker, StartBroker, StartProgram
 from tests.fix_simulator import StartSimulator
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 POLL_S = 0.2
 
 QUERY = {
@@ -88,7 +88,7 @@ def stack(
 
 
 def _read(url: str) -> str:
-    with urlopen(url, timeout=10) as reply:
+    with urlopen(url, timeout=60) as reply:
         return str(reply.read().decode())
 
 

@@ -121,7 +121,7 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
 def is_ready(prometheus: str) -> bool:
     """Whether it takes questions yet."""
     try:
-        with urlopen(f"{prometheus}/-/ready", timeout=10) as reply:
+        with urlopen(f"{prometheus}/-/ready", timeout=60) as reply:
             return bool(reply.status == HTTPStatus.OK)
     except OSError:
         return False
@@ -129,7 +129,7 @@ def is_ready(prometheus: str) -> bool:
 
 def answers(prometheus: str, expression: str) -> bool:
     """Whether *expression* brings data back. A refused one raises `HTTPError`."""
-    with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=10) as reply:
+    with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=60) as reply:
         return bool(json.load(reply)["data"]["result"])
 
 

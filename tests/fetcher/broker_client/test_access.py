@@ -14,10 +14,10 @@ from protos.channel.access import Access
 from tests.fix_broker import RunningBroker, StartBroker
 from tests.fix_broker_client import hold, in_background
 from tests.fix_certificates import Company, table
-from tests.fix_fetcher import wait_until
 from tests.fix_simulator import RunningSimulator
+from tests.waiting import wait_until
 
-WAIT_S = 20.0
+WAIT_S = 90.0
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fetcher.fetcher_log import STOP_S, assert_no_traceback, events, logged, stop_in_time
-from tests.fix_fetcher import SELECTION, StartWorld, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld
+from tests.waiting import wait_until
 
 RSS_MAX_MB = 100
 
@@ -120,7 +121,7 @@ def test_run_seconds_ends_by_itself(start_world: StartWorld) -> None:
     world = start_world()
     fetcher = world.start_fetcher("--run-seconds", "1")
 
-    assert fetcher.wait(20) == 0
+    assert fetcher.wait(90) == 0
 
 
 def test_ctrl_c_is_a_clean_end(start_world: StartWorld) -> None:

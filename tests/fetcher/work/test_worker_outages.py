@@ -3,7 +3,8 @@
 from deploy.local.ports import free_port
 from tests.fetcher.fetcher_log import assert_no_traceback, logged, output, stop_in_time
 from tests.fix_broker import StartProgram
-from tests.fix_fetcher import SELECTION, StartWorld, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld
+from tests.waiting import wait_until
 
 
 def test_without_keepa_the_fetcher_keeps_trying(start_world: StartWorld) -> None:
@@ -25,7 +26,7 @@ def test_an_unknown_key_ends_the_fetcher(start_world: StartWorld) -> None:
     world = start_world()
     world.write_query("used")
     fetcher = world.start_fetcher(keepa_api_key="another-key-of-somebody")
-    code = fetcher.wait(30)
+    code = fetcher.wait(90)
 
     assert code == 1
     assert "KEEPA_API_KEY" in fetcher.last_words
@@ -38,7 +39,7 @@ def test_without_postgres_the_fetcher_waits(start_world: StartWorld) -> None:
     world = start_world()
     url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
     fetcher = world.start_fetcher(database_url=url)
-    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint")
     code = stop_in_time(fetcher)
 
     assert code == 0
@@ -52,7 +53,7 @@ def test_without_tables_the_fetcher_names_the_remedy(
     """Migrations may come later."""
     world = start_world()
     fetcher = world.start_fetcher(database_url=empty_database_url)
-    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint", 30)
+    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint")
 
     assert "dealfetcher migrate" in fetcher.output()
 
@@ -62,9 +63,9 @@ def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> N
     world = start_world(seed=2)
     world.write_query("used")
     world.broker.program.kill()
-    world.broker.program.wait(10)
+    world.broker.program.wait(90)
     fetcher = world.start_fetcher()
-    wait_until(lambda: "no broker answers" in output(fetcher), "a complaint", 30)
+    wait_until(lambda: "no broker answers" in output(fetcher), "a complaint")
     calls = world.calls()
     world.broker.start()
     wait_until(world.scans_completed, "a completed scan")
@@ -79,7 +80,7 @@ def test_a_missing_key_is_named_with_its_remedy(
 ) -> None:
     """Exit code 2, and where it was looked for."""
     fetcher = start_program("fetcher", "run", database_url=database_url)
-    code = fetcher.wait(20)
+    code = fetcher.wait(90)
 
     assert code == 2
     assert "KEEPA_API_KEY" in fetcher.last_words
@@ -92,7 +93,7 @@ def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
     world.simulator.set_fault("error:status=402,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher()
-    code = fetcher.wait(30)
+    code = fetcher.wait(90)
 
     assert code == 1
     assert "402" in fetcher.last_words
