@@ -4,11 +4,12 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from rich import box
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
 from broker.commands.plain import plain, seconds
+from protos.process.visible_text import visible
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 NOTHING: Final = "-"
@@ -17,6 +18,11 @@ MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
 # Shows tenths up to here.
 PRECISE_S: Final = 10
+
+
+def escape(text: str) -> str:
+    """Text from outside for a cell: neither a terminal nor the table acts on it."""
+    return escape_markup(visible(text))
 
 
 def span(duration: Duration) -> str:
@@ -51,13 +57,15 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         ("Probes", f"{totals.probes} ({totals.probe_failures} failed)"),
         ("Drift", _drift(bucket)),
         ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
-        ("Key", f"{bucket.key_fingerprint} (fingerprint), epoch {bucket.epoch}"),
+        ("Key", f"{escape(bucket.key_fingerprint)} (fingerprint), epoch {bucket.epoch}"),
     ]
     rows += [(f"Budget {escape(budget.name)}", _budget(budget)) for budget in bucket.budgets]
     if bucket.budgets_trouble:
-        rows.append(("Budgets", Text(f"not reloaded: {bucket.budgets_trouble}", style="red")))
+        rows.append(
+            ("Budgets", Text(f"not reloaded: {visible(bucket.budgets_trouble)}", style="red"))
+        )
     if bucket.upstream_trouble:
-        rows.insert(1, ("Trouble", Text(bucket.upstream_trouble, style="red")))
+        rows.insert(1, ("Trouble", Text(visible(bucket.upstream_trouble), style="red")))
     for name, value in rows:
         table.add_row(name, value)
     return table
@@ -127,7 +135,7 @@ def waiting_table(waits: list[pb.Waiting]) -> Table:
     for wait in waits:
         table.add_row(
             escape(wait.lease_id), escape(wait.holder), escape(wait.operation),
-            str(plain(wait)["priority"]), wait.reason, _units(wait), str(wait.tokens),
+            str(plain(wait)["priority"]), escape(wait.reason), _units(wait), str(wait.tokens),
             span(wait.since), span(wait.eta) if wait.HasField("eta") else "?",
         )  # fmt: skip
     return table
@@ -147,4 +155,4 @@ def bucket_line(bucket: pb.Bucket) -> str:
         f" waiting={bucket.waiting} spent={bucket.totals.spent_tokens}"
         f" refused={bucket.totals.refusals} drift={bucket.drift_tokens:+d}"
         f" foreign={bucket.foreign_tokens}"
-    ) + (f" trouble={bucket.upstream_trouble!r}" if bucket.upstream_trouble else "")
+    ) + (f" trouble={visible(bucket.upstream_trouble)!r}" if bucket.upstream_trouble else "")

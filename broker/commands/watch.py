@@ -16,6 +16,7 @@ from broker.commands.connection import TIMEOUT_S, Target, connect, explain
 from broker.commands.inspect import PAGE_SIZE
 from broker.commands.plain import to_json
 from broker.commands.tables import bucket_line, bucket_table, lease_table, waiting_table
+from protos.process.visible_text import visible
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -51,7 +52,7 @@ class Lines:
     def lost(self, reason: str) -> None:
         """Say that the broker is away; JSON has no word for that."""
         if not self._as_json:
-            print(f"{datetime.now().astimezone():%H:%M:%S} {reason}", flush=True)  # noqa: T201 - as above
+            print(f"{datetime.now().astimezone():%H:%M:%S} {visible(reason)}", flush=True)  # noqa: T201 - as above
 
 
 class Screen:
@@ -83,7 +84,7 @@ class Screen:
 
     def lost(self, reason: str) -> None:
         """Keep the last picture and say that it is old."""
-        self._live.update(Group(self._last, Text(reason, style="red")), refresh=True)
+        self._live.update(Group(self._last, Text(visible(reason), style="red")), refresh=True)
 
 
 def watch(target: Target, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deploy.local.log_line import LogLine
 from deploy.local.survey import Survey
+from protos.process.visible_text import visible
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 _NAME_WIDTH: Final = 10
@@ -54,12 +55,12 @@ class Screen:
         text = Text(f"{datetime.now().astimezone():%H:%M:%S} ", style="dim")
         text.append(f"{name:<{_NAME_WIDTH}}", style=f"not dim {colour}")
         text.append(" │ ")
-        text.append(str(line), style=f"not dim {_STYLES.get(line.level, '')}")
+        text.append(visible(str(line)), style=f"not dim {_STYLES.get(line.level, '')}")
         self._console.print(text, soft_wrap=True)
 
     def fail(self, text: str) -> None:
         """Print the one line that says why the stack can't work."""
-        self._errors.print(text)
+        self._errors.print(visible(text, lines=True))
 
     def show(self, survey: Survey, footing: str) -> None:
         """Draw the live summary, or print it as a line where there is no terminal."""

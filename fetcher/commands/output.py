@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from protos.process.visible_text import visible
+
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -27,8 +29,8 @@ Row = Mapping[str, Any]
 
 
 def say(line: str) -> None:
-    """Print one line."""
-    sys.stdout.write(line + "\n")
+    """Print one line; whatever hides or acts in it is shown as its code."""
+    sys.stdout.write(visible(line) + "\n")
 
 
 def print_json(value: object) -> None:
@@ -43,13 +45,14 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
         return
     # Imported late: only people need rich.
     from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     if not rows:
-        console.print(f"{title}: none")
+        console.print(f"{escape(visible(title))}: none")
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=escape(visible(title)), title_justify="left", header_style="bold")
     for name in rows[0]:
         number = any(_is_number(row[name]) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
@@ -76,8 +79,8 @@ def _shown(value: object) -> str:
         case datetime():
             return when(value)
         case list() | tuple():
-            return escape(", ".join(map(str, value))) or NONE
-    return escape(str(value))
+            return escape(visible(", ".join(map(str, value)))) or NONE
+    return escape(visible(str(value)))
 
 
 def _plain(value: object) -> str:

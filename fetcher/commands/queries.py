@@ -33,7 +33,8 @@ def check_queries(folder: Path, *, output: Format) -> int:
 
 def _print(queries: Sequence[DealQuery], errors: Sequence[QueryError]) -> None:
     for query in queries:
-        say(query.explain() + "\n")
+        for line in (*query.explain().split("\n"), ""):
+            say(line)
     for error in errors:
         say(f"REFUSED {error}")
     say(f"{len(queries)} queries are fine, {len(errors)} files refused")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn
 
 from protos.process.redaction import redact_stderr
+from protos.process.visible_text import visible
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -58,5 +59,5 @@ def _os_problem(exc: OSError) -> str:
 
 def _fail(program: str, message: str, code: int) -> NoReturn:
     for line in message.splitlines():
-        sys.stderr.write(f"{program}: {line}\n")
+        sys.stderr.write(f"{program}: {visible(line)}\n")
     raise SystemExit(code)

@@ -3,6 +3,7 @@
 Lines go to stderr: on a terminal as text, elsewhere as JSON, one object a line.
 """
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import Final, TextIO
 
 import structlog
 from opentelemetry import trace
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from protos.process.redaction import Redaction
 from protos.process.settings import LogFormat, LogLevel
+from protos.process.visible_text import visible
 
 # Their debug lines hold whole URLs, and the key with them, or repeat what our own lines report.
 QUIET: Final = (
@@ -85,13 +87,14 @@ def configure(
     ]
     handler = logging.StreamHandler(stream)
     handler.addFilter(Seldom())
-    tracebacks = [] if console else [structlog.processors.format_exc_info]
+    # JSON escapes what acts on a terminal; a console line must not hold it.
+    prepared = [_make_visible] if console else [structlog.processors.format_exc_info]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *tracebacks,
+                *prepared,
                 Renderer(_renderer(console=console, colors=stream.isatty()), secrets),
             ],
         )
@@ -114,11 +117,36 @@ def configure(
     )
 
 
+def _make_visible(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Shows hidden and acting characters of texts as codes; the renderer quotes all else."""
+    return {visible(name): _shown(value) for name, value in event.items()}
+
+
+def _shown(value: object) -> object:
+    match value:
+        case str():
+            return visible(value)
+        case list():
+            return [_shown(item) for item in value]
+        case tuple():
+            # An error's exc_info is one, and must stay it.
+            return tuple(_shown(item) for item in value)
+        case dict():
+            return {visible(str(name)): _shown(item) for name, item in value.items()}
+    return value
+
+
+def _visible_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write(visible(text.getvalue(), lines=True))
+
+
 def _renderer(*, console: bool, colors: bool) -> Processor:
     if console:
         return structlog.dev.ConsoleRenderer(
             colors=colors,
             sort_keys=False,
-            exception_formatter=structlog.dev.plain_traceback,
+            exception_formatter=_visible_traceback,
         )
     return structlog.processors.JSONRenderer(default=str)

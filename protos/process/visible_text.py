@@ -1,0 +1,46 @@
+"""Text from outside, made safe to print for people.
+
+Titles, holders' names and error texts come from Keepa, from files and from clients. On a
+terminal an ESC sequence in one of them would be executed: it can rename the window, move
+the cursor or hide what stands before it. So whatever is no plain character is shown as its
+code instead, wherever text leaves a process for people.
+"""
+
+import re
+from typing import Final
+
+# All of Unicode's control (Cc) and line characters, and those format characters (Cf) that
+# hide or reorder what stands beside them (UAX #9; Unicode 16, chapter 23). Joiners inside
+# emoji and Indic words (U+200C, U+200D) are hidden, too: a name must be what it looks like.
+_CODES: Final = (
+    "\x00-\x1f\x7f-\x9f"  # C0 with ESC and BEL, DEL, C1 with CSI and OSC
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"  # soft hyphen, joiners, fillers
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f"  # zero width, separators, bidi marks and overrides
+    "\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\uffff"  # fillers, selectors, byte order mark
+    "\ud800-\udfff"  # halves of pairs, which no terminal's encoding has
+    "\U000e0000-\U000e0fff"  # tags, an invisible alphabet
+)
+_HIDDEN: Final = re.compile(f"[{_CODES}]")
+_HIDDEN_BUT_LINES: Final = re.compile(f"(?![\\n\\t])[{_CODES}]")
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1b": "\\e", "\x07": "\\a"}
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """*text* with every hidden or acting character shown as its code, an escape of Python's.
+
+    Args:
+        text: Whatever came from outside.
+        lines: Whether *text* has lines of our own: line breaks and tabs stay.
+    """
+    pattern = _HIDDEN_BUT_LINES if lines else _HIDDEN
+    return pattern.sub(_code, text)
+
+
+def _code(found: re.Match[str]) -> str:
+    character = found[0]
+    number = ord(character)
+    if character in _SHORT:
+        return _SHORT[character]
+    if number <= 0xFF:  # noqa: PLR2004 - what two hex digits hold
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004 - four
