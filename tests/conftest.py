@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.fix_postgres",
+    "tests.fix_pgbouncer",
     "tests.fix_simulator",
     "tests.fix_broker",
     "tests.fix_proxy",
