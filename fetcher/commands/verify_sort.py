@@ -23,6 +23,7 @@ from fetcher.settings import Settings
 from fetcher.work.paid_call import leased_call
 from protos.process.settings import SettingsError, key_fingerprint
 
+BROKER_TIMEOUT_S: Final = 5.0
 SORT_TYPES: Final = (0, 1, 2, 3, 4)
 
 Fetch = Callable[[dict[str, object]], Reply]
@@ -65,6 +66,8 @@ def verify_live(
                     access=settings.require_access(),
                 )
             )
+            # A person waits: a lease would wait for the broker for ever.
+            broker.get_bucket(timeout_s=BROKER_TIMEOUT_S)
             fetch = partial(_leased, broker, keepa)
         findings = [_verify(asked, sort, pages, fetch) for sort in SORT_TYPES]
     _show(asked.name, findings, output)

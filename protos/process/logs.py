@@ -75,9 +75,10 @@ def configure(
     style: LogFormat,
     *,
     secrets: Sequence[str] = (),
-    stream: TextIO = sys.stderr,
+    stream: TextIO | None = None,
 ) -> None:
-    """Sends all logging of this process to *stream*; call it once, at the start."""
+    """Sends all logging of this process to *stream*, else stderr; call it once, at the start."""
+    stream = stream or sys.stderr
     console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
