@@ -94,18 +94,22 @@ class Upkeep:
 
     def _renew_due(self) -> None:
         now_s = time.monotonic()
-        # Sent together: one that hangs must not let the others lapse.
-        calls = [
-            (
-                lease,
-                self._connection.stub.RenewLease.future(
-                    renewal(lease.terms, lease.ttl_s),
-                    timeout=RETRY_TIMEOUT_S,
-                    wait_for_ready=True,
-                ),
-            )
-            for lease in self._duties.due(now_s)
-        ]
+        try:
+            # Sent together: one that hangs must not let the others lapse.
+            calls = [
+                (
+                    lease,
+                    self._connection.stub.RenewLease.future(
+                        renewal(lease.terms, lease.ttl_s),
+                        timeout=RETRY_TIMEOUT_S,
+                        wait_for_ready=True,
+                    ),
+                )
+                for lease in self._duties.due(now_s)
+            ]
+        except ValueError:
+            # gRPC's error for a channel that was closed meanwhile: there is no client any more.
+            return
         for lease, call in calls:
             self._survive(partial(self._finish_renewal, lease, call, asked_at_s=now_s))
 

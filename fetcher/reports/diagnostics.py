@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from fetcher.broker_client import BrokerClient, BrokerClientError, BucketView
 from fetcher.errors import DatabaseError, KeepaError, KeepaResponseError
@@ -19,6 +20,8 @@ from fetcher.scans.page_facts import STALE_AFTER_MS
 from fetcher.settings import Settings
 from protos.process.settings import SettingsError, key_fingerprint
 
+KEEPA_HOST: Final = "api.keepa.com"
+MISSING_KEY: Final = "set KEEPA_API_KEY or KEEPA_API_KEY_FILE; keepa.com/#!api shows your key"
 PACKAGE: Final = "keepa-token-broker"
 # Some heartbeats; they come every third of a claim's time.
 ALIVE_S: Final = 60
@@ -67,12 +70,11 @@ def _examine_queries(settings: Settings) -> Iterator[Finding]:
 
 
 def _examine_tokens(settings: Settings) -> Iterator[Finding]:
+    api_key = bucket = unreadable = None
     try:
-        api_key = settings.require_api_key()
+        api_key = settings.read_api_key() or None
     except SettingsError as exc:
-        yield Finding("key", State.FAILED, str(exc), "set KEEPA_API_KEY")
-        api_key = None
-    bucket = None
+        unreadable = str(exc)
     try:
         access = settings.require_access()
         with BrokerClient(settings.broker_address, access=access) as broker:
@@ -86,6 +88,21 @@ def _examine_tokens(settings: Settings) -> Iterator[Finding]:
         yield _broker_finding(bucket, api_key)
     if api_key is not None:
         yield from _examine_keepa(settings, api_key, bucket)
+    elif unreadable is not None:
+        yield Finding("key", State.FAILED, unreadable, "correct the setting")
+    else:
+        yield _no_key_finding(settings, bucket)
+
+
+def _no_key_finding(settings: Settings, bucket: BucketView | None) -> Finding:
+    """A key is missed only where it is needed: a simulator takes any, a broker has its own."""
+    if bucket is not None and bucket.state == "serving":
+        text = "none is set here, and none is needed: the broker asks Keepa with its own"
+        return Finding("key", State.OK, text)
+    if urlsplit(settings.keepa_base_url).hostname != KEEPA_HOST:
+        text = "none is set here, and KEEPA_BASE_URL names no Keepa that asks for one"
+        return Finding("key", State.OK, text)
+    return Finding("key", State.FAILED, "KEEPA_API_KEY is not set", MISSING_KEY)
 
 
 def _broker_finding(bucket: BucketView, api_key: str | None) -> Finding:

@@ -72,6 +72,7 @@ def test_doctor_names_what_is_missing_and_the_remedy(world: World, tmp_path: Pat
     done = world.command(
         "doctor",
         keepa_api_key="",
+        keepa_base_url="https://api.keepa.com",
         broker_address="127.0.0.1:1",
         database_url="postgresql://me:hidden-word@127.0.0.1:1/x",
         queries=tmp_path / "nowhere",
@@ -83,6 +84,21 @@ def test_doctor_names_what_is_missing_and_the_remedy(world: World, tmp_path: Pat
     assert "host and port in DATABASE_URL" in done.stdout
     assert "hidden-word" not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"broker_address": "127.0.0.1:1"}, {"keepa_base_url": "https://api.keepa.com"}],
+    ids=["a simulator", "a broker that serves"],
+)
+def test_doctor_misses_no_key_where_none_is_needed(
+    world: World, changes: dict[str, object]
+) -> None:
+    """Beside a simulator, or a broker that has its own, a missing key is no fault."""
+    done = world.command("doctor", "-o", "json", keepa_api_key="", **changes)
+    states = {finding["subject"]: finding["state"] for finding in json.loads(done.stdout)}
+
+    assert states["key"] == "ok"
 
 
 def test_queries_are_explained_before_anything_is_spent(world: World) -> None:
