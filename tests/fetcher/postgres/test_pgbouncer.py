@@ -8,7 +8,8 @@ import pytest
 from fetcher.postgres import Database, migrate
 from fetcher.postgres.schema import known_migrations, missing_migrations
 from tests.fetcher.fetcher_log import assert_no_traceback, stop_in_time
-from tests.fix_fetcher import StartWorld, wait_until
+from tests.fix_fetcher import StartWorld
+from tests.waiting import wait_until
 
 REPEATS = 20
 

@@ -20,7 +20,8 @@ from fetcher.work.shared import Limits, Workplace
 from tests.fetcher.fetcher_log import assert_no_traceback, logged
 from tests.fetcher.keepa_pages import asin, body, query, row
 from tests.fetcher.work.test_page_commit import claim, start
-from tests.fix_fetcher import SELECTION, StartWorld, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld
+from tests.waiting import wait_until
 
 ENRICHED = {"selection": SELECTION, "enrichment": True}
 LIMITS = Limits(claim_ttl_s=30, attempts_max=3, retry_delay_s=1)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from fetcher.work import threads as threads_module
 from fetcher.work.shared import Every, Limits, Pulse
 from fetcher.work.threads import Activities, ThreadEndedError, Threads
-from tests.fix_fetcher import wait_until
+from tests.waiting import wait_until
 
 LIMITS = Limits(claim_ttl_s=9, attempts_max=3, retry_delay_s=1)
 

@@ -13,7 +13,8 @@ import pytest
 from deploy.local.postgres import PostgresServer
 from deploy.local.program import Program
 from tests.fetcher.fetcher_log import assert_no_traceback, logged, output
-from tests.fix_fetcher import SELECTION, StartWorld, World, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld, World
+from tests.waiting import wait_until
 
 _roles = count(1)
 

@@ -24,7 +24,8 @@ from fetcher.work.worker import Worker
 from protos.process.settings import key_fingerprint
 from tests.fetcher.scripted_broker import ScriptedBroker
 from tests.fix_broker_client import Stage
-from tests.fix_fetcher import SELECTION, StartWorld, World, wait_until
+from tests.fix_fetcher import SELECTION, StartWorld, World
+from tests.waiting import wait_until
 
 ENRICHED = {"selection": SELECTION, "enrichment": True}
 
