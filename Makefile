@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos alerts format bench clean
+.PHONY: help setup run test day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts format bench clean
 
 help:  ## Say what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -101,6 +101,9 @@ museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \
 	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/tokenbroker/v1/token_broker.proto
+
+docs: $(VENV)/.ready  ## Rewrite the settings tables of the documents
+	@$(BIN)/python -m tests.settings_tables
 
 RULE := deploy/kubernetes/components/monitoring/prometheus-rule.yaml
 alerts:  ## Rewrite the PrometheusRule of Kubernetes from deploy/prometheus/alerts.yml

@@ -63,32 +63,39 @@ class ServeSettings(KeepaSettings, LogSettings):
     """What `tokenbroker serve` needs."""
 
     broker_listen: Address = "127.0.0.1:50051"
+    """Where the broker serves gRPC."""
     broker_http_listen: Address = "127.0.0.1:9464"
-    # Tokens that are never granted: room for other users of the same key.
+    """Where the broker serves metrics and health."""
     broker_floor_tokens: NonNegativeInt = 0
-    # Refill time that may pay back what a lone call takes below zero. Keepa admits any
-    # call above zero, so debt costs the wait for it only. Unset: one tick's refill.
+    """Tokens that are never granted: room for other users of the key."""
     broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(_duration)] = None
+    """Refill time that may pay back what a lone call takes below zero: `90s`, `5m`, or `0` for no
+    debt. Unset: one tick's refill. Keepa admits any call above zero, so debt costs only the
+    wait for it."""
     # Replaced by the horizon; named here so that a value left behind is not ignored.
     broker_max_debt_tokens: Annotated[None, BeforeValidator(_replaced_by_horizon)] = None
-    # A heartbeat renews it, so this is how long a dead client's lease stays open.
     broker_lease_ttl_ms: PositiveInt = 15_000
-    # Renewals prolong a lease up to this age: no call takes so long, but a thread may hang.
+    """How long a silent client keeps its lease; the client's heartbeat renews it."""
     broker_lease_age_max: Annotated[
         timedelta, BeforeValidator(_duration), AfterValidator(_age)
     ] = timedelta(minutes=10)
-    # After a start without a journal, how long living clients have to renew.
+    """Greatest age of a lease: renewals prolong no lease beyond it, because no call takes that
+    long but a thread may hang."""
     broker_recovery_grace_ms: NonNegativeInt = 3_000
-    # Limits for holders and operations; see budgets_file.py.
+    """How long a restarted broker waits for living clients to renew."""
     broker_budgets_file: Path | None = None
-    # PEM files; with a certificate the broker speaks TLS, with a CA it asks for one.
+    """Limits for holders and operations, see below."""
     broker_tls_cert_file: Path | None = None
+    """The broker's certificate (PEM); with it the broker speaks TLS."""
     broker_tls_key_file: Path | None = None
+    """The key of the certificate (PEM)."""
     broker_tls_client_ca_file: Path | None = None
-    # Who may do what; without it whoever gets through may do everything.
+    """Every client must present a certificate of this CA (PEM)."""
     broker_identities_file: Path | None = None
-    # Plaintext on addresses that other machines reach: the network must protect it.
+    """Identities and their roles; without it, every caller that reaches the port may do
+    everything."""
     broker_allow_plaintext: bool = False
+    """Allow plaintext on an address that other machines can reach."""
 
     @model_validator(mode="after")
     def _read_key(self) -> Self:

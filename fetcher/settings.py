@@ -24,31 +24,33 @@ from protos.process.settings import (
 class Settings(KeepaSettings, ClientSettings, LogSettings):
     """What the `dealfetcher` commands read; each command asks for what it needs."""
 
-    # As in Keepa's own Java client; offers take up to 20 s.
     keepa_connect_timeout_s: PositiveFloat = 30.0
+    """Seconds to connect to Keepa; as in Keepa's own Java client."""
     keepa_read_timeout_s: PositiveFloat = 120.0
-    # Most bytes of a reply, decompressed; a fetcher may need seven times as much memory.
+    """Seconds to wait for Keepa's reply; calls with offers take up to 20 s."""
     keepa_reply_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 32 * 1024 * 1024
+    """Most bytes of a reply, decompressed; a fetcher may need seven times as much memory."""
 
     database_url: SecretStr | None = None
-    # A mounted secret; the file's content is the URL.
+    """Postgres, 15 or newer: `postgresql://user:password@host:5432/deals`."""
     database_url_file: Path | None = None
+    """A file that holds the URL, such as a mounted secret."""
 
-    # Folder of deal queries.
     queries: Path = Path("deploy/queries")
-    # Tries before a page is put aside; a 429 is not a try.
+    """Folder of deal queries."""
     page_attempts_max: PositiveInt = 8
-    # How many times as fast intervals pass: for simulators whose world turns faster.
+    """Tries before a page is put aside; a 429 is not a try."""
     poll_speed: PositiveFloat = 1.0
-    # First pause after a failed try; it doubles with each further one.
+    """How many times faster than real time intervals pass: for simulators."""
     retry_delay_s: PositiveFloat = 2.0
-    # Longest a dead process keeps a page from the others.
+    """First pause after a failed try, in seconds; it doubles with each further one."""
     claim_ttl_s: Annotated[float, Field(ge=1)] = 30.0
-    # `dealfetcher prune` deletes what was not seen for longer.
+    """How long a dead process keeps a page, in seconds."""
     retention_days: PositiveInt = 90
+    """`dealfetcher prune` deletes what was not seen for longer."""
 
-    # Where `dealfetcher metrics` serves Prometheus.
     metrics_listen: Address = "127.0.0.1:9465"
+    """Where `dealfetcher metrics` serves."""
 
     @field_validator("database_url")
     @classmethod

@@ -12,6 +12,7 @@ import typer
 import broker.__main__
 import deploy.keepa_simulator.__main__
 import fetcher.__main__
+from tests import settings_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -136,3 +137,23 @@ def test_modules_exist() -> None:
 def test_the_readme_is_short() -> None:
     """README keeps what everybody needs first; the rest stands beside what it describes."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= README_LINES_MAX
+
+
+@pytest.mark.parametrize("name", settings_tables.DOCUMENTS)
+def test_settings_tables_are_up_to_date(name: str) -> None:
+    """The tables are what `make docs` writes from the settings classes."""
+    text = (ROOT / name).read_text("utf-8")
+
+    assert settings_tables.TABLE.search(text) is not None
+    assert settings_tables.filled(text) == text
+
+
+def test_every_setting_of_the_short_table_exists() -> None:
+    """README's six settings are among those of the complete tables."""
+    complete = "".join((ROOT / name).read_text("utf-8") for name in settings_tables.DOCUMENTS)
+    short = re.findall(
+        r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+
+    assert len(short) == 6
+    assert [name for name in short if f"| `{name}` |" not in complete] == []

@@ -42,28 +42,37 @@ class Keepa(StrEnum):
 class StackSettings(Environment):
     """What `make run` honours."""
 
-    # The stack stops by itself after this time; unset means on Ctrl-C.
     run_seconds: PositiveFloat | None = None
+    """Stop this long after everything has started; unset: on Ctrl-C."""
     fetchers: Annotated[int, Field(ge=0, le=_FETCHERS_MAX)] = 3
+    """Number of fetchers."""
     keepa_base_url: HttpUrl | None = None
+    """Another Keepa, such as a simulator of yours; `make run` then starts none."""
     keepa_api_key: SecretStr = SecretStr("")
+    """Your key; without it, `make run` starts the simulator."""
     keepa_api_key_file: Path | None = None
-    # A server of yours; unset means one of ours, under DATA_DIR. May hold a password.
+    """A file that holds the key."""
     database_url: SecretStr = SecretStr("")
+    """Your Postgres, 15 or newer; without it, `make run` brings one."""
     database_url_file: Path | None = None
+    """A file that holds the URL."""
     broker_listen: Address = "127.0.0.1:50051"
+    """Where the broker serves gRPC."""
     broker_http_listen: Address = "127.0.0.1:9464"
-    # Postgres data and logs.
+    """Where the broker serves metrics and health."""
     data_dir: Path = Path(".local")
+    """Folder of Postgres data and logs."""
     queries: Path = Path("deploy/queries")
+    """Folder of deal queries."""
     log_level: LogLevel = LogLevel.INFO
-    # How many times as fast the simulator's world turns: its ticks, its deals, its cache,
-    # and how often the fetchers ask. At 30 a tick takes 2 s, so refilling is seen.
+    """Least severity that is logged: `debug`, `info`, `warning` or `error`."""
     simulator_speed: Annotated[float, Field(ge=1, le=600)] = 30.0
-    # Tokens that a tick brings; the bucket holds 60 ticks.
+    """Without a key: how many times faster than real time Keepa's world runs. A tick takes 60.2 s
+    divided by this."""
     simulator_rate: PositiveInt = 5
-    # What the bucket holds at the start: little, so that waiting is seen.
+    """Without a key: tokens per tick; the bucket holds 60 ticks."""
     simulator_tokens: int = 20
+    """Without a key: tokens at the start; few, so that waits can be seen."""
 
     @field_validator("broker_listen", "broker_http_listen")
     @classmethod

@@ -89,6 +89,8 @@ class Environment(BaseSettings):
         extra="ignore",
         # A rejected value may be the key.
         hide_input_in_errors=True,
+        # The documents' tables are made of them (make docs).
+        use_attribute_docstrings=True,
     )
 
     @classmethod
@@ -117,16 +119,20 @@ class LogSettings(Environment):
     """What a process logs, and how."""
 
     log_level: LogLevel = LogLevel.INFO
+    """Least severity that is logged: `debug`, `info`, `warning` or `error`."""
     log_format: LogFormat = LogFormat.AUTO
+    """`console`, `json`, or `auto`: console on a terminal, else JSON."""
 
 
 class KeepaSettings(Environment):
     """The Keepa account."""
 
     keepa_api_key: SecretStr = SecretStr("")
-    # A mounted secret; the file's content is the key.
+    """The Keepa key."""
     keepa_api_key_file: Path | None = None
+    """A file that holds the key, such as a mounted secret."""
     keepa_base_url: BaseUrl = "https://api.keepa.com"
+    """Another Keepa, such as a simulator."""
 
     def read_api_key(self) -> str:
         """The Keepa key, from the variable or else from the file; empty if neither is set.
@@ -146,14 +152,17 @@ class ClientSettings(Environment):
     """The broker's address, and the files with which its clients connect to it."""
 
     broker_address: Target = "127.0.0.1:50051"
-    # PEM files; with a CA clients use TLS, with a certificate they present it.
+    """Where clients find the broker: host:port, or any gRPC target."""
     broker_tls_ca_file: Path | None = None
+    """Clients: speak TLS with a broker whose certificate is of this CA (PEM)."""
     broker_tls_client_cert_file: Path | None = None
+    """Clients: their own certificate (PEM)."""
     broker_tls_client_key_file: Path | None = None
-    # The name that the broker's certificate must hold instead of the address.
+    """Clients: the key of their certificate (PEM)."""
     broker_tls_server_name: str = ""
-    # A bearer token, for clients without a certificate.
+    """Clients: the name that the broker's certificate must hold instead of the address."""
     broker_token_file: Path | None = None
+    """Clients: a file with a bearer token, where there is no client certificate."""
 
     @property
     def access(self) -> Access:
@@ -196,11 +205,17 @@ class TracingSettings(Environment):
     model_config = SettingsConfigDict(env_file=None)
 
     otel_sdk_disabled: bool = False
+    """Send no traces, whatever else is set."""
     otel_traces_exporter: Literal["otlp", "none"] | None = None
+    """`otlp` sends traces to a collector on this machine; `none` sends none."""
     otel_exporter_otlp_endpoint: str | None = None
+    """The collector that traces are sent to."""
     otel_exporter_otlp_traces_endpoint: str | None = None
+    """The same, for traces only."""
     otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
+    """`grpc` or `http/protobuf`."""
     otel_exporter_otlp_traces_protocol: OtlpProtocol | None = None
+    """The same, for traces only."""
 
     @property
     def protocol(self) -> OtlpProtocol | None:
