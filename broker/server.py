@@ -21,6 +21,7 @@ from broker.access.tls import TlsFiles
 from broker.access.watched_files import Followed
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
+from broker.core.limits import Limits
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
@@ -113,6 +114,12 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
         lease_age_ms_max=settings.broker_lease_age_max // timedelta(milliseconds=1),
         recovery_grace_ms=settings.broker_recovery_grace_ms,
         budgets=budgets,
+        limits=Limits(
+            waits=settings.broker_caller_waits_max,
+            leases=settings.broker_caller_leases_max,
+            reserved_share=settings.broker_caller_share_max,
+            signed=settings.broker_identities_file is not None,
+        ),
     )
     # Without a journal the wall clock makes epochs grow; nothing else is read from it.
     epoch = time.time_ns() // 1_000_000

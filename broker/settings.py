@@ -8,6 +8,7 @@ from typing import Annotated, Final, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Field,
     NonNegativeInt,
     PositiveInt,
     SecretStr,
@@ -46,7 +47,7 @@ def _duration(value: object) -> object:
 
 def _age(value: timedelta) -> timedelta:
     if not LEASE_AGE_MIN <= value <= LEASE_AGE_MAX:
-        raise ValueError("must be seconds: at least 120, as the longest call takes, to 86400")
+        raise ValueError("must be at least 2m, as the longest call takes, and at most 24h")
     return value
 
 
@@ -81,6 +82,14 @@ class ServeSettings(KeepaSettings, LogSettings):
     ] = timedelta(minutes=10)
     """Greatest age of a lease: renewals prolong no lease beyond it, because no call takes that
     long but a thread may hang."""
+    broker_caller_waits_max: PositiveInt = 5_000
+    """Most requests of one identity that may wait; without identities, of one holder. More
+    are refused with RESOURCE_EXHAUSTED."""
+    broker_caller_leases_max: PositiveInt = 5_000
+    """Most open leases of one identity, or of one holder, likewise."""
+    broker_caller_share_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How much of a full bucket the leases of one identity, or of one holder, may hold; a
+    caller that holds nothing gets one lease in any case."""
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     """How long a restarted broker waits for living clients to renew."""
     broker_budgets_file: Path | None = None

@@ -24,6 +24,7 @@ from broker.core.evidence import UNPROBED_TICKS_MAX, Doubts
 from broker.core.forecast import CallTimes, foresee
 from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settled, Settlement
 from broker.core.ledger import LEASE_AGE_MS_MAX, ROUNDING_TOKENS, Ledger
+from broker.core.limits import DEFAULT_LIMITS, Limits
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
@@ -53,6 +54,7 @@ class AllocatorConfig:
     lease_age_ms_max: int = LEASE_AGE_MS_MAX
     recovery_grace_ms: int = 3_000
     budgets: tuple[Budget, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
 
 
 class Allocator:
@@ -91,6 +93,7 @@ class Allocator:
         Raises:
             LeaseConflictError: lease_id is in use with other arguments.
             LeaseEndedError: lease_id was settled or abandoned.
+            LimitReachedError: The caller waits for, or holds, as much as one may.
         """
         self.ledger.expire(now_ms)
         lease = self.ledger.lease(request.lease_id)
@@ -105,7 +108,9 @@ class Allocator:
         lease_id = request.lease_id
         waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
         if waiting is None:
-            self.waitlist.add(Waiting(request, now_ms, self.offers.first_quote(request)))
+            waiting = Waiting(request, now_ms, self.offers.first_quote(request))
+            self._check_limits(waiting)
+            self.waitlist.add(waiting)
         elif waiting.request.repeats(request):
             waiting.request = request
             self.waitlist.restore(lease_id)
@@ -113,6 +118,14 @@ class Allocator:
             raise LeaseConflictError(request.lease_id)
         self._deadlines.add(request)
         self._decide(now_ms)
+
+    def _check_limits(self, waiting: Waiting) -> None:
+        limits, holder, ledger = self.config.limits, waiting.request.holder, self.ledger
+        limits.check_waits(holder, self.waitlist)
+        limits.check_leases(holder, ledger)
+        if ledger.bucket.observation is not None:
+            least_tokens = waiting.quote.least_tokens
+            limits.check_share(holder, least_tokens, ledger, ledger.bucket_tokens)
 
     def cancel(self, lease_id: str, now_ms: int) -> None:
         """The client stopped waiting; a grant that never reached it is taken back."""
@@ -140,6 +153,8 @@ class Allocator:
     def renew(self, renewal: Renewal, now_ms: int) -> Lease:
         """Prolong a lease; see `Ledger.renew`."""
         self.ledger.expire(now_ms)
+        if self.ledger.lease(renewal.lease_id) is None:
+            self.config.limits.check_leases(renewal.holder, self.ledger)
         lease = self.ledger.renew(renewal, now_ms)
         self._decide(now_ms)
         return lease
@@ -368,9 +383,13 @@ class Allocator:
         """Who is next; holders whose budget is used up are passed over."""
         # Past wake-ups must not stay: they would ring without end.
         self._budget_wake_ms = None
-        if not self.budgets:
+        limited = self.config.limits.reserved_share < 1
+        if not self.budgets and not limited:
             return self.waitlist.head()
         for waiting in self.waitlist.fronts():
+            # A settle of the caller's own brings it back; every step looks again.
+            if limited and self._share_room(waiting) < waiting.quote.least_tokens:
+                continue
             # Dearer than when it came, it may have outgrown the room it waits for.
             if not self.offers.requote(waiting):
                 return waiting
@@ -381,6 +400,12 @@ class Allocator:
                 return waiting
             self._budget_wake_ms = min(free_ms, self._budget_wake_ms or free_ms)
         return None
+
+    def _share_room(self, waiting: Waiting) -> int:
+        """Tokens that the caller may be granted within its share of a full bucket."""
+        ledger, holder = self.ledger, waiting.request.holder
+        room = self.config.limits.room(holder, ledger, ledger.bucket_tokens)
+        return waiting.quote.tokens if room is None else room
 
     def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:
         """What to grant to the head; None if it must wait, for Keepa or for tokens."""

@@ -50,7 +50,3 @@ class LeaseTooOldError(BrokerError):
 
 class LimitReachedError(BrokerError):
     """The caller waits for, or holds, as much as one caller may."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason

@@ -378,10 +378,10 @@ class Ledger:
 
     def _most_tokens(self, lease: Lease) -> int:
         """The most that a client can claim for one call: its worst price, or a full bucket."""
-        return max(lease.tokens + lease.overrun, self._bucket_tokens)
+        return max(lease.tokens + lease.overrun, self.bucket_tokens)
 
     @property
-    def _bucket_tokens(self) -> int:
+    def bucket_tokens(self) -> int:
         """The most that the bucket can hold."""
         if self.bucket.observation is None:
             return UNSYNCED_TOKENS_MAX
@@ -391,7 +391,7 @@ class Ledger:
     def _adoptable_tokens(self) -> int:
         """What leases of earlier epochs may still claim, all together a full bucket."""
         adopted = sum(lease.held for lease in self if lease.request is None)
-        return self._bucket_tokens - adopted
+        return self.bucket_tokens - adopted
 
     def _trim_adopted(self, first: Observation) -> None:
         """Cut what was adopted before Keepa told a capacity to what a bucket can hold."""

@@ -25,6 +25,7 @@ from broker.core.errors import (
     LeaseEndedError,
     LeaseNotFoundError,
     LeaseTooOldError,
+    LimitReachedError,
 )
 from broker.core.leases import LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
@@ -49,6 +50,7 @@ STATUSES: Final = {
     LeaseConflictError: (Code.ALREADY_EXISTS, Reason.LEASE_CONFLICT),
     LeaseEndedError: (Code.FAILED_PRECONDITION, Reason.LEASE_ENDED),
     LeaseTooOldError: (Code.FAILED_PRECONDITION, Reason.LEASE_TOO_OLD),
+    LimitReachedError: (Code.RESOURCE_EXHAUSTED, Reason.LIMIT_REACHED),
     BrokerStoppingError: (Code.UNAVAILABLE, Reason.STOPPING),
 }
 

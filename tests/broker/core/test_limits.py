@@ -2,10 +2,12 @@
 
 import pytest
 
+from broker.core.allocator import AllocatorConfig
 from broker.core.answers import Granted
-from broker.core.errors import LeaseTooOldError
-from broker.core.leases import LeaseState, Renewal
-from tests.broker.builders import EPOCH, envelope, request, synced
+from broker.core.errors import LeaseTooOldError, LimitReachedError
+from broker.core.leases import LeaseState, Outcome, Renewal
+from broker.core.limits import Limits
+from tests.broker.builders import EPOCH, envelope, request, settlement, synced
 
 AGE_MS = 600_000
 
@@ -59,3 +61,73 @@ def test_the_oldest_open_lease_is_known() -> None:
     assert [isinstance(o, Granted) for o in allocator.take_outcomes()] == [True, True]
 
     assert allocator.ledger.oldest_open_ms(110) == 100
+
+
+def limited(**most: float) -> AllocatorConfig:
+    """A configuration for identities with these limits."""
+    return AllocatorConfig(recovery_grace_ms=0, limits=Limits(signed=True, **most))  # type: ignore[arg-type]  # by name
+
+
+def test_a_caller_has_a_greatest_number_of_waits() -> None:
+    """Beyond it the reason is named; other callers, and repeats, are not concerned."""
+    allocator = synced(2, limited(waits=2))
+    for name in ("a", "b"):
+        allocator.acquire(request(name, holder=f"team/{name}"), 10)
+    with pytest.raises(LimitReachedError, match=r"team has 2 requests.*BROKER_CALLER_WAITS_MAX"):
+        allocator.acquire(request("c", holder="team/c"), 10)
+    allocator.acquire(request("a", holder="team/a"), 10)
+    allocator.acquire(request("d", holder="other/d"), 10)
+
+    assert len(allocator.waitlist) == 3
+
+
+def test_a_caller_has_a_greatest_number_of_open_leases() -> None:
+    """Adopted ones count as well."""
+    allocator = synced(100, limited(leases=2))
+    allocator.acquire(request("a", holder="team/a"), 10)
+    allocator.renew(Renewal("old", EPOCH - 1, "team/b", "deal", 1, 5, 9_000), 10)
+    with pytest.raises(LimitReachedError, match="BROKER_CALLER_LEASES_MAX"):
+        allocator.acquire(request("c", holder="team/c"), 10)
+    with pytest.raises(LimitReachedError):
+        allocator.renew(Renewal("older", EPOCH - 1, "team/b", "deal", 1, 5, 9_000), 10)
+    allocator.settle(settlement("a", Outcome.NOT_SENT, holder="team/a"), 20)
+    allocator.acquire(request("c", holder="team/c"), 30)
+
+    assert allocator.ledger.open_leases == 2
+
+
+def test_a_caller_holds_no_more_than_its_share() -> None:
+    """Half of a full bucket of 300 is 150, and a caller without leases gets any one."""
+    allocator = synced(290, limited(reserved_share=0.5))
+    allocator.acquire(request("a", holder="team/a", prior=200), 10)
+    with pytest.raises(LimitReachedError, match="holds 200 tokens and may hold 150"):
+        allocator.acquire(request("b", holder="team/b"), 10)
+    allocator.acquire(request("c", holder="other/c"), 10)
+
+    # It waits only because a call of unknown cost is in flight.
+    assert [waiting.request.lease_id for waiting in allocator.waitlist] == ["c"]
+
+
+def test_requests_that_wait_are_held_to_the_share_as_well() -> None:
+    """When tokens come, they go to others once a caller holds its share."""
+    allocator = synced(1, limited(reserved_share=0.1))
+    for number in range(9):
+        allocator.acquire(request(f"a{number}", holder=f"team/{number}"), 10)
+    allocator.acquire(request("other", holder="other/1"), 10)
+    allocator.take_outcomes()
+    allocator.probe_started(2_000) if not allocator.probing.in_flight else None
+    allocator.probe_answered(envelope(290, at=2_000), 2_000, 2_000)
+    granted = [o.lease.holder for o in allocator.take_outcomes() if isinstance(o, Granted)]
+
+    assert sum(holder.startswith("team/") for holder in granted) == 6
+    assert "other/1" in granted
+
+
+def test_a_fleet_under_one_identity_is_not_limited_by_default() -> None:
+    """Sixty-four fetchers wait for, and hold, a whole bucket."""
+    allocator = synced(300, AllocatorConfig(recovery_grace_ms=0, limits=Limits(signed=True)))
+    for number in range(64):
+        allocator.acquire(request(f"a{number}", holder=f"fleet/{number}", prior=4.6), 10)
+
+    # Calls of unknown cost leave room for one that overruns.
+    assert allocator.ledger.open_leases + len(allocator.waitlist) == 64

@@ -1,0 +1,88 @@
+"""How much of the account one caller may tie up at a time, whatever its budgets allow.
+
+A caller is an identity where the broker knows identities, else a holder. The limits
+keep a broken or hostile caller from taking everything; the defaults leave room for a
+whole fleet under one name.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from broker.core.errors import LimitReachedError
+from broker.core.leases import Lease, LeaseState
+from broker.core.waitlist import Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Most that one caller may have at a time.
+
+    `reserved_share` is a fraction of a full bucket. `signed` says that holders carry
+    the name of their identity before a slash.
+    """
+
+    waits: int = 5_000
+    leases: int = 5_000
+    reserved_share: float = 1.0
+    signed: bool = False
+
+    def caller(self, holder: str) -> str:
+        """The caller behind *holder*."""
+        return holder.partition("/")[0] if self.signed else holder
+
+    def check_waits(self, holder: str, waits: Iterable[Waiting]) -> None:
+        """Refuse one more of *waits* beyond the limit.
+
+        Raises:
+            LimitReachedError: The caller has as many as one may have.
+        """
+        caller = self.caller(holder)
+        if sum(self.caller(w.request.holder) == caller for w in waits) >= self.waits:
+            raise LimitReachedError(
+                f"{caller} has {self.waits} requests waiting, the most that one caller may have"
+                " (BROKER_CALLER_WAITS_MAX): wait for their answers"
+            )
+
+    def check_leases(self, holder: str, holds: Iterable[Lease]) -> None:
+        """Refuse one more open lease beyond the limit.
+
+        Raises:
+            LimitReachedError: The caller has as many as one may have.
+        """
+        caller = self.caller(holder)
+        opened = (hold for hold in holds if hold.state is LeaseState.OPEN)
+        if sum(self.caller(hold.holder) == caller for hold in opened) >= self.leases:
+            raise LimitReachedError(
+                f"{caller} has {self.leases} open leases, the most that one caller may have"
+                " (BROKER_CALLER_LEASES_MAX): settle some first"
+            )
+
+    def check_share(
+        self, holder: str, tokens: int, holds: Iterable[Lease], bucket_tokens: int
+    ) -> None:
+        """Refuse *tokens* more beyond the caller's share of a full bucket.
+
+        Raises:
+            LimitReachedError: Its leases hold its share.
+        """
+        room = self.room(holder, holds, bucket_tokens)
+        if room is not None and tokens > room:
+            caller, most = self.caller(holder), int(self.reserved_share * bucket_tokens)
+            raise LimitReachedError(
+                f"{caller} holds {most - room} tokens and may hold {most}"
+                " (BROKER_CALLER_SHARE_MAX): settle some leases first"
+            )
+
+    def room(self, holder: str, holds: Iterable[Lease], bucket_tokens: int) -> int | None:
+        """Tokens that the caller may be granted beside its *holds*.
+
+        None: any number. A caller that holds nothing is never refused for its share,
+        which might be less than one call.
+        """
+        caller = self.caller(holder)
+        held = sum(hold.held for hold in holds if self.caller(hold.holder) == caller)
+        return int(self.reserved_share * bucket_tokens) - held if held else None
+
+
+DEFAULT_LIMITS: Final = Limits()
