@@ -6,7 +6,6 @@ once and the caller decides, by the error's class, what comes next.
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -53,7 +52,6 @@ class Reply:
 
     body: dict[str, Any]
     envelope: Envelope | None
-    duration_s: float
 
 
 class Keepa:
@@ -132,7 +130,6 @@ class Keepa:
     def _call(
         self, method: str, path: str, parameters: Mapping[str, str], *, data: str | None = None
     ) -> Reply:
-        started = time.monotonic()
         answer = self._caller.call(method, path, {"key": self._api_key, **parameters}, data)
         if not isinstance(answer, Answer):
             raise KeepaUnavailableError(answer.message, sent=answer.sent)
@@ -146,7 +143,7 @@ class Keepa:
             failure.args = (str(failure).replace(self._api_key, "***"),)
             raise failure
         assert isinstance(body, dict)
-        return Reply(body, envelope, time.monotonic() - started)
+        return Reply(body, envelope)
 
     def _decode(self, content: bytes) -> object:
         """The JSON value of a body; None when it is cut, no JSON object, or too large."""

@@ -59,9 +59,6 @@ class Drift:
         # Spent by others since the start; only grows, but for our own calls
         # that later turn out to explain it.
         self.foreign_tokens = 0
-        # Refill credited and refill lost at capacity, as predicted.
-        self.refilled_tokens = 0
-        self.lapsed_tokens = 0
 
     @property
     def shown_in_flight(self) -> int:
@@ -98,10 +95,6 @@ class Drift:
             probed: *new* is a probe's answer, on which alone spending counts as foreign.
         """
         predicted = known.refilled(ticks) - included.cost
-        self.refilled_tokens += int(ticks * known.lump)
-        self.lapsed_tokens += max(
-            0, int(ticks * known.lump) - (known.refilled(ticks) - known.tokens_left)
-        )
         rest = new.tokens_left - predicted
         self.last_tokens = rest + included.held - included.cost
         self.by_cause[Cause.ESTIMATE] += included.held - included.cost

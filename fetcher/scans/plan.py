@@ -231,7 +231,6 @@ class ScanResult:
     watermark_held: bool
     gap: Gap | None
     is_full: bool
-    newest_first: bool
     read_again: tuple[int, ...]
 
 
@@ -266,7 +265,6 @@ def finish_scan(
         watermark_held=held,
         gap=gap,
         is_full=is_full,
-        newest_first=all(page.order.newest_first for page in pages),
         # Once only: what moves while pages are read again is left to the next full scan.
         read_again=tuple(sorted(moved)) if may_read_again else (),
     )

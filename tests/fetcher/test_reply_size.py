@@ -110,7 +110,7 @@ def asked(answer: Answer, bytes_max: int = MEGABYTE) -> KeepaError | dict[str, o
     """What a call with a small limit comes to."""
     with serving(answer) as server:
         client = Keepa(
-            KEY, base_url=server.base_url, connect_timeout_s=2, read_timeout_s=5,
+            KEY, base_url=server.base_url, connect_timeout_s=10, read_timeout_s=30,
             reply_bytes_max=bytes_max,
         )  # fmt: skip
         try:

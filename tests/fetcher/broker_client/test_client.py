@@ -26,6 +26,7 @@ def test_a_settled_lease_reports_what_keepa_said(stage: Stage) -> None:
     with client.lease("deal", units=2, tokens_per_unit=5, priority=Priority.HIGH) as lease:
         lease.calling()
         lease.settle_replied(ENVELOPE)
+    until(lambda: len(broker.servicer.settles) == 1)
     asked, settled = broker.servicer.acquires[0], broker.servicer.settles[0]
 
     assert (asked.holder, asked.priority) == (client.holder, pb.PRIORITY_HIGH)
@@ -44,6 +45,7 @@ def test_a_block_left_before_the_call_gives_the_tokens_back(stage: Stage) -> Non
     client = stage.client(broker)
     with suppress(ValueError), client.lease("deal"):
         raise ValueError("before the call")
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_NOT_SENT]
 
@@ -55,6 +57,7 @@ def test_a_block_left_during_the_call_says_that_the_cost_is_unknown(stage: Stage
     with suppress(ValueError), client.lease("deal") as lease:
         lease.calling()
         raise ValueError("in mid-call")
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_UNKNOWN]
 
@@ -67,6 +70,7 @@ def test_only_the_first_settle_counts(stage: Stage) -> None:
         lease.calling()
         lease.settle_refused(ENVELOPE)
         lease.settle_unknown()
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_REFUSED]
 
@@ -88,7 +92,7 @@ def test_a_denial_says_when_to_come_back(stage: Stage) -> None:
 
 def test_an_open_lease_is_renewed(stage: Stage) -> None:
     """Heartbeats keep a lease alive well beyond its first time to live."""
-    broker = stage.broker(ScriptedBroker(ttl_s=0.3))
+    broker = stage.broker(ScriptedBroker(ttl_s=1.5))
     client = stage.client(broker)
     with client.lease("deal") as lease:
         until(lambda: len(broker.servicer.renewals) >= 5)
@@ -100,7 +104,7 @@ def test_an_open_lease_is_renewed(stage: Stage) -> None:
 
 def test_a_settled_lease_is_not_renewed_any_more(stage: Stage) -> None:
     """A heartbeat after the settle would bring the lease back to life."""
-    broker = stage.broker(ScriptedBroker(ttl_s=0.3))
+    broker = stage.broker(ScriptedBroker(ttl_s=1.5))
     client = stage.client(broker)
     with client.lease("deal") as first:
         pass
@@ -119,13 +123,14 @@ def test_no_call_starts_under_a_lost_lease(stage: Stage) -> None:
         until(lambda: lease.time_left == 0)
         with pytest.raises(LeaseLostError):
             lease.calling()
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert broker.servicer.settles[0].outcome == pb.OUTCOME_NOT_SENT
 
 
 def test_no_call_starts_in_the_last_moments_of_a_lease(stage: Stage) -> None:
     """The call might go on after the tokens were given to others."""
-    broker = stage.broker(ScriptedBroker(ttl_s=1, on_renew=abort(grpc.StatusCode.UNAVAILABLE)))
+    broker = stage.broker(ScriptedBroker(ttl_s=4, on_renew=abort(grpc.StatusCode.UNAVAILABLE)))
     client = stage.client(broker)
     with client.lease("deal") as lease:
         lease.calling()
@@ -178,6 +183,7 @@ def test_a_settle_is_repeated_until_it_is_taken(stage: Stage) -> None:
     client = stage.client(broker)
     hold(client)
     until(lambda: len(broker.servicer.settles) == 1)
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert broker.servicer.settles[0].outcome == pb.OUTCOME_NOT_SENT
 
@@ -217,6 +223,7 @@ def test_a_partial_call_settles_the_units_it_asked_for(stage: Stage) -> None:
 
     with stage.client(broker).lease("product", units=5) as lease:
         call(lease)
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert broker.servicer.settles[0].units == 2
 
@@ -266,6 +273,7 @@ def test_a_settle_that_breaks_the_broker_is_given_up(stage: Stage) -> None:
     hold(client)
     until(lambda: len(broker.servicer.settles) == 1)
     _, second = broker.servicer.acquires
+    until(lambda: len(broker.servicer.settles) > 0)
 
     assert broker.servicer.settles[0].lease_id == second.lease_id
     assert len(tries) == BROKEN_TRIES_MAX + 2

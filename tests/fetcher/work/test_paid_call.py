@@ -117,7 +117,7 @@ def odd_page(workplace: Workplace, keepa: Keepa) -> tuple[Job, Reply]:
     start(workplace.database, asked)
     claimed = claim(workplace.database, asked)
     assert claimed is not None
-    return PageJob(claimed, asked, keepa), Reply(body([row(1), {"title": "?"}]), None, 0.1)
+    return PageJob(claimed, asked, keepa), Reply(body([row(1), {"title": "?"}]), None)
 
 
 def odd_products(_workplace: Workplace, keepa: Keepa) -> tuple[Job, Reply]:
@@ -125,7 +125,7 @@ def odd_products(_workplace: Workplace, keepa: Keepa) -> tuple[Job, Reply]:
     claimed = [ProductClaim(1, asin(1), fence=1, attempts=0)]
     job = ProductsJob(DetailsRequest(1, "product?stats=90", {"stats": 90}, 1), claimed, keepa)
     products = [{"asin": asin(1), "title": "A title"}, {"title": "?"}]
-    return job, Reply({"products": products}, None, 0.1)
+    return job, Reply({"products": products}, None)
 
 
 @pytest.mark.parametrize("odd", [odd_page, odd_products], ids=["pages", "products"])

@@ -30,7 +30,7 @@ class Crew:
     def run_until(self, condition: Callable[[], object], what: str) -> None:
         """Wait, then end the threads."""
         try:
-            wait_until(condition, what, 30)
+            wait_until(condition, what)
         finally:
             self.stop.set()
             self.threads.join(until_s=time.monotonic() + 5)

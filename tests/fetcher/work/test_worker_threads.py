@@ -186,8 +186,8 @@ def test_upkeep_goes_on_after_an_unexpected_error(
     places = {"blocking": upkeep, "asyncio": aio}
     raised = failing_once(monkeypatch, places[face], "renewal", ZeroDivisionError("as told"))
     with client.lease("deal", tokens_per_unit=5):
-        wait_until(lambda: len(servicer.renewals) >= 2, "two renewals", 20)
-    wait_until(lambda: servicer.settles, "a settle", 20)
+        wait_until(lambda: len(servicer.renewals) >= 2, "two renewals")
+    wait_until(lambda: servicer.settles, "a settle")
 
     assert raised.is_set()
     assert caplog.text.count("unexpected error in the upkeep of leases") == 1
@@ -203,7 +203,7 @@ def test_a_settle_that_fails_unexpectedly_is_repeated(
     raised = failing_once(monkeypatch, Settlement, "request", ZeroDivisionError("as told"))
     with client.lease("deal", tokens_per_unit=5):
         pass
-    wait_until(lambda: servicer.settles, "the settle", 20)
+    wait_until(lambda: servicer.settles, "the settle")
 
     assert raised.is_set()
 
