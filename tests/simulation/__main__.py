@@ -101,7 +101,7 @@ def with_progress(runs: list[Future[Outcome]], started_s: float) -> Iterator[Out
 def report_figures(figures: list[Figures]) -> None:
     """Print what runs without faults have shown."""
     table = Table(title="Fault-free, saturated")
-    headings = ("scenario", "calls", "refused", "used", "drift p99", "ETA", "ETA first")
+    headings = ("scenario", "calls", "refused", "used", "±", "drift p99", "ETA", "ETA first")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "scenario" else "right")
     for run in figures:
@@ -110,14 +110,15 @@ def report_figures(figures: list[Figures]) -> None:
             f"{run.calls:,}",
             f"{run.refusals:,}",
             f"{run.utilisation:.2%}",
+            f"{run.utilisation_error:.2%}",
             str(run.unexplained_p99),
             f"{run.eta_median_ms / 1000:.1f} s",
             f"{run.eta_first_median_ms / 1000:.0f} s",
         )
     console.print(table)
     console.print(
-        "used: spent/generated; drift: unexplained tokens an observation; ETA: median error as"
-        " corrected last, and as told at first"
+        "used: spent/generated; ±: what may be in hand at the end; drift: unexplained tokens an"
+        " observation; ETA: median error as corrected last, and as told at first"
     )
     console.print(
         f"worst unexplained drift: {max(max(run.unexplained) for run in figures)} tokens"
@@ -128,7 +129,10 @@ def report_figures(figures: list[Figures]) -> None:
                 f"equal holders: {run.spread} tokens apart, largest request {run.largest}"
             )
         if run.scenario == THREE_CLASSES:
-            console.print(f"classes 8:4:1: within {run.class_error():.2%}")
+            console.print(
+                f"classes 8:4:1: within {run.class_error():.2%},"
+                f" of which a run of this length may owe {run.class_uncertainty:.2%} to chance"
+            )
 
 
 def report_outcomes(outcomes: list[Outcome], run_events: int) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from broker.core.leases import Priority
 from broker.core.ledger import Ledger
 from tests.simulation.campaign import run_random, shrink
-from tests.simulation.figures import Figures, measure
+from tests.simulation.figures import BY_CHANCE, CLASS_ERROR_MAX, Figures, chance_of, measure
 from tests.simulation.museum.counting import refund
 from tests.simulation.starving import PROBES_A_TICK_MAX, starve
 
@@ -71,11 +72,41 @@ def test_keepa_is_asked_once_a_tick(latency_ms: int, workers: int, rate: int) ->
 
 def test_a_broken_promise_is_told() -> None:
     """A run that wastes, is refused, drifts or misjudges ETAs does not pass."""
-    figures = Figures("known costs", 1, calls=5, refusals=1, spent=9, generated=10)
+    figures = Figures("known costs", 1, calls=5, refusals=1, spent=900, generated=1_000)
     figures.unexplained[7] += 1
-    figures.eta_proved(9_000, 3_000)
+    for _ in range(9):
+        figures.eta_proved(9_000, 3_000)
 
     assert len(list(figures.broken())) == 4
+
+
+def test_a_short_run_breaks_no_promise_by_chance() -> None:
+    """What is in hand at its end, one odd wait, a call more or less of a class: all is noise."""
+    wasting = Figures("known costs", 1, calls=50, spent=900, generated=1_000, largest=100)
+    wasting.eta_proved(9_000, 3_000)
+    unfair = Figures("three classes", 1, calls=13, spent=65, generated=65, largest=5)
+    unfair.by_class.update({Priority.HIGH: 45, Priority.NORMAL: 15, Priority.LOW: 5})
+
+    assert list(wasting.broken()) == []
+    assert list(unfair.broken()) == []
+    assert unfair.class_error() > CLASS_ERROR_MAX
+
+
+def test_a_long_run_breaks_a_promise_by_the_same_figures() -> None:
+    """Where it carries them, they are judged as they are."""
+    wasting = Figures("known costs", 1, spent=90_000, generated=100_000, largest=100)
+    unfair = Figures("three classes", 1, spent=65_000, generated=65_000, largest=5)
+    unfair.by_class.update({Priority.HIGH: 45_000, Priority.NORMAL: 15_000, Priority.LOW: 5_000})
+
+    assert len([*wasting.broken(), *unfair.broken()]) == 2
+
+
+def test_rare_events_are_judged_by_their_chance() -> None:
+    """One refusal of 2,000 calls may be chance where 10,000 calls a refusal are promised."""
+    assert chance_of(1, 0.2) > BY_CHANCE
+    assert chance_of(3, 0.2) < BY_CHANCE
+    assert chance_of(0, 0) == 1
+    assert chance_of(1, 0) == 0
 
 
 def test_a_failure_shrinks_to_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
