@@ -75,6 +75,7 @@ class BrokerRuntime:
         self.probes = ProbeRecord()
         # Why changed budgets are not in force; empty while they are.
         self.budgets_trouble = ""
+        self._budgets = {"file": allocator.config.budgets}
         self.stopping = False
         # Set for good once Keepa has told a balance.
         self.synced = asyncio.Event()
@@ -111,8 +112,12 @@ class BrokerRuntime:
                 wait.answer.set_exception(BrokerStoppingError())
         self._tell_watchers()
 
-    async def acquire(self, request: LeaseRequest) -> Answer:
+    async def acquire(
+        self, request: LeaseRequest, still_let_in: Callable[[], None] = lambda: None
+    ) -> Answer:
         """Wait for a grant or a denial; a cancelled wait leaves no hold behind.
+
+        *still_let_in* is asked at the end: what it raises takes the grant back.
 
         Raises:
             BrokerError: the lease_id can't be used for this request.
@@ -122,6 +127,7 @@ class BrokerRuntime:
         wait.calls += 1
         try:
             answer = await asyncio.shield(wait.answer)
+            still_let_in()
             wait.delivered = True
             return answer
         finally:
@@ -167,8 +173,18 @@ class BrokerRuntime:
         self._decide(self.allocator.resume)
 
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
-        """Put *budgets* in the place of those in force."""
+        """Put *budgets*, of the budgets file, in the place of those in force."""
         self.budgets_trouble = ""
+        self._budgets["file"] = tuple(budgets)
+        self._take_budgets()
+
+    def set_shares(self, budgets: Iterable[Budget]) -> None:
+        """Put *budgets*, of the identities file, in the place of those in force."""
+        self._budgets["identities"] = tuple(budgets)
+        self._take_budgets()
+
+    def _take_budgets(self) -> None:
+        budgets = [budget for group in self._budgets.values() for budget in group]
         self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
 
     def budgets_failed(self, trouble: str) -> None:

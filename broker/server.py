@@ -15,7 +15,7 @@ import grpc
 import structlog
 import uvloop
 
-from broker.access.budgets_file import BudgetsFile
+from broker.access.budgets_file import POLL_S, BudgetsFile
 from broker.access.identities import IdentityBook
 from broker.access.tls import TlsFiles
 from broker.access.watched_files import Followed
@@ -65,7 +65,8 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
-    interceptors = _interceptors(settings, metrics, traced=traced)
+    book = _identities(settings)
+    interceptors = _interceptors(book, metrics, traced=traced)
     server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     introspection = Introspection(server)
@@ -84,12 +85,14 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             key_fingerprint=fingerprint,
             epoch=runtime.allocator.ledger.epoch,
         )
-        following = None if file is None else asyncio.create_task(file.follow(runtime))
+        following = [] if file is None else [asyncio.create_task(file.follow(runtime))]
+        if book is not None:
+            following.append(asyncio.create_task(_follow_shares(book, runtime)))
         await stop.wait()
         log.info("broker stopping")
         ready.cancel()
-        if following is not None:
-            following.cancel()
+        for task in following:
+            task.cancel()
         await introspection.stop()
         runtime.stop()
         await server.stop(STOP_GRACE_S)
@@ -134,13 +137,27 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
+def _identities(settings: ServeSettings) -> Followed[IdentityBook] | None:
+    """The callers that the broker knows; None where it serves everybody."""
+    path = settings.broker_identities_file
+    return None if path is None else Followed([path], partial(IdentityBook.read, path))
+
+
+async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -> None:
+    """Keep *runtime* to the greatest shares that the identities file sets, until cancelled."""
+    in_force: tuple[Budget, ...] = ()
+    while True:
+        if (budgets := book.now().budgets) != in_force:
+            in_force = budgets
+            runtime.set_shares(budgets)
+        await asyncio.sleep(POLL_S)
+
+
 def _interceptors(
-    settings: ServeSettings, metrics: BrokerMetrics, *, traced: bool
+    book: Followed[IdentityBook] | None, metrics: BrokerMetrics, *, traced: bool
 ) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg] # generic in stubs only
     interceptors: list[Any] = [TracedCalls()] if traced else []
-    path = settings.broker_identities_file
-    if path is not None:
-        book = Followed([path], partial(IdentityBook.read, path))
+    if book is not None:
         # The first: whoever is not let in begins no span.
         interceptors.insert(0, Gate(book, metrics.refused))
     return interceptors

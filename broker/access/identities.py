@@ -4,6 +4,12 @@
     role = "fetcher"
     certificates = ["fetcher.example", "spiffe://example/fetcher"]
 
+    [partners]
+    role = "fetcher"
+    token_sha256 = ["4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce"]
+    priority_max = "low"   # requests above it are served at it; default "high"
+    share_max = 0.25       # of all tokens, within any hour, under whatever holder names
+
     [anna]
     role = "operator"
     token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
@@ -15,15 +21,17 @@ BROKER_TOKEN_FILE is enough to know it again.
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from broker.core.budgets import Budget
+from broker.core.leases import Priority
 from broker.rpc.introspection import CHANNELZ_NAME, REFLECTION_NAME, SERVICE_NAME
 from protos.channel.credential_files import CredentialError, read_file
 from protos.channel.reasons import Reason
@@ -75,10 +83,15 @@ class Identity:
 
     name: str
     role: Role
+    priority_max: Priority = Priority.HIGH
 
     def signed(self, holder: str) -> str:
         """The holder's name with ours before it; no name holds a slash, so none can be forged."""
         return f"{self.name}/{holder}"
+
+    def capped(self, priority: Priority) -> Priority:
+        """*priority*, or the identity's greatest where that is less."""
+        return max(priority, self.priority_max, key=lambda each: each.value)
 
     def owns(self, holder: str) -> bool:
         """Whether *holder* was signed by this identity."""
@@ -93,6 +106,8 @@ class RefusedError(Exception):
         self.reason = reason
 
 
+# Looks whether the call would still be let in; raises RefusedError if not.
+still_let_in: ContextVar[Callable[[], None]] = ContextVar("still_let_in", default=lambda: None)
 # Whose call this is; None where the broker knows nobody and serves everybody.
 caller: ContextVar[Identity | None] = ContextVar("caller", default=None)
 
@@ -108,6 +123,8 @@ class Entry(BaseModel):
     # A SPIFFE id, a DNS name or, where the certificate has neither, its common name.
     certificates: list[str] = []
     token_sha256: list[Digest] = []
+    priority_max: Literal["high", "normal", "low"] = "high"
+    share_max: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 ENTRIES: Final = TypeAdapter(dict[str, Entry])
@@ -119,8 +136,14 @@ class IdentityBook:
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._by_certificate: dict[str, Identity] = {}
         self._by_digest: dict[str, Identity] = {}
+        # No name holds a character that means something in a budget's pattern.
+        self.budgets = tuple(
+            Budget(f"identity:{name}", f"{name}/*", share=entry.share_max)
+            for name, entry in entries.items()
+            if entry.share_max is not None
+        )
         for name, entry in entries.items():
-            identity = Identity(name, entry.role)
+            identity = Identity(name, entry.role, Priority[entry.priority_max.upper()])
             _enter(self._by_certificate, entry.certificates, identity)
             _enter(self._by_digest, entry.token_sha256, identity)
 

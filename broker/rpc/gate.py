@@ -12,8 +12,17 @@ import grpc
 import structlog
 from grpc_health.v1 import health
 
-from broker.access.identities import Identity, IdentityBook, RefusedError, Role, caller, roles_for
+from broker.access.identities import (
+    Identity,
+    IdentityBook,
+    RefusedError,
+    Role,
+    caller,
+    roles_for,
+    still_let_in,
+)
 from broker.access.watched_files import Followed
+from broker.runtime import BrokerRuntime
 from protos.channel.reasons import REASON_KEY, Reason
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -22,6 +31,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Code = grpc.StatusCode
 
+now_ms: Final = BrokerRuntime.now_ms
 OPEN: Final = f"/{health.SERVICE_NAME}/"
 SCHEME: Final = "bearer "
 # Where a certificate's name is looked for: the first of these that it has.
@@ -36,12 +46,49 @@ STATUSES: Final = {
 }
 
 
+# Often enough for a person who looks; a client that is refused may try thousands a second.
+SAID_EVERY_MS: Final = 60_000
+# Peers and reasons that are told apart; beyond it the rest shares one line.
+PEERS_MAX: Final = 1_000
+
+
+class RefusalLog:
+    """Logs refused calls once a minute per peer and reason, and how many it left out."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note(self, reason: Reason, peer: str, now_ms: int, **about: str) -> None:
+        """A call from *peer*, as grpc names it, was refused."""
+        # Every new connection of a client has a new port.
+        host = peer.rpartition(":")[0] or peer
+        key = (host, reason.value)
+        if key not in self._said and len(self._said) >= PEERS_MAX:
+            self._forget(now_ms)
+            if len(self._said) >= PEERS_MAX:
+                key = ("many peers", reason.value)
+        said_ms, left_out = self._said.get(key, (now_ms - SAID_EVERY_MS, 0))
+        if now_ms - said_ms < SAID_EVERY_MS:
+            self._said[key] = said_ms, left_out + 1
+            return
+        self._said[key] = now_ms, 0
+        log.warning("call refused", reason=reason.value, peer=key[0], left_out=left_out, **about)
+
+    def _forget(self, now_ms: int) -> None:
+        self._said = {
+            key: (said_ms, left_out)
+            for key, (said_ms, left_out) in self._said.items()
+            if now_ms - said_ms < SAID_EVERY_MS
+        }
+
+
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
     """Refuses what its caller may not do; tells *refused* of it."""
 
     def __init__(self, book: Followed[IdentityBook], refused: Callable[[Reason], None]) -> None:
         self._book = book
         self._refused = refused
+        self._log = RefusalLog()
 
     async def intercept_service(
         self,
@@ -55,23 +102,34 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
             return handler
         token = _bearer_token(handler_call_details.invocation_metadata)
 
-        async def enter(context: Context) -> None:
+        def look(context: Context) -> Identity:
+            """Whose call it is, as of now; counts it where it is refused."""
             try:
                 identity = self._identify(token, context)
                 _check_role(identity, method)
             except RefusedError as exc:
-                log.warning(
-                    "call refused", method=method, reason=exc.reason.value, peer=context.peer()
-                )
-                await self.refuse(exc, context)
-            else:
-                caller.set(identity)
+                self._refused(exc.reason)
+                self._log.note(exc.reason, context.peer(), now_ms(), method=method)
+                raise
+            return identity
 
-        return _behind(enter, handler)
+        async def enter(context: Context) -> None:
+            try:
+                caller.set(look(context))
+            except RefusedError as exc:
+                await self.refuse(exc, context)
+            still_let_in.set(lambda: _same(look(context), caller.get()))
+
+        async def stay(context: Context) -> None:
+            try:
+                still_let_in.get()()
+            except RefusedError as exc:
+                await self.refuse(exc, context)
+
+        return _behind(enter, stay, handler)
 
     async def refuse(self, exc: RefusedError, context: Context) -> None:
-        """Count *exc* and end the RPC with it; never returns."""
-        self._refused(exc.reason)
+        """End the RPC with *exc*; never returns."""
         metadata = ((REASON_KEY, exc.reason.value),)
         await context.abort(STATUSES[exc.reason], str(exc), trailing_metadata=metadata)
 
@@ -116,8 +174,26 @@ def _check_role(identity: Identity, method: str) -> None:
     )
 
 
-def _behind(enter: Callable[[Context], Awaitable[None]], handler: Handler) -> Handler:
-    """*handler*, called only once *enter* has let the call in."""
+def _same(identity: Identity, before: Identity | None) -> None:
+    """Whether the credentials still stand for the identity that began the call.
+
+    Raises:
+        RefusedError: They have become another's.
+    """
+    if before is not None and identity.name != before.name:
+        raise RefusedError(
+            Reason.UNKNOWN_TOKEN,
+            f"these credentials are {identity.name}'s now, and no longer {before.name}'s:"
+            " call again",
+        )
+
+
+def _behind(
+    enter: Callable[[Context], Awaitable[None]],
+    stay: Callable[[Context], Awaitable[None]],
+    handler: Handler,
+) -> Handler:
+    """*handler*, called once *enter* has let the call in; *stay* looks before each message."""
     if not handler.response_streaming:
         assert handler.unary_unary is not None
         answer = handler.unary_unary
@@ -135,6 +211,7 @@ def _behind(enter: Callable[[Context], Awaitable[None]], handler: Handler) -> Ha
         await enter(context)
         async with aclosing(stream(request, context)) as answers:
             async for message in answers:
+                await stay(context)
                 yield message
 
     make: Any = (

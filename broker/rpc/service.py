@@ -17,7 +17,7 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from broker.access.identities import RefusedError, caller
+from broker.access.identities import RefusedError, caller, still_let_in
 from broker.core.answers import Denied, Granted
 from broker.core.errors import (
     BrokerError,
@@ -31,6 +31,7 @@ from broker.core.leases import LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
 from broker.rpc import replies, requests
 from broker.rpc.gate import STATUSES as GATE_STATUSES
+from broker.rpc.gate import RefusalLog
 from broker.rpc.requests import InvalidRequestError
 from broker.runtime import BrokerRuntime, BrokerStoppingError
 from broker.telemetry.metrics import BrokerMetrics
@@ -58,6 +59,8 @@ STATUSES: Final = {
 # more than a quarter of a short deadline is given up for that.
 DEADLINE_MARGIN_MS: Final = 250
 WATCH_MIN_INTERVAL_MS: Final = 250
+# Whatever is asked for: without it one watcher takes most of a core.
+WATCH_LEAST_INTERVAL_MS: Final = 50
 WATCH_MAX_INTERVAL_MS: Final = 1_000
 PAGE_SIZE: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
@@ -100,6 +103,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         self._runtime = runtime
         self._metrics = metrics
         self._fingerprint = key_fingerprint
+        self._refusals = RefusalLog()
         self._config = runtime.allocator.config
 
     async def AcquireLease(  # noqa: N802 - gRPC's name
@@ -116,7 +120,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             )
             wanted = self._signed(wanted)
             await self._check_key(request.key_fingerprint, context)
-            outcome = await self._runtime.acquire(wanted)
+            outcome = await self._runtime.acquire(wanted, still_let_in.get())
         self._note(wanted, outcome)
         return replies.answer(outcome, self._runtime.now_ms())
 
@@ -164,7 +168,8 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> AsyncIterator[pb.WatchBucketResponse]:
         """The bucket now and whenever it changes, neither too often nor too rarely."""
         async with refusals(context):
-            least_ms = requests.interval_ms(request, "min_interval", WATCH_MIN_INTERVAL_MS)
+            asked_ms = requests.interval_ms(request, "min_interval", WATCH_MIN_INTERVAL_MS)
+            least_ms = max(asked_ms, WATCH_LEAST_INTERVAL_MS)
             most_ms = requests.interval_ms(request, "max_interval", WATCH_MAX_INTERVAL_MS)
             with self._runtime.watching() as changed:
                 while not self._runtime.stopping:
@@ -219,13 +224,18 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         holder = self._runtime.holder(call.lease_id)
         if holder is not None and not identity.owns(holder):
             self._metrics.refused(Reason.FOREIGN_LEASE)
-            log.warning("call refused", reason="foreign_lease", by=identity.name, holder=holder)
+            self._refusals.note(
+                Reason.FOREIGN_LEASE, identity.name, self._runtime.now_ms(), holder=holder
+            )
             raise RefusedError(
                 Reason.FOREIGN_LEASE,
                 f"lease {call.lease_id!r} is not {identity.name}'s: use the credentials that"
                 " acquired it",
             )
-        return replace(call, holder=identity.signed(call.holder))
+        call = replace(call, holder=identity.signed(call.holder))
+        if isinstance(call, LeaseRequest):
+            call = replace(call, priority=identity.capped(call.priority))
+        return call
 
     def _bucket(self) -> pb.Bucket:
         return replies.bucket(

@@ -8,14 +8,17 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
+import structlog
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from broker.access.identities import METHODS
+from broker.rpc.gate import PEERS_MAX, SAID_EVERY_MS, RefusalLog
 from protos.channel.access import Access
-from protos.channel.reasons import REASON_KEY
+from protos.channel.reasons import REASON_KEY, Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, launch_broker
@@ -324,3 +327,115 @@ def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: P
 
     assert (without_key, renewed, distrusted) == (Code.OK, Code.OK, Code.UNAVAILABLE)
     wait_until(lambda: "the old ones stay" in changing.log.read_text(), "the broker logs it")
+
+
+def test_an_open_stream_ends_with_its_rights(changing: ByToken) -> None:
+    """Whoever is struck off the file hears no more of the bucket."""
+    broker, company = changing.broker, changing.company
+    anna = company.token("anna")
+    quick = Duration(nanos=50_000_000)
+    request = pb.WatchBucketRequest(min_interval=quick, max_interval=quick)
+    with company.access(token=company.token("viewer")).channel(broker.address) as channel:
+        stream: Any = pb_grpc.TokenBrokerServiceStub(channel).WatchBucket(request, timeout=60)
+        next(stream)
+        company.identities([table("anna", "viewer", token=anna.read_text())])
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in stream:
+                pass
+
+    assert caught.value.code() is Code.UNAUTHENTICATED
+
+
+def test_a_wait_ends_without_a_grant_when_its_rights_have_ended(
+    changing: ByToken, simulator: RunningSimulator
+) -> None:
+    """Rights are looked at again at the grant; its tokens are free at once."""
+    broker, company = changing.broker, changing.company
+    viewer = company.token("viewer")
+    wanted = pb.AcquireLeaseRequest(
+        lease_id="late", holder="a", operation="deal", units=1, tokens_per_unit=5,
+        priority=pb.PRIORITY_NORMAL,
+    )  # fmt: skip
+    operator = company.access(token=company.token("operator"))
+    fetcher = company.access(token=company.token("fetcher"))
+    with fetcher.channel(broker.address) as one, operator.channel(broker.address) as two:
+        steering = pb_grpc.TokenBrokerServiceStub(two)
+        steering.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S)
+        waiting: Any = pb_grpc.TokenBrokerServiceStub(one).AcquireLease.future(wanted, timeout=60)
+        wait_until(lambda: broker.bucket().waiting == 1, "it waits")
+        company.identities([
+            table("operator", "operator", token=company.token("operator").read_text()),
+            table("viewer", "viewer", token=viewer.read_text()),
+        ])  # fmt: skip
+        steering.ResumeGrants(pb.ResumeGrantsRequest(), timeout=TIMEOUT_S)
+        code = waiting.exception().code()
+        bucket = broker.bucket()
+
+    assert code is Code.UNAUTHENTICATED
+    assert (bucket.open_leases, bucket.reserved, bucket.waiting) == (0, 0, 0)
+
+
+def test_an_identity_has_a_greatest_priority_and_share(
+    changing: ByToken,
+) -> None:
+    """Under whatever names its holders go, and whatever they ask for."""
+    broker, company = changing.broker, changing.company
+    tables = [
+        table("viewer", "viewer", token=company.token("viewer").read_text()),
+        table("operator", "operator", token=company.token("operator").read_text()),
+        table("fetcher", "fetcher", token=company.token("fetcher").read_text())
+        + 'priority_max = "low"\nshare_max = 0.5\n',
+    ]
+    company.identities(tables)
+    operator = company.access(token=company.token("operator"))
+    fetcher = company.access(token=company.token("fetcher"))
+    wait_until(lambda: len(broker.bucket().budgets) == 1, "the share is in force")
+    budget = broker.bucket().budgets[0]
+    with fetcher.channel(broker.address) as one, operator.channel(broker.address) as two:
+        steering = pb_grpc.TokenBrokerServiceStub(two)
+        steering.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S)
+        for name in "ab":
+            pb_grpc.TokenBrokerServiceStub(one).AcquireLease.future(
+                pb.AcquireLeaseRequest(
+                    lease_id=name, holder=name, operation="deal", units=1, tokens_per_unit=1,
+                    priority=pb.PRIORITY_HIGH,
+                ),
+                timeout=60,
+            )  # fmt: skip
+        wait_until(lambda: broker.bucket().waiting == 2, "both wait")
+        waits = steering.ListLeases(pb.ListLeasesRequest(), timeout=TIMEOUT_S).waiting
+
+    assert (budget.name, budget.holder) == ("identity:fetcher", "fetcher/*")
+    assert {wait.priority for wait in waits} == {pb.PRIORITY_LOW}
+
+
+def test_refused_calls_are_logged_once_a_minute_and_counted_always() -> None:
+    """By peer, whatever its port, and reason; the next line tells how many were left out."""
+    with structlog.testing.capture_logs() as lines:
+        log = RefusalLog()
+        for at in range(1_000):
+            log.note(Reason.UNKNOWN_TOKEN, f"ipv4:10.0.0.1:{40_000 + at}", at)
+        log.note(Reason.WRONG_ROLE, "ipv4:10.0.0.1:40000", 1_000)
+        log.note(Reason.UNKNOWN_TOKEN, "ipv4:10.0.0.1:40000", SAID_EVERY_MS)
+        for number in range(3_000):
+            log.note(Reason.NO_CREDENTIALS, f"ipv6:%5B::{number:x}%5D:1", SAID_EVERY_MS)
+
+    assert [(line["reason"], line["left_out"]) for line in lines[:3]] == [
+        ("unknown_token", 0), ("wrong_role", 0), ("unknown_token", 999),
+    ]  # fmt: skip
+    assert len(lines) <= PEERS_MAX + 3
+
+
+def test_a_flood_of_refused_calls_leaves_one_line(by_token: ByToken) -> None:
+    """And is counted to the last call."""
+    broker, company = by_token.broker, by_token.company
+    series = 'tokenbroker_refused_calls_total{reason="wrong_role"}'
+    before = scraped(broker, series)
+    with company.access(token=company.token("viewer")).channel(broker.address) as channel:
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+        for _ in range(300):
+            with pytest.raises(grpc.RpcError):
+                stub.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S)
+
+    assert scraped(broker, series) == before + 300
+    assert by_token.log.read_text().count('"reason": "wrong_role"') <= 2
