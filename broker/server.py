@@ -85,6 +85,8 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             key_fingerprint=fingerprint,
             epoch=runtime.allocator.ledger.epoch,
         )
+        if settings.broker_start_paused:
+            log.warning("granting paused by BROKER_START_PAUSED; `tokenbroker resume` ends it")
         following = [] if file is None else [asyncio.create_task(file.follow(runtime))]
         if book is not None:
             following.append(asyncio.create_task(_follow_shares(book, runtime)))
@@ -126,7 +128,9 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
     )
     # Without a journal the wall clock makes epochs grow; nothing else is read from it.
     epoch = time.time_ns() // 1_000_000
-    return Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
+    allocator = Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
+    allocator.paused = settings.broker_start_paused
+    return allocator
 
 
 def _stop_signal() -> asyncio.Event:

@@ -92,6 +92,8 @@ class ServeSettings(KeepaSettings, LogSettings):
     caller that holds nothing gets one lease in any case."""
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     """How long a restarted broker waits for living clients to renew."""
+    broker_start_paused: bool = False
+    """Grant nothing until `tokenbroker resume`; an operator's pause ends with the process."""
     broker_budgets_file: Path | None = None
     """Limits for holders and operations, see below."""
     broker_tls_cert_file: Path | None = None

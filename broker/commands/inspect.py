@@ -1,6 +1,7 @@
 """One question, one answer: status, leases, sync, pause, resume."""
 
 import json
+import sys
 
 from rich.console import Console
 
@@ -11,6 +12,9 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 PAGE_SIZE = 1_000
+PAUSE_NOTE = (
+    "A restart of the broker ends the pause, unless BROKER_START_PAUSED=true is set for it."
+)
 
 
 def status(target: Target, *, as_json: bool) -> None:
@@ -32,6 +36,8 @@ def pause(target: Target, *, as_json: bool) -> None:
     with connect(target) as broker:
         bucket = broker.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
+    # Beside the answer, so that JSON stays JSON.
+    print(PAUSE_NOTE, file=sys.stderr)  # noqa: T201 - for the person who paused
 
 
 def resume(target: Target, *, as_json: bool) -> None:

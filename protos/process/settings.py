@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protos.channel.access import Access
+from protos.channel.access import Access, is_loopback
 from protos.process.addresses import Listen
 
 ENV_FILE: Final = Path(".env")
@@ -67,6 +67,9 @@ def _base_url(text: str) -> str:
     url = urlsplit(text)
     if url.scheme not in {"http", "https"} or not url.hostname or url.query:
         raise ValueError("must look like https://api.keepa.com")
+    if url.username is not None or url.password is not None:
+        # The address is logged and shown by /healthz.
+        raise ValueError("must hold no user and password: the key stands in KEEPA_API_KEY")
     return text.rstrip("/")
 
 
@@ -133,6 +136,19 @@ class KeepaSettings(Environment):
     """A file that holds the key, such as a mounted secret."""
     keepa_base_url: BaseUrl = "https://api.keepa.com"
     """Another Keepa, such as a simulator."""
+    keepa_allow_plaintext: bool = False
+    """Allow plain http to another machine, which carries the key in the clear: for simulators."""
+
+    @model_validator(mode="after")
+    def _protect_key(self) -> Self:
+        url = urlsplit(self.keepa_base_url)
+        exposed = url.scheme == "http" and not is_loopback(url.hostname or "")
+        if exposed and not self.keepa_allow_plaintext:
+            raise ValueError(
+                f"KEEPA_BASE_URL: plain http would carry the key to {url.hostname} in the"
+                " clear: use https, or set KEEPA_ALLOW_PLAINTEXT=true for a simulator"
+            )
+        return self
 
     def read_api_key(self) -> str:
         """The Keepa key, from the variable or else from the file; empty if neither is set.

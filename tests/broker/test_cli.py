@@ -126,6 +126,7 @@ def test_pause_and_resume_steer_the_broker(broker: RunningBroker, tmp_path: Path
     resumed = run(tmp_path, "resume", "-o", "json", address=broker.address)
 
     assert json.loads(paused.stdout)["state"] == "paused"
+    assert "BROKER_START_PAUSED" in paused.stderr
     assert json.loads(resumed.stdout)["state"] == "serving"
 
 

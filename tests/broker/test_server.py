@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.ports import free_port
 from deploy.local.program import Program
+from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, StartBroker, StartProgram
@@ -211,3 +212,28 @@ def test_a_wrong_key_is_told_once(
     assert health(address, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
     assert log.count("check KEEPA_API_KEY") == 1
     assert KEY not in log + body
+
+
+def test_a_broker_may_start_paused(
+    simulator: RunningSimulator, start_program: StartProgram
+) -> None:
+    """Nothing is granted until an operator resumes; without the setting a restart resumes."""
+    address = f"127.0.0.1:{free_port()}"
+    start_program(
+        "broker", "serve", name="b", keepa_api_key=simulator.api_key,
+        keepa_base_url=simulator.base_url, broker_listen=address,
+        broker_http_listen="127.0.0.1:0", broker_recovery_grace_ms=0, broker_start_paused="true",
+    )  # fmt: skip
+    with Access().channel(address) as channel:
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+
+        def state() -> int:
+            try:
+                return stub.GetBucket(pb.GetBucketRequest(), timeout=10).bucket.state
+            except grpc.RpcError:
+                return pb.BUCKET_STATE_UNSPECIFIED
+
+        wait_until(lambda: state() == pb.BUCKET_STATE_PAUSED, "it is paused")
+        stub.ResumeGrants(pb.ResumeGrantsRequest(), timeout=10)
+
+        assert state() == pb.BUCKET_STATE_SERVING

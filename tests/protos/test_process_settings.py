@@ -63,3 +63,39 @@ def test_every_problem_has_a_line(
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("settings", [ServeSettings, Settings])
+@pytest.mark.parametrize(
+    ("url", "allowed", "problem"),
+    [
+        ("https://user:pass-word@api.keepa.com", "", "must hold no user and password"),
+        ("https://pass-word@api.keepa.com", "true", "must hold no user and password"),
+        ("http://10.0.0.7:8901", "", "set KEEPA_ALLOW_PLAINTEXT=true for a simulator"),
+        ("http://localhost.example", "", "would carry the key to localhost.example in the clear"),
+        ("http://10.0.0.7:8901", "true", None),
+        ("http://127.0.0.1:8901", "", None),
+        ("http://[::1]:8901", "", None),
+        ("http://localhost:8901", "", None),
+        ("https://api.keepa.com", "", None),
+    ],
+)
+def test_the_key_travels_to_keepa_in_secret(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: type[ServeSettings | Settings],
+    url: str,
+    allowed: str,
+    problem: str | None,
+) -> None:
+    """Plain http leaves the machine only where it is allowed; the address holds no secret."""
+    monkeypatch.setenv("KEEPA_API_KEY", "k")
+    monkeypatch.setenv("KEEPA_BASE_URL", url)
+    monkeypatch.setenv("KEEPA_ALLOW_PLAINTEXT", allowed)
+    if problem is None:
+        assert settings.load().keepa_base_url == url
+        return
+    with pytest.raises(SettingsError, match=problem) as caught:
+        settings.load()
+
+    assert str(caught.value).startswith("KEEPA_BASE_URL: ")
+    assert "pass-word" not in str(caught.value)

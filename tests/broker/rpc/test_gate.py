@@ -394,17 +394,20 @@ def test_an_identity_has_a_greatest_priority_and_share(
     with fetcher.channel(broker.address) as one, operator.channel(broker.address) as two:
         steering = pb_grpc.TokenBrokerServiceStub(two)
         steering.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S)
-        for name in "ab":
+        calls = [
             pb_grpc.TokenBrokerServiceStub(one).AcquireLease.future(
                 pb.AcquireLeaseRequest(
                     lease_id=name, holder=name, operation="deal", units=1, tokens_per_unit=1,
                     priority=pb.PRIORITY_HIGH,
                 ),
                 timeout=60,
-            )  # fmt: skip
+            )
+            for name in "ab"
+        ]  # fmt: skip
         wait_until(lambda: broker.bucket().waiting == 2, "both wait")
         waits = steering.ListLeases(pb.ListLeasesRequest(), timeout=TIMEOUT_S).waiting
 
+    assert len(calls) == 2
     assert (budget.name, budget.holder) == ("identity:fetcher", "fetcher/*")
     assert {wait.priority for wait in waits} == {pb.PRIORITY_LOW}
 
