@@ -106,7 +106,12 @@ def alive() -> None:
 
 
 @app.command()
-def scans(query: Query = None, limit: Limit = 20, output: Output = Format.TABLE) -> None:
+def scans(
+    query: Query = None,
+    limit: Limit = 20,
+    wide: Annotated[bool, typer.Option("--wide", "-w", help="All columns.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
     """List the newest scans: what they read, why they ended.
 
     Example: dealfetcher scans -q books -o json | jq '.[0].end_reason'
@@ -114,7 +119,7 @@ def scans(query: Query = None, limit: Limit = 20, output: Output = Format.TABLE)
     from fetcher.commands.look import show_scans  # noqa: PLC0415 - only what is used
 
     url = Settings.load().require_database_url()
-    show_scans(url, query=query, limit=limit, output=output)
+    show_scans(url, query=query, limit=limit, wide=wide, output=output)
 
 
 @deals_app.callback(invoke_without_command=True)

@@ -1,12 +1,14 @@
 """The folder of query files: read again whenever something in it changes."""
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from fetcher.queries.query import DealQuery, QueryBook, read_queries
+from fetcher.queries.query import DealQuery, QueryBook, QueryError, read_queries
+from protos.process.text_file import NotUtf8Error, decode_text
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,16 @@ class QueryFolder:
         if stamps == self._stamps:
             return False
         self._stamps = stamps
-        self._book = read_queries({path.stem: _text(path) for path in sorted(stamps)})
+        texts: dict[str, str] = {}
+        unreadable: list[QueryError] = []
+        for path in sorted(stamps):
+            try:
+                texts[path.stem] = _text(path)
+            except (OSError, NotUtf8Error) as exc:
+                reason = str(exc.strerror) if isinstance(exc, OSError) else str(exc)
+                unreadable.append(QueryError(path.stem, "file", f"{path}: {reason}"))
+        book = read_queries(texts)
+        self._book = QueryBook(book.queries, (*unreadable, *book.errors))
         return True
 
     def report(self) -> None:
@@ -66,8 +77,8 @@ class QueryFolder:
 
 
 def _text(path: Path) -> str:
-    """The file's text; what can't be read becomes text that the reader complains about."""
-    try:
-        return path.read_bytes()[:LARGEST_FILE_BYTES].decode("utf-8", "replace")
-    except OSError:
-        return ""
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_FILE_BYTES + 1)
+    if len(raw) > LARGEST_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST_FILE_BYTES} bytes: no query is")
+    return decode_text(raw)

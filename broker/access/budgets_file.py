@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from broker.access.watched_files import Stamp, stamp
 from broker.core.budgets import Budget
 from broker.runtime import BrokerRuntime
+from protos.process.text_file import NotUtf8Error, read_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -64,11 +65,13 @@ def read_budgets(path: Path) -> tuple[Budget, ...]:
         BudgetsFileError: it can't be read, or something in it makes no sense.
     """
     try:
-        entries = Entries.model_validate(_parse(path.read_text(encoding="utf-8")))
+        entries = Entries.model_validate(_parse(read_text(path)))
     except ValidationError as exc:
         problems = "; ".join(_problem(error) for error in exc.errors(include_url=False))
     except OSError as exc:
         problems = f"can't be read ({exc.strerror}): create it, or unset the variable"
+    except NotUtf8Error as exc:
+        problems = str(exc)
     except (ValueError, RecursionError) as exc:
         problems = f"neither TOML nor JSON: {exc}"
     else:

@@ -35,6 +35,7 @@ from broker.core.leases import Priority
 from broker.rpc.introspection import CHANNELZ_NAME, REFLECTION_NAME, SERVICE_NAME
 from protos.channel.credential_files import CredentialError, read_file
 from protos.channel.reasons import Reason
+from protos.process.text_file import decode_text
 
 SETTING: Final = "BROKER_IDENTITIES_FILE"
 # It stands before the holder's own name, up to a slash.
@@ -155,7 +156,7 @@ class IdentityBook:
             CredentialError: It can't be read or makes no sense; one line.
         """
         try:
-            entries = ENTRIES.validate_python(tomllib.loads(read_file(SETTING, path).decode()))
+            entries = ENTRIES.validate_python(tomllib.loads(decode_text(read_file(SETTING, path))))
             _check_names(entries)
             return cls(entries)
         except ValidationError as exc:

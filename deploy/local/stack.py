@@ -30,7 +30,9 @@ from deploy.local.settings import Keepa, StackSettings
 from deploy.local.summary import RunTotals
 from deploy.local.survey import Survey, Surveyor
 from fetcher.settings import Settings as FetcherSettings
+from fetcher.work.pace import PLAN_EVENT
 
+FIRST_FETCHER: Final = "fetcher-1"
 _DATABASE: Final = "deals"
 _READY_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.1
@@ -206,7 +208,9 @@ class Stack:
     def _handle(self, event: _Event) -> None:
         match event:
             case _Said():
-                self._screen.tell(event.name, event.line)
+                # All fetchers plan alike: those of the first are enough to read.
+                if event.line.event != PLAN_EVENT or event.name == FIRST_FETCHER:
+                    self._screen.tell(event.name, event.line)
                 self._check_key(event)
             case Survey():
                 self._totals.note(event)

@@ -1,10 +1,10 @@
 """Looking at what has been collected: scans, deals, rejections."""
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fetcher.commands.output import Format, print_json, print_rows
+from fetcher.commands.output import Format, age, print_json, print_rows, took
 from fetcher.postgres.database import connect
 from fetcher.postgres.reports import count_rejections, count_states, list_deals, list_scans
 from fetcher.replies.units import DATE_RANGES, PRICE_TYPES, currency_code, is_price, value_words
@@ -12,10 +12,15 @@ from fetcher.replies.units import DATE_RANGES, PRICE_TYPES, currency_code, is_pr
 Row = dict[str, Any]
 
 
-def show_scans(database_url: str, *, query: str | None, limit: int, output: Format) -> None:
-    """Print the newest scans."""
+def show_scans(
+    database_url: str, *, query: str | None, limit: int, wide: bool, output: Format
+) -> None:
+    """Print the newest scans; for people the columns that matter most, or all with *wide*."""
     with connect(database_url) as connection:
         rows = list_scans(connection, query=query, limit=limit)
+    if output is Format.TABLE:
+        now = datetime.now(UTC)
+        rows = [_scan_for_people(row, now, wide=wide) for row in rows]
     print_rows("Scans", rows, output)
 
 
@@ -44,6 +49,29 @@ def show_rejections(
         return
     print_rows("Verdicts", states, output)
     print_rows("Rules against rejected deals (a deal counts for each)", rules, output)
+
+
+def _scan_for_people(row: Mapping[str, Any], now: datetime, *, wide: bool) -> Row:
+    shown = {
+        "id": row["id"],
+        "query": row["query"],
+        "kind": row["kind"],
+        "ended by": row["end_reason"] or row["state"],
+        "age": age(row["started_at"], now),
+        "took": took(row["started_at"], row["ended_at"]),
+        "pages": row["pages_read"],
+        "new": row["new_deals"],
+        "tokens": row["tokens"],
+    }
+    if not wide:
+        return shown
+    return shown | {
+        "state": row["state"],
+        "open": row["pages_open"],
+        "dead": row["pages_dead"],
+        "rows": row["rows"],
+        "watermark's age": age(row["watermark"], now),
+    }
 
 
 def _rules_of(state: Row, rules: Iterable[Row]) -> list[Row]:

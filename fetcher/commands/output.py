@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -44,6 +44,7 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
         print_json(rows)
         return
     # Imported late: only people need rich.
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -52,13 +53,35 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
     if not rows:
         console.print(f"{escape(visible(title))}: none")
         return
-    table = Table(title=escape(visible(title)), title_justify="left", header_style="bold")
+    table = Table(
+        title=escape(visible(title)), title_justify="left", header_style="bold",
+        # Without frames between columns more of them fit a terminal of 80 characters.
+        box=SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
     for name in rows[0]:
         number = any(_is_number(row[name]) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
     console.print(table)
+
+
+def age(time: datetime | None, now: datetime) -> str | None:
+    """How long ago *time* was at *now*, in its largest unit: 40 s, 3 min, 2 h, 5 d."""
+    return None if time is None else _largest_unit(now - time)
+
+
+def took(start: datetime, end: datetime | None) -> str | None:
+    """How long something lasted, in its largest unit; None while it lasts."""
+    return None if end is None else _largest_unit(end - start)
+
+
+def _largest_unit(span: timedelta) -> str:
+    seconds = max(0, round(span.total_seconds()))
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size_s or (unit == "min" and seconds >= size_s):
+            return f"{seconds // size_s} {unit}"
+    return f"{seconds} s"
 
 
 def when(time: datetime | None) -> str:

@@ -1,7 +1,10 @@
 """Certificates, keys and tokens in files: read them, and say in one line what is wrong."""
 
+import codecs
 import ssl
 from pathlib import Path
+
+from protos.process.text_file import REMEDY
 
 
 class CredentialError(Exception):
@@ -15,9 +18,14 @@ def read_file(setting: str, path: Path) -> bytes:
         CredentialError: It can't be read.
     """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as exc:
         raise CredentialError(f"{setting}: {path} can't be read ({exc.strerror})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CredentialError(
+            f"{setting}: {path} is UTF-16, which Windows calls Unicode, not UTF-8: {REMEDY}"
+        )
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def check_ca(setting: str, ca: bytes) -> None:

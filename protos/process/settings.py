@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from protos.channel.access import Access, is_loopback
 from protos.process.addresses import Listen
+from protos.process.text_file import REMEDY, NotUtf8Error, read_text
 
 ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12
@@ -87,7 +88,7 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=ENV_FILE,
         # Whatever the locale is.
-        env_file_encoding="utf-8",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         # A rejected value may be the key.
@@ -113,7 +114,7 @@ class Environment(BaseSettings):
         except OSError as exc:
             problems = [f"{ENV_FILE.absolute()}: can't be read: {exc.strerror}"]
         except UnicodeDecodeError:
-            problems = [f"{ENV_FILE.absolute()}: is not UTF-8: save it as UTF-8"]
+            problems = [f"{ENV_FILE.absolute()}: {_why_unreadable(ENV_FILE)}"]
         # Outside the handler: the validation error would be shown as the cause, values and all.
         raise SettingsError(problems)
 
@@ -249,6 +250,14 @@ def key_fingerprint(api_key: str) -> str:
     return digest[:FINGERPRINT_DIGITS]
 
 
+def _why_unreadable(path: Path) -> str:
+    try:
+        read_text(path)
+    except (OSError, NotUtf8Error) as exc:
+        return str(exc)
+    return f"it is not UTF-8: {REMEDY}"
+
+
 def read_secret(variable: str, path: Path, content: str) -> str:
     """The text of the file that *variable* names, without blanks around it.
 
@@ -261,9 +270,9 @@ def read_secret(variable: str, path: Path, content: str) -> str:
         SettingsError: The file is unreadable or empty.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        text = read_text(path).strip()
+    except (OSError, NotUtf8Error) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         problem = f"{variable}: can't read {path.absolute()}: {reason}"
     else:
         if text:
