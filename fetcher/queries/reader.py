@@ -9,11 +9,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from fetcher.replies.record import integer
 
 DURATION_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"([0-9]{1,6}) ?([smhd])\Z")
+
+
+# One address alone, or the quoted one of a curl command.
+_ADDRESS: Final = re.compile(r"""(?s)^(?:curl\b.*?["'])?(https?://.+?)(?:["'](?:\s.*)?)?\Z""")
+# As programs and query strings have it.
+_ASSIGNED: Final = re.compile(
+    r"(?is)^\??(?:\w+\s+)?(?:selection|queryJSON)\s*=\s*(\{.*\}|%7B.*)\s*;?\Z"
+)
 
 
 class BadKeyError(ValueError):
@@ -31,20 +40,66 @@ def read_json(text: str) -> Mapping[str, object]:
     Raises:
         BadKeyError: not one JSON object, or a key is given twice.
     """
+    text = pasted_json(text)
     try:
-        value = json.loads(
-            text.removeprefix("\ufeff"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except BadKeyError:
         raise
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise BadKeyError("file", f"not JSON at {place}: {error.msg}") from error
+        problem = f"not JSON at {place}: {error.msg}{_paste_hint(text, error.pos)}"
+        raise BadKeyError("file", problem) from None
     except (ValueError, RecursionError) as error:
         raise BadKeyError("file", "not readable JSON: a number or nesting is too big") from error
     if not isinstance(value, dict):
         raise BadKeyError("file", "write one JSON object: Keepa's selection, or one holding it")
     return value
+
+
+def pasted_json(text: str) -> str:
+    """The JSON in a paste: the text itself, or what an address of Keepa holds.
+
+    Keepa's page of deals keeps its selection behind "#!deals/", an API call in its
+    parameter "selection"; both percent-encoded or not. A key in the address is dropped.
+
+    Raises:
+        BadKeyError: The address holds no selection.
+    """
+    text = text.removeprefix("\ufeff").strip()
+    if found := _ADDRESS.search(text):
+        address = found[1].strip()
+        fields = urlsplit(address)
+        host = (fields.hostname or "").removeprefix("www.")
+        if host != "keepa.com" and not host.endswith(".keepa.com"):
+            raise BadKeyError("file", "an address, but none of keepa.com: paste the JSON itself")
+        behind = fields.fragment.removeprefix("!")
+        if behind.startswith("deals/"):
+            return unquote(behind.removeprefix("deals/"))
+        if "selection" in (asked := parse_qs(fields.query)):
+            return asked["selection"][0]
+        raise BadKeyError(
+            "file", "this address holds no selection: copy it from Keepa's page of deals, or"
+            ' the JSON under "show API query"',
+        )  # fmt: skip
+    if found := _ASSIGNED.match(text):
+        return unquote(found[1]) if found[1].startswith("%7B") else found[1].rstrip(";")
+    return text
+
+
+def _paste_hint(text: str, position: int) -> str:
+    """What a person may have pasted instead of JSON, and what to change."""
+    near = text[max(0, position - 1) : position + 1]
+    if any(quote in text for quote in "\u201c\u201d\u201e\u2018\u2019"):
+        return '; it has typographic quotes: write "straight" ones'
+    if re.search(r",\s*[}\]]", text):
+        return "; remove the comma before a closing bracket"
+    if "'" in near or re.search(r"\b(True|False|None)\b", text):
+        return '; this is Python: JSON has "double" quotes, true, false and null'
+    if re.search(r"(^|\s)(//|#|/\*)", text):
+        return "; JSON has no comments: remove them"
+    if not text.startswith(("{", "[")):
+        return "; a file begins with { and holds nothing but Keepa's selection"
+    return ""
 
 
 def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:

@@ -37,6 +37,10 @@ RANGES: Final = (
 )
 # Their ends are values of the price type: minor units where it is a price.
 RANGES_OF_PRICE_TYPE: Final = ("currentRange", "deltaRange", "deltaLastRange")
+# Of these a positive number is a drop (keepa-api.md, section 4: average less current).
+DROP_RANGES: Final = ("deltaRange", "deltaPercentRange", "deltaLastRange")
+# Ratings are tenths of stars; who writes so few meant whole ones.
+STARS_MAX: Final = 5
 FLAGS: Final = (
     "isFilterEnabled",
     "isRangeEnabled",
@@ -74,8 +78,10 @@ def check_selection(selection: Selection) -> None:
         raise BadKeyError("priceTypes", f"write one price type from 0 to {len(PRICE_TYPES) - 1}")
     if not 0 <= date_range(selection) <= UNDOCUMENTED_DATE_RANGE:
         raise BadKeyError("dateRange", f"write a number from 0 to {len(DATE_RANGES) - 1}")
-    if sort_type(selection) not in SORT_MEANINGS:
-        raise BadKeyError("sortType", f"write one of {', '.join(map(str, SORT_MEANINGS))}")
+    if (sort := sort_type(selection)) not in SORT_MEANINGS:
+        inverted = "Keepa can't invert deal age: write 1, newest first, or "
+        hint = inverted if sort == -NEWEST_FIRST else "write "
+        raise BadKeyError("sortType", f"{hint}one of {', '.join(map(str, SORT_MEANINGS))}")
     rating = integer(selection.get("minRating", -1))
     if rating is None or not -1 <= rating <= MIN_RATING_MAX:
         raise BadKeyError("minRating", "write a rating from 0 to 50, or -1 for none")
@@ -89,6 +95,10 @@ def _check_range(key: str, value: object) -> None:
     match ends:
         case [int(low), int(high)] if low <= high or high == -1:
             return
+        case [int(low), int(high)]:
+            raise BadKeyError(
+                key, f"the ends are swapped; write [lowest, highest]: [{high}, {low}]"
+            )
     raise BadKeyError(key, "write [lowest, highest], two whole numbers in this order")
 
 
@@ -121,7 +131,8 @@ def price_type(selection: Selection) -> int:
     """The one price type it asks about, an index of PRICE_TYPES."""
     types = selection.get("priceTypes")
     if not isinstance(types, list) or len(types) != 1:
-        raise BadKeyError("priceTypes", "write exactly one: [2]")
+        one = types if integer(types) is not None else 2
+        raise BadKeyError("priceTypes", f"write a list of exactly one: [{one}]")
     return _required(selection, "priceTypes", types[0])
 
 
@@ -195,7 +206,31 @@ def selection_warnings(selection: Selection) -> tuple[str, ...]:
     percent = selection.get("deltaPercentRange")
     if isinstance(percent, list) and -1 < (integer(percent[0]) or 0) < DELTA_PERCENT_LEAST:
         found.append(f"deltaPercentRange below {DELTA_PERCENT_LEAST}: Keepa starts there")
+    found += [
+        f"{key} {selection[key]} asks for rises: a drop is positive at Keepa, so write"
+        f" {_mirrored(selection[key])} for drops"
+        for key in DROP_RANGES
+        if _limits(selection, key) and _is_below_zero(selection[key])
+    ]
+    rating = integer(selection.get("minRating", -1)) or -1
+    if 0 < rating <= STARS_MAX:
+        found.append(
+            f"minRating {rating} means {rating / 10} stars: Keepa counts in tenths,"
+            f" so {rating * 10} means {rating} stars"
+        )
     return tuple(found)
+
+
+def _is_below_zero(value: object) -> bool:
+    ends = [integer(end) for end in value] if isinstance(value, list) else []
+    return all(end is not None and end <= 0 for end in ends) and min(ends, default=0) < -1
+
+
+def _mirrored(value: object) -> list[int]:
+    """The range of drops as large as the rises in *value*."""
+    assert isinstance(value, list)
+    low, high = (integer(end) or 0 for end in value)
+    return [-high, -low]
 
 
 def _on(selection: Selection, key: str) -> bool:
