@@ -222,8 +222,8 @@ def selection_warnings(selection: Selection) -> tuple[str, ...]:
 
 
 def _is_below_zero(value: object) -> bool:
-    ends = [integer(end) for end in value] if isinstance(value, list) else []
-    return all(end is not None and end <= 0 for end in ends) and min(ends, default=0) < -1
+    ends = [integer(end) or 0 for end in value] if isinstance(value, list) else [0]
+    return max(ends) <= 0 and min(ends) < -1
 
 
 def _mirrored(value: object) -> list[int]:
