@@ -4,8 +4,6 @@ import codecs
 import ssl
 from pathlib import Path
 
-from protos.process.text_file import REMEDY
-
 
 class CredentialError(Exception):
     """A file can't be used; the message names its setting and the remedy, not the content."""
@@ -23,7 +21,7 @@ def read_file(setting: str, path: Path) -> bytes:
         raise CredentialError(f"{setting}: {path} can't be read ({exc.strerror})") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise CredentialError(
-            f"{setting}: {path} is UTF-16, which Windows calls Unicode, not UTF-8: {REMEDY}"
+            f"{setting}: {path} is UTF-16, which Windows calls Unicode, not UTF-8: save it as UTF-8"
         )
     return content.removeprefix(codecs.BOM_UTF8)
 
