@@ -21,7 +21,8 @@ def read_file(setting: str, path: Path) -> bytes:
         raise CredentialError(f"{setting}: {path} can't be read ({exc.strerror})") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise CredentialError(
-            f"{setting}: {path} is UTF-16, which Windows calls Unicode, not UTF-8: save it as UTF-8"
+            f"{setting}: {path} is UTF-16, which Windows calls Unicode, not UTF-8:"
+            " save it as UTF-8"
         )
     return content.removeprefix(codecs.BOM_UTF8)
 
