@@ -204,4 +204,4 @@ class Workplace:
         if self._stopped_at_s is None:
             self._stopped_at_s = now_s
         if now_s - self._stopped_at_s > STOP_GRACE_S:
-            raise StoppedError
+            raise StoppedError("Postgres did not come back before the end")
