@@ -16,9 +16,10 @@ import structlog
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fetcher.errors import DatabaseAwayError
+from fetcher.errors import DatabaseAwayError, DatabaseNotSetUpError
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
+from fetcher.postgres.errors import MIGRATE
 from fetcher.postgres.measures import (
     HourRead,
     PageCounts,
@@ -116,7 +117,7 @@ def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: floa
     """
     started_s = time.monotonic()
     if missing := missing_migrations(connection):
-        raise DatabaseAwayError(f"the database lacks {', '.join(sorted(missing))}")
+        raise DatabaseNotSetUpError(f"the database lacks {', '.join(sorted(missing))}", MIGRATE)
     return Measurement(
         queries=queries,
         progress=measure_progress(connection, queries),
