@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn
 
@@ -29,6 +31,7 @@ def run_command(
         secrets: The texts to blank out on stderr.
     """
     redact_stderr(secrets)
+    threading.excepthook = _show_unless_channel_closed
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that lacks a letter shows its number.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -45,6 +48,16 @@ def run_command(
     else:
         return
     _fail(program, message, code)
+
+
+def _show_unless_channel_closed(args: threading.ExceptHookArgs) -> None:
+    """Drop the error of gRPC's own thread that looks at a channel just after it was closed.
+
+    grpc/_channel.py, `_poll_connectivity`: the thread has no means to be ended before.
+    """
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(args.exc_traceback)}
+    if not (args.exc_type is ValueError and "_poll_connectivity" in names):
+        threading.__excepthook__(args)
 
 
 def _os_problem(exc: OSError) -> str:
