@@ -11,6 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from broker.commands.connection import TIMEOUT_S as COMMAND_TIMEOUT_S
+from broker.commands.connection import Target
+from broker.commands.connection import connect as connected
 from protos.channel.access import Access
 from protos.channel.options import CLIENT, PING_EVERY_MS, PING_TIMEOUT_MS, SERVER, Options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -264,3 +267,14 @@ def test_the_library_repeats_nothing_by_itself(serve: Serve) -> None:
 
     assert code is grpc.StatusCode.UNAVAILABLE
     assert len(broker.servicer.acquires) == 1
+
+
+def test_a_command_reaches_the_broker_over_a_slow_connection(
+    serve: Serve, start_proxy: StartProxy
+) -> None:
+    """It has five seconds for its question, and the connection may take most of them."""
+    proxy = start_proxy(serve(waits=False).address, delay_s=1.5)
+    with connected(Target(proxy.address)) as stub:
+        bucket = stub.GetBucket(pb.GetBucketRequest(), timeout=COMMAND_TIMEOUT_S).bucket
+
+    assert bucket.balance == 33

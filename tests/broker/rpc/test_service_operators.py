@@ -1,6 +1,7 @@
 """What an operator sees and steers, over a real channel."""
 
 import asyncio
+import time
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -123,3 +124,18 @@ async def test_a_sync_that_fails_says_why(slow_keepa: RunningSimulator, serve: S
     assert failed[::2] == (Code.UNAVAILABLE, "bad_reply")
     assert troubled.upstream_trouble == failed[1]
     assert healed.upstream_trouble == ""
+
+
+async def test_a_watcher_has_a_least_interval(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """Whatever it asks for: without one it takes most of a core."""
+    broker = await serve(slow_keepa, 5)
+    request = pb.WatchBucketRequest(min_interval=Duration(), max_interval=Duration())
+
+    began = time.monotonic()
+    stream = broker.stub.WatchBucket(request)
+    for _ in range(11):
+        await stream.read()
+    took_s = time.monotonic() - began
+    stream.cancel()
+
+    assert took_s >= 0.5
