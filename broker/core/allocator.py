@@ -11,6 +11,7 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
@@ -33,6 +34,10 @@ from broker.core.waitlist import Waiting, Waitlist
 # How long a wait whose connection broke keeps its place. Broker and client notice a dead
 # connection up to 25 s apart; the rest is for the way back.
 ABSENCE_MS: Final = 30_000
+# A forecast at every denial goes no further: its work must not grow with the waitlist.
+FORESEEN_MAX: Final = 100
+# Answers of one step; the rest follow a millisecond later, so that no step is long.
+ANSWERS_MAX: Final = 50
 # Costs that await a probe's judgement; more of them would teach nothing new.
 CLAIMS_MAX: Final = 100
 
@@ -82,6 +87,8 @@ class Allocator:
         # Since then a probe's answer could serve the head, which waits.
         self._doubt_since_ms: int | None = None
         self._outcomes: list[Granted | Denied] = []
+        # The last step had more to answer than one may.
+        self._unfinished = False
         self._deadlines = Deadlines()
         self._budget_wake_ms: int | None = None
 
@@ -281,6 +288,7 @@ class Allocator:
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When `advance` is due even if nothing else happens."""
         times = [
+            now_ms if self._unfinished else None,
             self.ledger.next_expiry_ms(),
             self.probing.next_wake_ms(now_ms),
             self._deadlines.next_wake_ms(),
@@ -333,6 +341,10 @@ class Allocator:
         """What of *headroom* may be granted; see `available`."""
         return headroom - self.config.floor_tokens
 
+    def first_in_line(self) -> list[Waiting]:
+        """The requests that are served next, as far as it is worth while to foresee."""
+        return list(islice(self.waitlist.order(), FORESEEN_MAX))
+
     def etas_ms(
         self, now_ms: int, order: Sequence[Waiting] | None = None
     ) -> dict[str, int | None]:
@@ -359,6 +371,7 @@ class Allocator:
 
     def _decide(self, now_ms: int) -> None:
         """Grant what can be granted; then answer who is out of time."""
+        self._unfinished = False
         self._serve(now_ms)
         # Where the denied stood, somebody may stand now whom the tokens cover.
         if self._deny_overdue(now_ms):
@@ -370,6 +383,9 @@ class Allocator:
             return
         self.probing.wanted = None
         while (head := self._head(now_ms)) is not None:
+            if len(self._outcomes) >= ANSWERS_MAX:
+                self._unfinished = True
+                return
             if not self.offers.requote(head):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
                 continue
@@ -474,13 +490,20 @@ class Allocator:
         undecided = self.probing.wanted is not None or self.probing.in_flight
         due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))
         delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
-        for waiting in due:
+        for waiting in due[: max(1, ANSWERS_MAX - len(self._outcomes))]:
             self._deny(waiting, self.reason(waiting, now_ms), delays, now_ms)
         return bool(due)
 
     def _retry_delays_ms(self, now_ms: int, *, undecided: bool) -> dict[str, int | None]:
-        """When to come back: as forecast, but not before anything can be decided."""
-        etas, state = self.etas_ms(now_ms), self.state(now_ms)
+        """When to come back: as forecast, but not before anything can be decided.
+
+        Requests behind the first `FORESEEN_MAX` come back when the last of these is due:
+        it can't be their turn sooner.
+        """
+        etas, state = self.etas_ms(now_ms, self.first_in_line()), self.state(now_ms)
+        if len(self.waitlist) > len(etas):
+            last_ms = max((eta_ms for eta_ms in etas.values() if eta_ms is not None), default=None)
+            etas = {waiting.request.lease_id: last_ms for waiting in self.waitlist} | etas
         if state is BucketState.PAUSED or (state is BucketState.SERVING and not undecided):
             return etas
         synced = self.ledger.bucket.observation is not None

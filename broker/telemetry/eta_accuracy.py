@@ -28,9 +28,9 @@ class Promises:
                 self._listener(abs(now_ms - first_ms), abs(now_ms - last_ms))
 
     def renew(self, allocator: Allocator, now_ms: int) -> None:
-        """Correct the ETAs of those watched; watch whoever waits if nobody is."""
+        """Correct the ETAs of those watched; watch the first in line if none is."""
         anybody = not self._last
-        for lease_id, eta_ms in allocator.etas_ms(now_ms).items():
+        for lease_id, eta_ms in allocator.etas_ms(now_ms, allocator.first_in_line()).items():
             if eta_ms is not None and (anybody or lease_id in self._last):
                 self._first.setdefault(lease_id, now_ms + eta_ms)
                 self._last[lease_id] = now_ms + eta_ms
