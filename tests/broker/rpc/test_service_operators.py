@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -139,3 +140,35 @@ async def test_a_watcher_has_a_least_interval(slow_keepa: RunningSimulator, serv
     stream.cancel()
 
     assert took_s >= 0.5
+
+
+async def test_watching_an_idle_broker_wakes_no_other_watcher(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """Two watchers and a caller of GetBucket look: each stream has one message an interval."""
+    broker = await serve(slow_keepa, 20)
+    request = pb.WatchBucketRequest(
+        min_interval=Duration(nanos=50_000_000), max_interval=Duration(seconds=60)
+    )
+    streams = [broker.stub.WatchBucket(request) for _ in range(2)]
+    for stream in streams:
+        await asyncio.wait_for(stream.read(), DEADLINE_S)
+
+    async def further(stream: Any) -> int:
+        """Messages before a change by the test itself, which is the last one."""
+        number = 0
+        while (await asyncio.wait_for(stream.read(), DEADLINE_S)).bucket.open_leases == 0:
+            number += 1
+        return number
+
+    counts = [asyncio.create_task(further(stream)) for stream in streams]
+    for _ in range(20):
+        await broker.stub.GetBucket(pb.GetBucketRequest())
+        await asyncio.sleep(0.05)
+    await broker.stub.AcquireLease(acquire())
+    numbers = await asyncio.gather(*counts)
+    for stream in streams:
+        stream.cancel()
+
+    # A step of the broker's own, such as the end of its start, may be seen.
+    assert max(numbers) <= 3
