@@ -56,7 +56,9 @@ def count_refill_by_wall_clock(self: KeepaSync) -> Envelope:
     return Envelope(**{**fields, "refill_in_ms": max(0, refill_in_ms)})
 
 
-async def reserve_after_await(self: BrokerRuntime, request: LeaseRequest) -> Granted | Denied:
+async def reserve_after_await(
+    self: BrokerRuntime, request: LeaseRequest, _still_let_in: object = None
+) -> Granted | Denied:
     """Look whether the tokens are there, let others have a turn, take them."""
     tokens = round(request.units * request.tokens_per_unit)
     enough = self.allocator.available(self.now_ms(), projected=False) >= tokens
@@ -67,7 +69,9 @@ async def reserve_after_await(self: BrokerRuntime, request: LeaseRequest) -> Gra
     return Granted(ledger.reserve(request, request.units, tokens, now_ms), 0)
 
 
-async def acquire_for_ever(self: BrokerRuntime, request: LeaseRequest) -> Granted | Denied:
+async def acquire_for_ever(
+    self: BrokerRuntime, request: LeaseRequest, _still_let_in: object = None
+) -> Granted | Denied:
     """Nobody clears away what a cancelled call leaves behind."""
     return await self._join(request).answer
 
