@@ -1,11 +1,11 @@
 """What people read of scans fits their terminal and tells ages."""
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fetcher.commands import output
 from fetcher.commands.look import _scan_for_people
 from fetcher.commands.output import Format, age, print_rows
 from fetcher.work.pace import _alike, _rounded
@@ -30,7 +30,7 @@ def test_a_scan_is_one_line_with_its_age(
 ) -> None:
     """Dates wrapped even at two hundred columns."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     print_rows("Scans", [_scan_for_people(scan(), NOW, wide=False)] * 3, Format.TABLE)
     printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
     lines = printed.rstrip().splitlines()
