@@ -152,8 +152,8 @@ class Bucket:
         # The last one that is a probe's answer: authority on plan, clock and period.
         self.probed: Observation | None = None
         self.period = TickPeriod()
-        # A lump landed while the observed call ran: its balance may lack it.
-        self.straddles_tick = False
+        # Lumps that landed while the observed call ran: its balance may lack them.
+        self.straddled_ticks = 0
         self._tick_ms = 0
         # When a reply first placed the present next tick: the one before had landed.
         self._placed_ms = 0
@@ -218,7 +218,7 @@ class Bucket:
             self.period.place(envelope)
             self.probed = observation
         self.observation, self._tick_ms = observation, tick_ms
-        self.straddles_tick = not asked_late and self._ran_over_tick(envelope)
+        self.straddled_ticks = 0 if asked_late else self._ticks_run_over(envelope)
 
     @staticmethod
     def same_tick(one: Observation, other: Observation) -> bool:
@@ -246,14 +246,28 @@ class Bucket:
             return 0
         return self.observation.envelope.refilled(self.ticks_landed(now_ms))
 
-    def _ran_over_tick(self, envelope: Envelope) -> bool:
+    @property
+    def straddles_tick(self) -> bool:
+        """Whether the observed balance may lack a lump."""
+        return self.straddled_ticks > 0
+
+    @property
+    def lacking_tokens(self) -> int:
+        """What the observed balance may lack by lumps that landed meanwhile."""
+        if self.observation is None:
+            return 0
+        return ceil(self.straddled_ticks * self.observation.envelope.lump)
+
+    def _ticks_run_over(self, envelope: Envelope) -> int:
         # An instant has no before and after: its count and its next tick agree.
         if not envelope.processing_ms:
-            return False
+            return 0
         last_tick_ms = envelope.next_tick_ms - self.period.ms
         # With a period that is not learned yet it may lie ahead: then it is no tick.
         ran_ms = (envelope.server_time_ms - SAME_TICK_MS, envelope.end_ms + SAME_TICK_MS)
-        return ran_ms[0] <= last_tick_ms <= ran_ms[1]
+        if not ran_ms[0] <= last_tick_ms <= ran_ms[1]:
+            return 0
+        return 1 + int((last_tick_ms - ran_ms[0]) / self.period.ms)
 
     def refill_within(self, horizon_ms: int | None) -> int:
         """Whole tokens that *horizon_ms* brings, evenly spread; None stands for one tick."""

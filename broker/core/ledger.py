@@ -17,7 +17,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from math import ceil
 from typing import Final
 
 from broker.core.bucket import Bucket, Observation, Source
@@ -152,7 +151,8 @@ class Ledger:
             return False
         booked = self._booked(probed)
         # A reply below that shows spending that is not in the books.
-        return self.bucket.observed - self.reserved < booked <= self.bucket.observed
+        most = self.bucket.observed + self.bucket.lacking_tokens
+        return self.bucket.observed - self.reserved < booked <= most
 
     def _booked(self, probed: Observation) -> int:
         return probed.envelope.tokens_left - self._spent_since_probe - self._held_open
@@ -171,13 +171,11 @@ class Ledger:
         """
         probed, seen = self.bucket.probed, self.bucket.observation
         assert seen is not None
-        most = seen.envelope.tokens_left
-        if self.bucket.straddles_tick:
-            most += ceil(seen.envelope.lump)
-        elif probed is not None and self.bucket.same_tick(probed, seen):
+        most = seen.envelope.tokens_left + self.bucket.lacking_tokens
+        if probed is not None and self.bucket.same_tick(probed, seen):
             known = probed.envelope.tokens_left
             # A probe that told less than a later reply has missed a lump.
-            if known >= most:
+            if known >= seen.envelope.tokens_left:
                 most = min(most, known - self._spent_after_probe)
         return most - self.in_flight_tokens(now_ms)
 

@@ -131,7 +131,7 @@ def trusting_what_is_fresh() -> Any:
 def adopt_as_straddling(self: Bucket, observation: Observation) -> None:
     """Near a tick no count is to be trusted, whenever it was asked for."""
     adopt(self, observation)
-    self.straddles_tick = (
+    self.straddled_ticks = int(
         observation.envelope.next_tick_ms - self.period.ms
         >= observation.envelope.server_time_ms - 100
     )
