@@ -168,7 +168,7 @@ def rejections(
 
 @deals_app.command()
 def explain(asin: str, output: Output = Format.TABLE) -> None:
-    """Show all of one product: prices, changes, verdicts.
+    """Show everything about one product: prices, changes, verdicts.
 
     Example: dealfetcher deals explain B0D8W1YVBX
     """

@@ -4,12 +4,12 @@
   - KeepaError
     + KeepaThrottledError    wait for tokens, then call again; no failed attempt
     + KeepaUnavailableError  call again later; counts as an attempt
-    + KeepaResponseError     give up on this request, tell somebody
+    + KeepaResponseError     give up on this request, alert an operator
   - DatabaseError            Postgres did not do the work
     + DatabaseAwayError        keep what was paid for, try again
       - DatabaseNotSetUpError    as above, but an operator must act first
     + DatabaseRefusedError     give up on this statement: it fails again
-  - ClaimLostError           somebody else has the work now: drop it
+  - ClaimLostError           another process has the work now: drop it
 """
 
 from fetcher.replies.envelope import Envelope
@@ -20,7 +20,7 @@ class FetcherError(Exception):
 
 
 class KeepaError(FetcherError):
-    """A call to Keepa that brought no usable answer.
+    """A call to Keepa that returned no usable answer.
 
     The message never holds the request's URL, because the key is part of it.
     """
@@ -37,7 +37,7 @@ class KeepaThrottledError(KeepaError):
 class KeepaUnavailableError(KeepaError):
     """A server error, a timeout, a reset, or a body that is cut or no JSON.
 
-    Without an envelope nobody knows whether the call was charged, unless
+    Without an envelope it is unknown whether the call was charged, unless
     *sent* is false: then it never left this machine.
     """
 

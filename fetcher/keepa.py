@@ -1,7 +1,7 @@
 """Calls to api.keepa.com: one request each, no hidden retries, the key never shown.
 
-A retry would spend tokens that no lease covers, so every failure is raised at
-once and the caller decides, by the error's class, what comes next.
+A retry would spend tokens that no lease covers. Every failure is raised at once, and
+the error's class decides what the caller does next.
 """
 
 import json
@@ -30,8 +30,8 @@ LONGEST_LOOK_UP_S: Final = 30.0
 
 # A full page of deals is about 345 kB, a batch of 100 products some MB.
 REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
-# Objects that replies become may take this many times the most bytes of a reply. Those of
-# real replies take 9 times their size, so a real one may have nearly half the most bytes.
+# The objects of a reply may take this many times the most bytes of a reply. Those of
+# real replies take 9 times their size: a real one may have nearly half the most bytes.
 OBJECTS_PER_BYTE_MAX: Final = 4
 
 # Beyond this many characters a selection travels in the body: servers and
@@ -42,7 +42,7 @@ LONGEST_SELECTION: Final = 3_000
 _WIDE: Final = re.compile(rb"[\xf0-\xf7]")
 _HALF_WIDE: Final = re.compile(rb"[\xc4-\xef]")
 
-# Keepa's own word is NOT_ENOUGH_TOKEN; its text is not documented.
+# Keepa's error type is NOT_ENOUGH_TOKEN; its message is not documented.
 _OF_TOKENS: Final = re.compile(r"token", re.IGNORECASE)
 
 
@@ -55,7 +55,7 @@ class Reply:
 
 
 class Keepa:
-    """A session with Keepa for one key; use it from one thread at a time."""
+    """A session with Keepa for one key; for one thread at a time."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class Keepa:
 
     @property
     def longest_call_s(self) -> float:
-        """How long a call can take, in seconds, the look-up of the name included."""
-        # The time limit for a whole body is looked at between its pieces.
+        """Longest time a call can take, in seconds, the look-up of the name included."""
+        # The time limit for a whole body is checked between its pieces.
         return sum(self._caller.timeouts_s) + self._caller.timeouts_s[1] + LONGEST_LOOK_UP_S
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class Keepa:
         return self._call("GET", "/product", fields)
 
     def token_status(self) -> Reply:
-        """Ask for the balance: free. Raises as `deals` does."""
+        """Fetch the balance: free. Raises as `deals` does."""
         return self._call("GET", "/token", {})
 
     def _call(
@@ -146,7 +146,7 @@ class Keepa:
         return Reply(body, envelope)
 
     def _decode(self, content: bytes) -> object:
-        """The JSON value of a body; None when it is cut, no JSON object, or too large."""
+        """Returns the JSON value of a body; None when it is cut, no object, or too large."""
         if content.lstrip()[:1] != b"{" or self._becomes_too_large(content):
             return None
         try:
@@ -158,7 +158,7 @@ class Keepa:
         return objects_bytes(content) > OBJECTS_PER_BYTE_MAX * self._reply_bytes_max
 
     def _unusable(self, answer: Answer) -> KeepaError:
-        """Why an HTTP 200 without a JSON object in it can't be used."""
+        """Returns the error for an HTTP 200 without a usable JSON object."""
         content = answer.body
         if content is not None and not self._becomes_too_large(content):
             return KeepaUnavailableError("the reply is cut or no JSON")
@@ -171,10 +171,10 @@ class Keepa:
 
 
 def objects_bytes(content: bytes) -> int:
-    """About the most bytes of memory that the objects of the JSON text *content* take.
+    """Estimates the most bytes of memory that the objects of the JSON text *content* take.
 
-    Counted from its punctuation, before anything is built: thirty megabytes of
-    ``[[],[],…`` become eight hundred. Sizes of CPython 3.11 on 64 bits.
+    Counts its punctuation before anything is built: thirty megabytes of ``[[],[],…``
+    become eight hundred. Sizes of CPython 3.11 on 64 bits.
     """
     # CPython gives all characters of a text the width of its widest.
     width = 4 if _WIDE.search(content) else 2 if _HALF_WIDE.search(content) else 1
@@ -185,14 +185,14 @@ def objects_bytes(content: bytes) -> int:
         + 40 * content.count(b",")
         + 88 * content.count(b"[")
         + 232 * content.count(b"{")
-        # A string has two; the names of fields are shared, but may all differ.
+        # A string has two quotes; field names are shared, but may all differ.
         + 30 * content.count(b'"')
         + 120 * content.count(b":")
     )
 
 
 def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError | None:
-    """The error by what the caller does next; None for a usable reply."""
+    """Returns the error by what the caller does next; None for a usable reply."""
     kind, message = _error_of(body)
     if _is_refusal(f"{kind} {message}", status, envelope):
         return KeepaThrottledError(f"no tokens left: {kind} {message}", envelope=envelope)
@@ -209,7 +209,7 @@ def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError
 
 
 def _is_refusal(error: str, status: int, envelope: Envelope | None) -> bool:
-    """Whether *error* is a 429 by another status: too few tokens, and nothing was spent."""
+    """Returns whether *error* is a 429 by another status: too few tokens, nothing spent."""
     return (
         envelope is not None
         and envelope.is_observation
@@ -222,7 +222,7 @@ def _is_refusal(error: str, status: int, envelope: Envelope | None) -> bool:
 
 
 def _error_of(body: object) -> tuple[str, str]:
-    """Type and message of the reply's `error`; empty strings when there is none."""
+    """Returns type and message of the reply's `error`; empty strings when there is none."""
     error = body.get("error") if isinstance(body, dict) else None
     if error is None or error is False:
         return "", ""

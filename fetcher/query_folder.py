@@ -1,7 +1,8 @@
-"""The folder of query files: read again whenever something in it changes."""
+"""The folder of query files; reread whenever a file in it changes."""
 
 import errno
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from protos.process.text_file import NotUtf8Error, decode_text
 
 log = structlog.get_logger(__name__)
 
-# Larger than any selection that Keepa takes.
+# Larger than any selection that Keepa accepts.
 LARGEST_FILE_BYTES: Final = 1024 * 1024
 
 Stamps = Mapping[Path, tuple[int, int]]
@@ -28,16 +29,21 @@ class QueryFolder:
 
     @property
     def book(self) -> QueryBook:
-        """What was read last."""
+        """The queries and errors that were read last."""
         return self._book
 
     def find(self, name: str) -> DealQuery | None:
-        """The query of that name."""
+        """Returns the query of that name."""
         return next((query for query in self._book.queries if query.name == name), None)
 
     def refresh(self) -> bool:
-        """Read the folder again if it has changed; returns whether it has."""
-        stamps = self._look()
+        """Reread the folder if it has changed; returns whether it has."""
+        stamps: dict[Path, tuple[int, int]] = {}
+        for path in self._folder.glob("*.json"):
+            # A file may be removed after the listing.
+            with suppress(OSError):
+                status = path.stat()
+                stamps[path] = (status.st_mtime_ns, status.st_size)
         if stamps == self._stamps:
             return False
         self._stamps = stamps
@@ -63,17 +69,6 @@ class QueryFolder:
         if not self._book.queries:
             folder = str(self._folder.absolute())
             log.warning("no usable query: put Keepa's selection as *.json there", folder=folder)
-
-    def _look(self) -> Stamps:
-        found: dict[Path, tuple[int, int]] = {}
-        for path in self._folder.glob("*.json"):
-            try:
-                status = path.stat()
-            except OSError:
-                # Removed since the listing; the next look settles it.
-                continue
-            found[path] = (status.st_mtime_ns, status.st_size)
-        return found
 
 
 def _text(path: Path) -> str:

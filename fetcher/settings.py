@@ -22,7 +22,7 @@ from protos.process.settings import (
 
 
 class Settings(KeepaSettings, ClientSettings, LogSettings):
-    """What the `dealfetcher` commands read; each command asks for what it needs."""
+    """The settings of the `dealfetcher` commands; each command requires what it needs."""
 
     keepa_connect_timeout_s: PositiveFloat = 30.0
     """Seconds to connect to Keepa; as in Keepa's own Java client."""
@@ -32,7 +32,7 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """Most bytes of a reply, decompressed; a fetcher may need seven times as much memory."""
 
     database_url: SecretStr | None = None
-    """Postgres, 15 or newer: `postgresql://user:password@host:5432/deals`."""
+    """URL of Postgres, 15 or newer: `postgresql://user:password@host:5432/deals`."""
     database_url_file: Path | None = None
     """A file that holds the URL, such as a mounted secret."""
 
@@ -58,10 +58,10 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         return None if url is None else _postgres_url(url.get_secret_value())
 
     def require_api_key(self) -> str:
-        """The Keepa key.
+        """Returns the Keepa key.
 
         Raises:
-            SettingsError: There is none; the message says where it was looked for.
+            SettingsError: There is none; the message lists the places searched.
         """
         key = self.read_api_key()
         if not key:
@@ -69,10 +69,10 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         return key
 
     def require_database_url(self) -> str:
-        """Where Postgres is.
+        """Returns the URL of Postgres.
 
         Raises:
-            SettingsError: Nobody said so.
+            SettingsError: It is not set, or unusable.
         """
         if self.database_url is not None:
             return self.database_url.get_secret_value()
@@ -87,7 +87,7 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         raise SettingsError([problem])
 
     def require_access(self) -> Access:
-        """How to get at the broker.
+        """Returns how to connect to the broker.
 
         Raises:
             SettingsError: A file can't be used, or a token would travel in plaintext.
@@ -103,7 +103,7 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
 
 
 class FetcherSecrets(Secrets):
-    """Those of the fetcher: the database's password too."""
+    """The fetcher's secrets: the database's password too."""
 
     database_url: str = ""
     database_url_file: Path | None = None
@@ -116,7 +116,10 @@ class FetcherSecrets(Secrets):
         yield self.pgpassword
         for url in (self.database_url, content_of(self.database_url_file)):
             if url:
-                yield from _passwords(url)
+                # As in _postgres_url.
+                from fetcher.postgres.url import secrets_of  # noqa: PLC0415 - see there
+
+                yield from secrets_of(url)
 
 
 def _postgres_url(text: str) -> SecretStr:
@@ -124,12 +127,6 @@ def _postgres_url(text: str) -> SecretStr:
     from fetcher.postgres.url import check_database_url  # noqa: PLC0415 - see above
 
     return SecretStr(check_database_url(text))
-
-
-def _passwords(database_url: str) -> list[str]:
-    from fetcher.postgres.url import secrets_of  # noqa: PLC0415 - as above
-
-    return list(secrets_of(database_url))
 
 
 def _missing(variable: str, remedy: str) -> str:

@@ -4,5 +4,5 @@ from protos.process import extras
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     extras.run("fetcher.__main__", extra="fetcher")

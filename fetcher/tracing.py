@@ -1,4 +1,4 @@
-"""The fetcher's part of OpenTelemetry: the name under which its spans appear."""
+"""The fetcher's tracer, and the name under which its spans appear."""
 
 from typing import Final
 

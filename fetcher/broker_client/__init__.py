@@ -9,7 +9,7 @@
             lease.settle_replied(Envelope.from_body(reply.json()))
 
 Entering the block waits, in the broker, until the tokens are there. Leaving it
-without a settle means "not sent", or "cost unknown" once `calling` was said.
+without a settle means "not sent", or "cost unknown" after `calling`.
 A background thread renews open leases and repeats settles that the broker has
 not taken yet. All methods of `BrokerClient` may be called from any thread.
 

@@ -1,7 +1,6 @@
 """The asyncio client: the verbs and guarantees of `BrokerClient`, for one event loop.
 
-What to send and what follows from an answer is decided where the blocking client decides
-it too (`waiting.py`, `duties.py`, `lease.py`); here stand the awaits.
+Both clients share the decisions (`waiting.py`, `duties.py`, `lease.py`); this module awaits.
 """
 
 import asyncio
@@ -61,7 +60,7 @@ class AsyncBrokerClient:
         holder: Name of this process instance; shares are equal between holders.
         key_fingerprint: Short hash of the Keepa key; a broker with another key refuses.
         ttl_s: Length of a lease between renewals; None for the broker's default.
-        access: TLS, certificates and token; without it plaintext, as nobody.
+        access: TLS, certificates and token; without it plaintext, with no identity.
 
     Raises:
         CredentialError: A file of *access* can't be used.
@@ -118,14 +117,15 @@ class AsyncBrokerClient:
         A cancelled wait leaves no hold; a lease whose block is cancelled is settled.
 
         Raises:
-            LeaseDeniedError: The broker said no, and when to ask again.
+            LeaseDeniedError: The broker denied the lease; the error has the time to retry.
             BrokerAwayError: The broker could not be reached within max_wait_s.
             WaitCancelledError: `stop_waiting` was called.
             BrokerRefusedError: A person must act; KeyMismatchError is one such.
             ForkedError: This is not the process that made the client.
         """
         self._check_process()
-        self._start_upkeep()
+        if self._keeper is None:
+            self._keeper, self._watcher = _task(self._keep_up()), _task(self._watch())
         request = acquire_request(
             holder=self.holder,
             operation=operation,
@@ -140,10 +140,10 @@ class AsyncBrokerClient:
         try:
             yield held
         finally:
-            await held.settle_unsaid()
+            await held.settle_if_open()
 
     async def get_bucket(self, *, timeout_s: float = 5.0) -> BucketView:
-        """The bucket as the broker sees it now.
+        """Returns the bucket as the broker counts it now.
 
         Raises:
             BrokerAwayError: No answer within *timeout_s* seconds.
@@ -170,7 +170,7 @@ class AsyncBrokerClient:
     async def close(self, *, timeout_s: float = 2.0) -> None:
         """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
 
-        In another process than the client's own it does nothing.
+        Does nothing in a process other than the client's own.
         """
         if os.getpid() != self._process:
             return
@@ -178,10 +178,11 @@ class AsyncBrokerClient:
         self._flush_until_s = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()
-        # Upkeep ends by itself, so that no settle is cut off, and sent twice.
+        # Upkeep ends by itself: a settle that is cut off would be sent twice.
         if self._keeper is not None:
             await asyncio.wait([self._keeper, *self._first_settles])
-            await self._deliver_rest()
+            while self._duties.settles_left and time.monotonic() < self._flush_until_s:
+                await self._survive(self._deliver())
         if self._watcher is not None:
             self._watcher.cancel()
         if left := self._duties.settles_left:
@@ -208,7 +209,7 @@ class AsyncBrokerClient:
         except (LeaseDeniedError, BrokerRefusedError):
             raise
         except BaseException:
-            # A grant may be crossing our going away: its tokens must not stay held.
+            # A grant may be on its way to this client: its tokens must not stay held.
             self._settle_later(abandonment(request, time.monotonic()))
             raise
         held = AsyncLease(
@@ -222,7 +223,7 @@ class AsyncBrokerClient:
         return held
 
     async def _granted(self, wait: Wait) -> pb.Grant:
-        """Repeat the request while the broker is away; the same id joins the same wait."""
+        """Repeats the request while the broker is away; the same id joins the same wait."""
         while True:
             try:
                 return wait.grant(await self._ask(wait))
@@ -232,11 +233,11 @@ class AsyncBrokerClient:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
-                raise WaitCancelledError("the wait for the broker was called off")
+                raise WaitCancelledError("the wait for the broker was cancelled")
 
     async def _ask(self, wait: Wait) -> pb.AcquireLeaseResponse:
         if self._stopping.is_set():
-            raise WaitCancelledError("this client waits for no more tokens")
+            raise WaitCancelledError("this client has stopped waiting for tokens")
         timeout_s = wait.timeout_s(time.monotonic())
         call = self._connection.stub.AcquireLease(
             wait.request, timeout=timeout_s, metadata=trace_context()
@@ -248,7 +249,7 @@ class AsyncBrokerClient:
             task = asyncio.current_task()
             if self._stopping.is_set() and task is not None and not task.cancelling():
                 # The call was cancelled, not its caller.
-                raise WaitCancelledError("the wait for tokens was called off") from None
+                raise WaitCancelledError("the wait for tokens was cancelled") from None
             raise
         finally:
             self._waits.discard(call)
@@ -256,12 +257,8 @@ class AsyncBrokerClient:
 
     # --- upkeep --------------------------------------------------------------
 
-    def _start_upkeep(self) -> None:
-        if self._keeper is None:
-            self._keeper, self._watcher = _task(self._keep_up()), _task(self._watch())
-
     async def _keep_up(self) -> None:
-        """Renew open leases, repeat settles until they are taken."""
+        """Renews open leases, and repeats settles until the broker takes them."""
         while not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._duties.pause_s()):
@@ -271,9 +268,9 @@ class AsyncBrokerClient:
             await self._survive(self._deliver())
 
     async def _survive(self, work: Coroutine[Any, Any, None]) -> None:
-        """Await *work*; an unexpected error is logged once, and must not end the upkeep.
+        """Awaits *work*; logs an unexpected error once, and does not end the upkeep for it.
 
-        Without it leases lapse under their calls, and what they cost is never reported.
+        Without upkeep, leases lapse under their calls, and their costs are never reported.
         """
         try:
             await work
@@ -283,12 +280,8 @@ class AsyncBrokerClient:
                 log.exception("unexpected error in the upkeep of leases: trying again")
             await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _deliver_rest(self) -> None:
-        while self._duties.settles_left and time.monotonic() < self._flush_until_s:
-            await self._survive(self._deliver())
-
     async def _watch(self) -> None:
-        """Renew all leases whenever the connection is lost: the broker may be a new one."""
+        """Renews all leases whenever the connection is lost: the broker may be a new one."""
         while True:
             channel = self._connection.channel
             await channel.wait_for_state_change(channel.get_state())
@@ -299,7 +292,7 @@ class AsyncBrokerClient:
     async def _renew_due(self) -> None:
         now_s = time.monotonic()
         due = self._duties.due(now_s)
-        # Sent together: one that hangs must not let the others lapse.
+        # Sent together: a renewal that hangs must not let the other leases lapse.
         await asyncio.gather(*(self._survive(self._renew(lease, now_s)) for lease in due))
 
     async def _renew(self, lease: HeldLease, now_s: float) -> None:
@@ -314,7 +307,7 @@ class AsyncBrokerClient:
             self._duties.renewed(lease, answer, asked_at_s=now_s)
 
     async def _settle(self, lease: HeldLease, settlement: Settlement) -> None:
-        """End *lease*; a caller that is cancelled meanwhile does not stop it."""
+        """Ends *lease*, even if its caller is cancelled meanwhile."""
         self._duties.ended(lease)
         task = _task(self._settle_first(settlement))
         self._first_settles.add(task)
@@ -325,7 +318,7 @@ class AsyncBrokerClient:
         try:
             is_over = await self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False)
         except Exception:
-            # The caller has a reply in hand that was paid for, and must get on with it.
+            # The caller holds a reply that was paid for: it must go on.
             log.exception("unexpected error in a settle: trying again")
             is_over = False
         if not is_over:
@@ -336,16 +329,16 @@ class AsyncBrokerClient:
         self._wake.set()
 
     async def _deliver(self) -> None:
-        """Send queued settles in order until one is not taken."""
+        """Sends queued settles in order until the broker does not take one."""
         while (settlement := self._duties.next_settlement()) is not None:
             try:
                 taken = await self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True)
             except Exception:
-                # Kept, but behind the others: it must not stand in their way.
+                # Kept behind the others, which it must not block.
                 self._duties.settle_later(settlement)
                 raise
             except BaseException:
-                # Cancelled, it is not taken either.
+                # A cancelled settle has not been taken either.
                 self._duties.settle_later(settlement, first=True)
                 raise
             if not taken:
@@ -355,7 +348,7 @@ class AsyncBrokerClient:
     async def _send(
         self, settlement: Settlement, timeout_s: float, *, wait_for_ready: bool
     ) -> bool:
-        """Whether the broker has given its final answer to *settlement*."""
+        """Returns whether the broker has given its final answer to *settlement*."""
         try:
             await self._connection.stub.SettleLease(
                 settlement.request(time.monotonic()),
@@ -369,9 +362,9 @@ class AsyncBrokerClient:
         return self._duties.settle_is_over(settlement, None)
 
     async def _refresh(self) -> None:
-        """After a failed call: with new certificates on disk, use them from now on."""
+        """Switches to new certificates on disk; called after a failed call."""
         channel = self._connection.channel
-        # A few small files; read in the loop, as their age is looked at nowhere else.
+        # A few small files, read in the loop: only a failed call leads here.
         self._connection.refresh()
         if self._connection.channel is not channel and self._watcher is not None:
             self._watcher.cancel()

@@ -50,7 +50,7 @@ class BrokerClient:
         holder: Name of this process instance; shares are equal between holders.
         key_fingerprint: Short hash of the Keepa key; a broker with another key refuses.
         ttl_s: Length of a lease between renewals; None for the broker's default.
-        access: TLS, certificates and token; without it plaintext, as nobody.
+        access: TLS, certificates and token; without it plaintext, with no identity.
 
     Raises:
         CredentialError: A file of *access* can't be used.
@@ -96,18 +96,18 @@ class BrokerClient:
         priority: Priority = Priority.NORMAL,
         max_wait_s: float | None = None,
     ) -> Iterator[Lease]:
-        """Hold tokens for one call; waits for them, and for the broker, as long as asked.
+        """Holds tokens for one call; waits for them, and for the broker, up to *max_wait_s*.
 
         Args:
             operation: Key of the learned cost, such as "deal" or "product?offers=20".
             units: Most pages or ASINs wanted.
             min_units: Fewest that are useful; 0 means all or nothing.
-            tokens_per_unit: What one is believed to cost until the broker knows better.
+            tokens_per_unit: Assumed cost of a unit until the broker has learned it.
             priority: Class of the request.
             max_wait_s: Longest wait in seconds; None waits for ever.
 
         Raises:
-            LeaseDeniedError: The broker said no, and when to ask again.
+            LeaseDeniedError: The broker denied the lease; the error has the time to retry.
             BrokerAwayError: The broker could not be reached within max_wait_s.
             WaitCancelledError: `stop_waiting` was called.
             BrokerRefusedError: A person must act; KeyMismatchError is one such.
@@ -128,10 +128,10 @@ class BrokerClient:
         try:
             yield held
         finally:
-            held.settle_unsaid()
+            held.settle_if_open()
 
     def get_bucket(self, *, timeout_s: float = 5.0) -> BucketView:
-        """The bucket as the broker sees it now.
+        """Returns the bucket as the broker counts it now.
 
         Raises:
             BrokerAwayError: No answer within *timeout_s* seconds.
@@ -160,7 +160,7 @@ class BrokerClient:
     def close(self, *, timeout_s: float = 2.0) -> None:
         """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
 
-        In another process than the client's own it does nothing.
+        Does nothing in a process other than the client's own.
         """
         if os.getpid() != self._process:
             return
@@ -185,7 +185,7 @@ class BrokerClient:
         except (LeaseDeniedError, BrokerRefusedError):
             raise
         except BaseException:
-            # A grant may be crossing our going away: its tokens must not stay held.
+            # A grant may be on its way to this client: its tokens must not stay held.
             self._upkeep.settle_later(abandonment(request, time.monotonic()))
             raise
         held = Lease(
@@ -198,22 +198,22 @@ class BrokerClient:
         return held
 
     def _granted(self, wait: Wait) -> pb.Grant:
-        """Repeat the request while the broker is away; the same id joins the same wait."""
+        """Repeats the request while the broker is away; the same id joins the same wait."""
         while True:
             try:
                 return wait.grant(self._ask(wait))
             except grpc.FutureCancelledError:
-                raise WaitCancelledError("the wait for tokens was called off") from None
+                raise WaitCancelledError("the wait for tokens was cancelled") from None
             except grpc.RpcError as exc:
                 pause_s = wait.failed(exc, time.monotonic())
             self._connection.refresh()
             if self._stopping.wait(pause_s):
-                raise WaitCancelledError("the wait for the broker was called off")
+                raise WaitCancelledError("the wait for the broker was cancelled")
 
     def _ask(self, wait: Wait) -> pb.AcquireLeaseResponse:
         with self._lock:
             if self._stopping.is_set():
-                raise WaitCancelledError("this client waits for no more tokens")
+                raise WaitCancelledError("this client has stopped waiting for tokens")
             timeout_s = wait.timeout_s(time.monotonic())
             call = self._connection.stub.AcquireLease.future(
                 wait.request, timeout=timeout_s, metadata=trace_context()

@@ -1,4 +1,4 @@
-"""The channel to the broker; made anew when the certificates it was made with are replaced."""
+"""The channel to the broker; reopened when its certificates are replaced."""
 
 import logging
 import threading
@@ -33,21 +33,23 @@ class Reopening(ABC):
         self._open()
 
     def refresh(self) -> None:
-        """After a failed call: with new certificates on disk, use them from now on."""
+        """Switches to new certificates on disk; call it after a failed call."""
         if self._access.ca_file is None:
             return
         with self._lock:
             try:
                 certificates = self._access.read()
             except CredentialError as exc:
-                self._say(str(exc))
+                if str(exc) != self._problem:
+                    log.warning("changed certificates are unusable: %s", exc)
+                self._problem = str(exc)
                 return
             if certificates != self._certificates:
                 self._certificates = certificates
                 self._leave()
                 # Calls under way keep the old channel; it ends with the last of them.
                 self._open()
-                self._say("")
+                self._problem = ""
                 log.info("new certificates taken for the broker at %s", self._address)
 
     @abstractmethod
@@ -56,13 +58,7 @@ class Reopening(ABC):
 
     @abstractmethod
     def _leave(self) -> None:
-        """The channel is about to be replaced."""
-
-    def _say(self, problem: str) -> None:
-        """Log *problem* when it is a new one."""
-        if problem and problem != self._problem:
-            log.warning("changed certificates make no sense: %s", problem)
-        self._problem = problem
+        """Detach from the channel, which is about to be replaced."""
 
 
 class Connection(Reopening):
@@ -74,11 +70,11 @@ class Connection(Reopening):
 
     @property
     def stub(self) -> pb_grpc.TokenBrokerServiceStub:
-        """For calls; ask for it before each."""
+        """The stub for the next call; a refresh replaces it."""
         return self._stub
 
     def subscribe(self, listener: Listener) -> None:
-        """Have *listener* called at every change of the connection, from grpc's own thread."""
+        """Call *listener* at every change of the connection, from grpc's own thread."""
         self._listener = listener
         self._channel.subscribe(listener)
 
@@ -99,10 +95,10 @@ class Connection(Reopening):
 
 
 class AsyncConnection(Reopening):
-    """The asyncio client's channel, which its owner watches."""
+    """The asyncio client's channel; the client watches its state."""
 
     channel: grpc.aio.Channel
-    # The generated stubs of types know one class for both kinds of channel.
+    # The generated type stubs have one class for both kinds of channel.
     stub: Any
 
     async def close(self) -> None:
@@ -114,4 +110,4 @@ class AsyncConnection(Reopening):
         self.stub = pb_grpc.TokenBrokerServiceStub(self.channel)
 
     def _leave(self) -> None:
-        """Its owner notices by itself that `channel` is another one."""
+        """Do nothing: the client compares `channel` with the one it watches."""

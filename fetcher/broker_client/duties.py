@@ -1,6 +1,6 @@
 """What a client owes the broker: renewals of open leases, and settles not yet taken.
 
-No I/O. Both clients keep their books here, the blocking one from several threads.
+No I/O. Both clients use it, the blocking one from several threads.
 """
 
 import logging
@@ -18,22 +18,22 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger("fetcher.broker_client")
 
-# Settles kept while the broker is away. Beyond it the oldest is dropped: the
-# broker then learns of the spend from Keepa's count alone.
+# Settles kept while the broker is away. Beyond it the oldest is dropped: Keepa's
+# count then shows the broker what was spent.
 SETTLEMENTS_MAX: Final = 10_000
 
-# The first settle is sent by the caller, which a broker that hangs must not hold up.
+# The caller sends the first settle: a broker that hangs must not hold it up.
 FIRST_SETTLE_TIMEOUT_S: Final = 2.0
 
-# Longest single wait of upkeep for a broker that is away; such calls are
-# sent at the very moment the connection comes back.
+# Longest single wait of upkeep for a broker that is away. gRPC sends such calls the
+# moment the connection is back.
 RETRY_TIMEOUT_S: Final = 1.0
 RETRY_PAUSE_S: Final = 0.25
 IDLE_PAUSE_S: Final = 3600.0
 
 
 class Duties:
-    """Open leases with the time of their next renewal, and settles in their order."""
+    """Open leases with the times of their next renewals, and pending settles in order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,12 +60,12 @@ class Duties:
     def renewed(
         self, lease: HeldLease, answer: pb.RenewLeaseResponse, *, asked_at_s: float
     ) -> None:
-        """The broker has prolonged *lease*."""
+        """Record that the broker has prolonged *lease*."""
         lease.renewed(epoch=answer.epoch, ttl_s=seconds(answer.ttl), asked_at_s=asked_at_s)
         self._due_again(lease, asked_at_s + lease.ttl_s / 3)
 
     def renewal_failed(self, lease: HeldLease, exc: grpc.RpcError) -> None:
-        """The broker has not prolonged *lease*: soon again, or it is lost."""
+        """Schedule another try for *lease*, or mark it as lost when *exc* is final."""
         if self._is_worth_repeating(lease.lease_id, exc):
             self._due_again(lease, time.monotonic() + RETRY_PAUSE_S)
             return
@@ -75,13 +75,13 @@ class Duties:
         self.ended(lease)
 
     def ended(self, lease: HeldLease) -> None:
-        """*lease* needs no more renewals."""
+        """Stop renewing *lease*."""
         with self._lock:
             self._leases.pop(lease.lease_id, None)
             self._failures.pop(lease.lease_id, None)
 
     def settle_later(self, settlement: Settlement, *, first: bool = False) -> None:
-        """Queue *settlement* at the end, or as the *first* again."""
+        """Queue *settlement* at the end, or at the front if *first*."""
         with self._lock:
             if len(self._pending) == SETTLEMENTS_MAX:
                 log.warning("too many settles wait for the broker: the oldest is dropped")
@@ -97,7 +97,7 @@ class Duties:
             return self._pending.popleft() if self._pending else None
 
     def settle_is_over(self, settlement: Settlement, exc: grpc.RpcError | None) -> bool:
-        """Whether the broker has had its last word on *settlement*; *exc*: its error."""
+        """Returns whether the broker's answer to *settlement*, or its error *exc*, is final."""
         lease_id = settlement.terms.lease_id
         if exc is not None and self._is_worth_repeating(lease_id, exc):
             return False
@@ -113,7 +113,7 @@ class Duties:
         return len(self._pending)
 
     def pause_s(self) -> float:
-        """Seconds until something is due."""
+        """Returns the seconds until something is due."""
         with self._lock:
             if self._pending:
                 return RETRY_PAUSE_S

@@ -2,7 +2,7 @@
 
 * BrokerClientError
   - LeaseDeniedError     no tokens this time; come back after retry_delay_s
-  - WaitCancelledError   the wait was called off on this side
+  - WaitCancelledError   the wait was cancelled on this side
   - BrokerAwayError      the broker can't be reached
   - BrokerRefusedError   the broker won't serve this client: a person must act
     + KeyMismatchError   client and broker use different Keepa keys
@@ -16,7 +16,7 @@ class BrokerClientError(Exception):
 
 
 class LeaseDeniedError(BrokerClientError):
-    """The broker's answer was no; *reason* is the contract's name for why."""
+    """The broker denied the lease; *reason* is the contract's name for the cause."""
 
     def __init__(
         self, reason: str, message: str, *, retry_delay_s: float, largest_units: int

@@ -1,4 +1,4 @@
-"""A lease: the right to make one call, and the duty to say what it cost."""
+"""A lease: the right to make one call, and the duty to report its cost."""
 
 import os
 import threading
@@ -21,11 +21,11 @@ CALL_MARGIN_S = 2.0
 
 
 class HeldLease:
-    """Tokens held for one call; both clients' leases are such, and differ in how they settle.
+    """Tokens held for one call; the base of both clients' leases, which differ in settling.
 
-    The first settle counts, later ones do nothing, so that an exception after
-    the settle can't report the call a second time. In a child process the lease
-    is nothing: the process that acquired it settles it.
+    The first settle counts and later ones do nothing: an exception after the settle
+    can't report the call a second time. A child process can't settle the lease; the
+    process that acquired it does.
     """
 
     def __init__(self, terms: Terms, *, ttl_s: float, waited_s: float) -> None:
@@ -65,7 +65,7 @@ class HeldLease:
 
     @property
     def settled(self) -> bool:
-        """Whether the outcome has been said."""
+        """Whether the outcome has been reported."""
         return self._settled
 
     @property
@@ -74,7 +74,7 @@ class HeldLease:
         return max(0.0, self._ends_at_s - time.monotonic())
 
     def calling(self) -> None:
-        """Mark the start of the call; say it just before sending.
+        """Mark the start of the call; call it just before sending.
 
         Raises:
             LeaseLostError: The lease has lapsed or is about to.
@@ -87,17 +87,17 @@ class HeldLease:
         self._calling_since_s = time.monotonic()
 
     def renewed(self, *, epoch: int, ttl_s: float, asked_at_s: float) -> None:
-        """Take in a heartbeat's answer, counted from when it was asked."""
+        """Apply a heartbeat's answer; *ttl_s* counts from *asked_at_s*."""
         self._terms = replace(self._terms, epoch=epoch)
         self._ttl_s = ttl_s
         self._ends_at_s = asked_at_s + ttl_s
 
     def lost(self) -> None:
-        """The broker does not know the lease any more: no call may start."""
+        """Let no call start any more: the broker has dropped the lease."""
         self._ends_at_s = 0.0
 
-    def _is_first_word(self) -> bool:
-        """Whether the outcome may be said now: once, by the process that has the lease."""
+    def _mark_settled(self) -> bool:
+        """Returns whether the caller may settle: once, in the process that holds the lease."""
         if os.getpid() != self._process:
             return False
         with self._lock:
@@ -107,7 +107,7 @@ class HeldLease:
     def _settlement(
         self, outcome: pb.Outcome.ValueType, envelope: Envelope | None, units: int | None
     ) -> Settlement:
-        """How the lease ended just now."""
+        """Returns the settlement of a lease that ends now."""
         now_s = time.monotonic()
         called = self._calling_since_s
         return Settlement(
@@ -120,7 +120,7 @@ class HeldLease:
 
 
 def settle_span(lease: HeldLease, outcome: pb.Outcome.ValueType) -> AbstractContextManager[Span]:
-    """The span of a settle; the settlement carries it to the broker."""
+    """Opens the span of a settle; the settlement carries it to the broker."""
     about = {"lease": lease.lease_id, "outcome": pb.Outcome.Name(outcome)}
     return tracer.start_as_current_span("settle", kind=SpanKind.CLIENT, attributes=about)
 
@@ -142,8 +142,8 @@ class Lease(HeldLease):
     def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
         """Report an answer with its envelope, whatever the HTTP status.
 
-        A reply without an envelope counts as an unknown cost. *units* is what
-        the call asked for if that was less than granted.
+        A reply without an envelope counts as an unknown cost. *units* is the number that
+        the call asked for, where that is fewer than granted.
         """
         outcome = pb.OUTCOME_REPLIED if envelope is not None else pb.OUTCOME_UNKNOWN
         self._end(outcome, envelope, units)
@@ -157,11 +157,11 @@ class Lease(HeldLease):
         self._end(pb.OUTCOME_NOT_SENT)
 
     def settle_unknown(self) -> None:
-        """Report a call without a usable answer: nobody knows what it cost."""
+        """Report a call without a usable answer: its cost is unknown."""
         self._end(pb.OUTCOME_UNKNOWN)
 
-    def settle_unsaid(self) -> None:
-        """Settle what nobody settled: unknown if the call had begun, else not sent."""
+    def settle_if_open(self) -> None:
+        """Settle the lease if it is still open: unknown if the call had begun, else not sent."""
         if self._calling_since_s is None:
             self.settle_not_sent()
         else:
@@ -173,7 +173,7 @@ class Lease(HeldLease):
         envelope: Envelope | None = None,
         units: int | None = None,
     ) -> None:
-        if self._is_first_word():
+        if self._mark_settled():
             with settle_span(self, outcome):
                 self._settle(self, self._settlement(outcome, envelope, units))
 
@@ -195,8 +195,8 @@ class AsyncLease(HeldLease):
     async def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
         """Report an answer with its envelope, whatever the HTTP status.
 
-        A reply without an envelope counts as an unknown cost. *units* is what
-        the call asked for if that was less than granted.
+        A reply without an envelope counts as an unknown cost. *units* is the number that
+        the call asked for, where that is fewer than granted.
         """
         outcome = pb.OUTCOME_REPLIED if envelope is not None else pb.OUTCOME_UNKNOWN
         await self._end(outcome, envelope, units)
@@ -210,11 +210,11 @@ class AsyncLease(HeldLease):
         await self._end(pb.OUTCOME_NOT_SENT)
 
     async def settle_unknown(self) -> None:
-        """Report a call without a usable answer: nobody knows what it cost."""
+        """Report a call without a usable answer: its cost is unknown."""
         await self._end(pb.OUTCOME_UNKNOWN)
 
-    async def settle_unsaid(self) -> None:
-        """Settle what nobody settled: unknown if the call had begun, else not sent."""
+    async def settle_if_open(self) -> None:
+        """Settle the lease if it is still open: unknown if the call had begun, else not sent."""
         if self._calling_since_s is None:
             await self.settle_not_sent()
         else:
@@ -226,6 +226,6 @@ class AsyncLease(HeldLease):
         envelope: Envelope | None = None,
         units: int | None = None,
     ) -> None:
-        if self._is_first_word():
+        if self._mark_settled():
             with settle_span(self, outcome):
                 await self._settle(self, self._settlement(outcome, envelope, units))

@@ -1,4 +1,4 @@
-"""The client's spans, and how the broker's join them: W3C trace context in the metadata.
+"""The client's spans; W3C trace context in the metadata connects the broker's to them.
 
 All of it does nothing in a program that has not set up OpenTelemetry.
 """
@@ -12,7 +12,7 @@ tracer: Final = trace.get_tracer("fetcher.broker_client")
 
 
 def trace_context() -> tuple[tuple[str, str], ...]:
-    """Metadata that names the current span; empty where there is none."""
+    """Returns metadata that names the current span; empty if there is none."""
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
     return tuple(carrier.items())

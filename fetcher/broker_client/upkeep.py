@@ -1,4 +1,4 @@
-"""The background thread: renews open leases, repeats settles until they are taken."""
+"""The background thread: renews open leases, repeats settles until the broker takes them."""
 
 import logging
 import threading
@@ -46,24 +46,24 @@ class Upkeep:
         self._wake.set()
 
     def settle(self, lease: HeldLease, settlement: Settlement) -> None:
-        """End *lease*; returns when the broker has it or it is queued for a retry."""
+        """End *lease*; returns when the broker has the settlement or it is queued."""
         self._duties.ended(lease)
         try:
             is_over = self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False)
         except Exception:
-            # The caller has a reply in hand that was paid for, and must get on with it.
+            # The caller holds a reply that was paid for: it must go on.
             log.exception("unexpected error in a settle: trying again")
             is_over = False
         if not is_over:
             self.settle_later(settlement)
 
     def settle_later(self, settlement: Settlement) -> None:
-        """Queue *settlement*; safe where a call would not be."""
+        """Queue *settlement* without a call to the broker."""
         self._duties.settle_later(settlement)
         self._wake.set()
 
     def close(self, timeout_s: float) -> int:
-        """Deliver what is queued within *timeout_s* and stop; returns what is left."""
+        """Deliver queued settles within *timeout_s* and stop; returns how many are left."""
         self._flush_until_s = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()
@@ -80,9 +80,9 @@ class Upkeep:
             self._survive(self._deliver)
 
     def _survive(self, work: Callable[[], None]) -> None:
-        """Run *work*; an unexpected error is logged once, and must not end the thread.
+        """Runs *work*; logs an unexpected error once, and does not end the thread for it.
 
-        Without it leases lapse under their calls, and what they cost is never reported.
+        Without upkeep, leases lapse under their calls, and their costs are never reported.
         """
         try:
             work()
@@ -95,7 +95,7 @@ class Upkeep:
     def _renew_due(self) -> None:
         now_s = time.monotonic()
         try:
-            # Sent together: one that hangs must not let the others lapse.
+            # Sent together: a renewal that hangs must not let the other leases lapse.
             calls = [
                 (
                     lease,
@@ -108,7 +108,7 @@ class Upkeep:
                 for lease in self._duties.due(now_s)
             ]
         except ValueError:
-            # gRPC's error for a channel that was closed meanwhile: there is no client any more.
+            # gRPC's error for a channel that was closed meanwhile: the client has gone.
             return
         for lease, call in calls:
             self._survive(partial(self._finish_renewal, lease, call, asked_at_s=now_s))
@@ -127,12 +127,12 @@ class Upkeep:
             self._duties.renewal_failed(lease, exc)
 
     def _deliver(self) -> None:
-        """Send queued settles in order until one is not taken."""
+        """Sends queued settles in order until the broker does not take one."""
         while (settlement := self._duties.next_settlement()) is not None:
             try:
                 is_over = self._send(settlement, RETRY_TIMEOUT_S, wait_for_ready=True)
             except Exception:
-                # Kept, but behind the others: it must not stand in their way.
+                # Kept behind the others, which it must not block.
                 self._duties.settle_later(settlement)
                 raise
             if not is_over:
@@ -140,7 +140,7 @@ class Upkeep:
                 return
 
     def _send(self, settlement: Settlement, timeout_s: float, *, wait_for_ready: bool) -> bool:
-        """Whether the broker has given its final answer to *settlement*."""
+        """Returns whether the broker has given its final answer to *settlement*."""
         try:
             self._connection.stub.SettleLease(
                 settlement.request(time.monotonic()),
@@ -152,6 +152,6 @@ class Upkeep:
             self._connection.refresh()
             return self._duties.settle_is_over(settlement, exc)
         except ValueError:
-            # grpc's word for a channel that was closed meanwhile.
+            # gRPC's error for a channel that was closed meanwhile.
             return False
         return self._duties.settle_is_over(settlement, None)

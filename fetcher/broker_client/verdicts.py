@@ -1,6 +1,6 @@
-"""What a client does after an error: by the broker's reason, else by the status.
+"""What a client does after an error, by the broker's reason, else by the status.
 
-Both clients decide here; nothing here does I/O.
+Both clients use it. No I/O.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ Code = grpc.StatusCode
 
 
 class Verdict(Enum):
-    """What is worth doing after a call has failed."""
+    """What to do after a call has failed."""
 
-    # The broker is away, restarting or busy: the same request again, for as long as asked.
+    # The broker is away, restarting or busy: repeat the request until the deadline.
     AGAIN = "again"
-    # Something is broken on the way or in the broker: again, but a few times only.
+    # Something is broken on the way or in the broker: repeat it a few times only.
     FEW_TIMES = "few_times"
-    # The id has ended: the same request under a new one.
+    # The id has ended: repeat the request under a new one.
     NEW_ID = "new_id"
     # The broker counts for another key.
     OTHER_KEY = "other_key"
@@ -29,14 +29,14 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-# Further tries of a call that fails with INTERNAL or UNKNOWN. A bug repeats itself.
+# Further tries of a call that fails with INTERNAL or UNKNOWN: a bug repeats itself.
 BROKEN_TRIES_MAX: Final = 5
 
 BY_REASON: Final[Mapping[str, Verdict]] = {
     Reason.STOPPING: Verdict.AGAIN,
     Reason.LEASE_ENDED: Verdict.NEW_ID,
     Reason.LEASE_TOO_OLD: Verdict.REFUSED,
-    # What this caller holds elsewhere comes free with time.
+    # The caller's other leases end in time.
     Reason.LIMIT_REACHED: Verdict.AGAIN,
     Reason.OTHER_KEY: Verdict.OTHER_KEY,
     Reason.LEASE_NOT_FOUND: Verdict.REFUSED,
@@ -48,7 +48,7 @@ BY_REASON: Final[Mapping[str, Verdict]] = {
     Reason.WRONG_ROLE: Verdict.REFUSED,
     Reason.FOREIGN_LEASE: Verdict.REFUSED,
 }
-# For errors that are not the broker's own, or of a newer one.
+# For errors that the broker did not raise, or that a newer broker did.
 BY_STATUS: Final[Mapping[grpc.StatusCode, Verdict]] = {
     Code.UNAVAILABLE: Verdict.AGAIN,
     Code.DEADLINE_EXCEEDED: Verdict.AGAIN,
@@ -61,14 +61,14 @@ BY_STATUS: Final[Mapping[grpc.StatusCode, Verdict]] = {
 
 
 def verdict(exc: grpc.RpcError) -> Verdict:
-    """What to do about *exc*."""
+    """Returns what to do about *exc*."""
     return BY_REASON.get(reason_of(exc)) or BY_STATUS.get(exc.code(), Verdict.REFUSED)
 
 
 def is_worth_repeating(exc: grpc.RpcError, failures: int) -> bool:
-    """Whether a renewal or settle that has failed *failures* times is sent again.
+    """Returns whether a renewal or settle that has failed *failures* times is sent again.
 
-    What was paid for is not forgotten for want of a token that is just being replaced.
+    UNAUTHENTICATED is repeated: the client's token may just be being replaced.
     """
     match verdict(exc):
         case Verdict.AGAIN:

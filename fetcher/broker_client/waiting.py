@@ -1,4 +1,4 @@
-"""One wait for a grant, without I/O: what to send, and what an answer or an error means."""
+"""One wait for a grant: what to send, and what an answer or an error means. No I/O."""
 
 import logging
 import uuid
@@ -20,7 +20,7 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger("fetcher.broker_client")
 
-# Pauses between repeats are those between grpc's own attempts to connect.
+# The same pauses as between gRPC's own attempts to connect.
 PAUSE_MIN_S: Final = RECONNECT_MIN_MS / 1000
 PAUSE_MAX_S: Final = RECONNECT_MAX_MS / 1000
 
@@ -29,31 +29,31 @@ DENIAL_GRACE_S: Final = 5.0
 
 
 class Silence:
-    """Whether the broker at *address* answers; logs each reason of an absence once."""
+    """Logs why the broker at *address* does not answer, once per reason, and its return."""
 
     def __init__(self, address: str, access: Access) -> None:
         self._address = address
         self._access = access
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def reason(self, exc: grpc.RpcError) -> str:
-        """Why a call got no answer, in one line."""
+        """Returns in one line why a call got no answer."""
         if exc.code() is grpc.StatusCode.UNAVAILABLE:
             return self._access.silence(self._address, exc.details())
         details = exc.details() or "no details"
         return f"the broker at {self._address} gives no answer ({exc.code().name}): {details}"
 
-    def heard_nothing(self, exc: grpc.RpcError) -> None:
-        """A call failed for now."""
+    def call_failed(self, exc: grpc.RpcError) -> None:
+        """Log the reason of *exc* unless it has been logged."""
         reason = self.reason(exc)
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._logged:
+            self._logged.add(reason)
             log.warning("%s; waiting for it", reason)
 
-    def broken(self) -> None:
-        """The broker has answered."""
-        if self._told:
-            self._told.clear()
+    def call_answered(self) -> None:
+        """Log that the broker answers again, if its silence was logged."""
+        if self._logged:
+            self._logged.clear()
             log.info("the broker at %s answers again", self._address)
 
 
@@ -61,9 +61,9 @@ class Wait:
     """A request that is repeated, under one id, until the broker has decided.
 
     Args:
-        request: What is asked for.
+        request: The request to send.
         deadline_s: When to give up, on the caller's monotonic clock; None: never.
-        silence: Where absences of the broker are logged.
+        silence: Logs absences of the broker.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Wait:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """Attributes of its span."""
+        """Attributes of the wait's span."""
         return {
             "lease": self.request.lease_id,
             "holder": self.request.holder,
@@ -94,12 +94,12 @@ class Wait:
         return wait_s + DENIAL_GRACE_S
 
     def grant(self, answer: pb.AcquireLeaseResponse) -> pb.Grant:
-        """The grant in *answer*.
+        """Returns the grant in *answer*.
 
         Raises:
-            LeaseDeniedError: The broker said no, and when to ask again.
+            LeaseDeniedError: The broker denied the lease; the error has the time to retry.
         """
-        self._silence.broken()
+        self._silence.call_answered()
         if answer.HasField("grant"):
             return answer.grant
         denial = answer.denial
@@ -111,17 +111,17 @@ class Wait:
         )
 
     def failed(self, exc: grpc.RpcError, now_s: float) -> float:
-        """The request failed with *exc*; returns the pause before it is sent again.
+        """Returns the pause before the request that failed with *exc* is sent again.
 
         Raises:
-            BrokerAwayError: There is no time left.
+            BrokerAwayError: The deadline has passed.
             BrokerRefusedError: Repeating it would not help.
         """
         match verdict(exc):
             case Verdict.OTHER_KEY:
                 raise KeyMismatchError(exc.details()) from exc
             case Verdict.NEW_ID:
-                # It was granted, and lapsed while its grant was lost on the way.
+                # The grant was lost on the way, and the lease has lapsed since.
                 self.request.lease_id = str(uuid.uuid4())
             case Verdict.REFUSED:
                 raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
@@ -133,6 +133,6 @@ class Wait:
                     ) from exc
         if self._deadline_s is not None and now_s >= self._deadline_s:
             raise BrokerAwayError(self._silence.reason(exc)) from exc
-        self._silence.heard_nothing(exc)
+        self._silence.call_failed(exc)
         pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, PAUSE_MAX_S)
         return pause_s

@@ -1,4 +1,4 @@
-"""Between plain values and the messages of tokenbroker.v1."""
+"""Conversions between plain values and the messages of tokenbroker.v1."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ class Priority(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a grant promised; every later message about the lease repeats it."""
+    """The terms of a grant; every later message about the lease repeats them."""
 
     lease_id: str
     epoch: int
@@ -44,11 +44,11 @@ class Settlement:
     ended_at_s: float
     envelope: Envelope | None = None
     call_duration_s: float | None = None
-    # Sent late, it still belongs to the trace in which it was said.
+    # A settlement that is sent late still belongs to the trace in which it was made.
     trace: tuple[tuple[str, str], ...] = field(default_factory=trace_context)
 
     def request(self, now_s: float) -> pb.SettleLeaseRequest:
-        """The message as of *now_s*: the envelope's age grows while it waits."""
+        """Returns the message as of *now_s*: the envelope's age grows while it waits."""
         message = pb.SettleLeaseRequest(
             lease_id=self.terms.lease_id,
             epoch=self.terms.epoch,
@@ -88,7 +88,7 @@ class BucketView:
 
 
 def bucket_view(bucket: pb.Bucket) -> BucketView:
-    """A plain copy of *bucket*; *state* is the enum's last word in small letters."""
+    """Returns a plain copy of *bucket*; *state* is the enum's last word in lower case."""
     state = pb.BucketState.Name(bucket.state).removeprefix("BUCKET_STATE_").lower()
     return BucketView(
         balance=bucket.balance,
@@ -111,7 +111,7 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
 
 
 def instance_name() -> str:
-    """A name for this process instance, telling to people and never reused."""
+    """Returns a name for this process instance: readable, and never reused."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
@@ -126,7 +126,7 @@ def acquire_request(
     key_fingerprint: str,
     ttl_s: float | None,
 ) -> pb.AcquireLeaseRequest:
-    """A request under an id of its own."""
+    """Returns a request under a new id."""
     request = pb.AcquireLeaseRequest(
         lease_id=str(uuid.uuid4()),
         holder=holder,
@@ -143,7 +143,7 @@ def acquire_request(
 
 
 def granted_terms(request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Terms:
-    """What *grant* promises for *request*."""
+    """Returns the terms of *grant* for *request*."""
     return Terms(
         lease_id=request.lease_id,
         epoch=grant.epoch,
@@ -155,7 +155,7 @@ def granted_terms(request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Terms:
 
 
 def abandonment(request: pb.AcquireLeaseRequest, now_s: float) -> Settlement:
-    """Ends the id of a request that nothing waits for any more, granted or not."""
+    """Returns the settlement that ends the id of an abandoned request, granted or not."""
     terms = Terms(
         lease_id=request.lease_id,
         epoch=0,
@@ -168,7 +168,7 @@ def abandonment(request: pb.AcquireLeaseRequest, now_s: float) -> Settlement:
 
 
 def renewal(terms: Terms, ttl_s: float) -> pb.RenewLeaseRequest:
-    """A heartbeat that would let a restarted broker adopt the lease."""
+    """Returns a heartbeat from which a restarted broker can adopt the lease."""
     return pb.RenewLeaseRequest(
         lease_id=terms.lease_id,
         epoch=terms.epoch,
@@ -181,14 +181,14 @@ def renewal(terms: Terms, ttl_s: float) -> pb.RenewLeaseRequest:
 
 
 def duration(value_s: float) -> Duration:
-    """*value_s* seconds as a Duration; negative counts as zero."""
+    """Returns *value_s* seconds as a Duration; negative counts as zero."""
     message = Duration()
     message.FromTimedelta(timedelta(seconds=max(0.0, value_s)))
     return message
 
 
 def seconds(message: Duration) -> float:
-    """A Duration in seconds."""
+    """Returns a Duration in seconds."""
     return message.seconds + message.nanos / 1e9
 
 

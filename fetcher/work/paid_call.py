@@ -182,7 +182,7 @@ class PaidCalls:
         """Release what a call is still out for; its cost is unknown."""
         if (held := self._in_hand) is not None:
             job, lease = held
-            lease.settle_unsaid()
+            lease.settle_if_open()
             self._release(job)
 
     def _work(self, job: Job, lease: Lease) -> None:
