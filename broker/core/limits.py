@@ -78,8 +78,12 @@ class Limits:
         """Tokens that the caller may be granted beside its *holds*.
 
         None: any number. A caller that holds nothing is never refused for its share,
-        which might be less than one call.
+        which might be less than one call. A share of 1 limits nothing: what a caller
+        holds beyond a full bucket, calls of unknown cost or those of a greater plan,
+        makes its requests wait, as it does everybody's.
         """
+        if self.reserved_share >= 1:
+            return None
         caller = self.caller(holder)
         held = sum(hold.held for hold in holds if self.caller(hold.holder) == caller)
         return int(self.reserved_share * bucket_tokens) - held if held else None

@@ -131,3 +131,13 @@ def test_a_fleet_under_one_identity_is_not_limited_by_default() -> None:
 
     # Calls of unknown cost leave room for one that overruns.
     assert allocator.ledger.open_leases + len(allocator.waitlist) == 64
+
+
+def test_by_default_a_lost_call_refuses_nothing_to_its_caller() -> None:
+    """Its hold and the next request exceed a full bucket of 300: the request waits."""
+    allocator = synced(290, AllocatorConfig(recovery_grace_ms=0))
+    allocator.acquire(request("lost", prior=200), 10)
+    allocator.advance(allocator.ledger.lease_age_ms_max)
+    allocator.acquire(request("next", prior=150), allocator.ledger.lease_age_ms_max + 1)
+
+    assert "next" in allocator.waitlist
