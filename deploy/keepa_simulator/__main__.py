@@ -28,46 +28,51 @@ _USAGE_ERROR = 2
 _SHOWN_MAX = 10
 _DEFAULTS = Options()
 
-_Listen = Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")]
+_Listen = Annotated[
+    str, typer.Option(help="Address to serve on, HOST:PORT; port 0 picks a free one.")
+]
 _ApiKey = Annotated[
     list[str] | None,
     typer.Option(
-        help="Key of an account; repeat it for several. Any text will do. "
+        help="Key of an account, any text; repeatable. "
         f"[default: the demonstration key {DEMO_KEY}]",
         show_default=False,
     ),
 ]
 _Rate = Annotated[
-    int, typer.Option(min=1, help="Tokens that a tick brings; the bucket holds 60 times that.")
+    int, typer.Option(min=1, help="Tokens per tick; the bucket holds 60 ticks' worth.")
 ]
 _InitialTokens = Annotated[
     int | None, typer.Option(help="Opening balance; may be negative. [default: a full bucket]")
 ]
 _TickSeconds = Annotated[
-    float, typer.Option(min=0.01, help="Time from one tick to the next; Keepa's is 60.2 s.")
+    float, typer.Option(min=0.01, help="Seconds between ticks; Keepa's are 60.2 s apart.")
 ]
 _DealSpeed = Annotated[
-    float, typer.Option(min=0.001, help="How many times as fast deals come, change and go.")
+    float, typer.Option(min=0.001, help="Speed-up of deals appearing, changing and vanishing.")
 ]
 _Products = Annotated[
     int, typer.Option(min=10, max=100_000_000, help="Products on each Amazon site.")
 ]
 _Deals = Annotated[
-    int, typer.Option(min=1, help="Deals at any moment, about; at most half the products.")
+    int,
+    typer.Option(min=1, help="Approximate number of current deals; at most half the products."),
 ]
-_Seed = Annotated[int, typer.Option(help="Equal seeds give equal products.")]
+_Seed = Annotated[
+    int, typer.Option(help="Seed of the catalogue; equal seeds give equal products.")
+]
 _CacheSeconds = Annotated[
-    float, typer.Option(min=0, help="How long a selection's page is served again unchanged.")
+    float, typer.Option(min=0, help="Seconds for which a selection's page is cached.")
 ]
-_Latency = Annotated[str, typer.Option(help="Milliseconds that a call takes: MS or LOW-HIGH.")]
+_Latency = Annotated[str, typer.Option(help="Duration of a call in milliseconds: MS or LOW-HIGH.")]
 _ChargeAt = Annotated[
     Literal["start", "end"],
-    typer.Option(help="When a call is charged; nobody knows which it is at Keepa."),
+    typer.Option(help="When a call is charged; Keepa's own choice is unknown."),
 ]
 _Fault = Annotated[
     list[str] | None,
     typer.Option(
-        help="KIND[:NAME=VALUE,...], may be repeated. Kinds: latency (ms, spread), error "
+        help="KIND[:NAME=VALUE,...]; repeatable. Kinds: latency (ms, spread), error "
         "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), "
         "unsorted; on the account: foreign (tokens), jump (tokens), plan (rate), reduction "
         "(tokens). All take path, probability, after, for, every (seconds), count, charged. "
@@ -75,7 +80,7 @@ _Fault = Annotated[
     ),
 ]
 _Journal = Annotated[
-    Path | None, typer.Option(help="Append every call to this file, one JSON object a line.")
+    Path | None, typer.Option(help="Append every call to this file, one JSON object per line.")
 ]
 
 app = typer.Typer(
@@ -147,10 +152,10 @@ def serve(  # noqa: PLR0917 - typer passes options by name
     Replies look as api.keepa.com's do, gzip and all.
 
     Point a client at the printed address instead of https://api.keepa.com and give it the
-    key. What happened is told by GET /_simulator/stats and /_simulator/calls?since=SEQ.
-    Faults are set by POST /_simulator/faults with the text of --fault, and taken back by
-    DELETE. POST /_simulator/accounts with JSON ({"rate": 60}, {"spend": 50}, {"balance":
-    -10}, {"token_flow_reduction": 2.5}) changes the account.
+    key. GET /_simulator/stats and /_simulator/calls?since=SEQ show what happened.
+    POST /_simulator/faults with the text of --fault sets a fault; DELETE removes it.
+    POST /_simulator/accounts with JSON ({"rate": 60}, {"spend": 50}, {"balance": -10},
+    {"token_flow_reduction": 2.5}) changes the account.
     """
     host, port = _address(listen)
     try:
@@ -200,14 +205,12 @@ def _print_report(report: Report) -> None:
 @app.command()
 def audit(
     database_url: Annotated[
-        str, typer.Option(envvar="DATABASE_URL", help="Postgres with the table deals.")
+        str, typer.Option(envvar="DATABASE_URL", help="URL of the Postgres with the table deals.")
     ],
     simulator_url: Annotated[
         str | None, typer.Option(help="Address of the running simulator.")
     ] = None,
-    journal: Annotated[
-        Path | None, typer.Option(help="File that serve --journal has written.")
-    ] = None,
+    journal: Annotated[Path | None, typer.Option(help="File written by serve --journal.")] = None,
     output: Annotated[
         Literal["text", "json"], typer.Option("--output", "-o", help="Output format.")
     ] = "text",
@@ -216,8 +219,8 @@ def audit(
 
     Exits 1 if there are any.
 
-    "stale" are stored in an older state than the newest one served, "unserved" stored but
-    never served by this simulator.
+    "stale" deals are stored in an older state than the newest one served. "unserved" deals
+    are stored, but this simulator never served them.
     """
     try:
         report = compare(_served(simulator_url, journal), stored_deals(database_url))

@@ -1,16 +1,16 @@
-"""One Keepa key's token bucket, written from what Keepa was seen to do.
+"""The token bucket of one Keepa key, modelled on Keepa's observed behaviour.
 
-Rule 1: every token that comes or goes does so in this file.
+Rule 1: every change of the balance lives in this file.
 Rule 2: no clock; callers pass now_ms, and moments never run backwards.
 Rule 3: opening + refilled - lapsed - spent - foreign = balance, always.
 
-The broker has a model of the same bucket. This one is deliberately another piece of
-work, so that a mistake in either shows as a difference.
+The broker has a model of the same bucket. This one shares no code with it, so that a
+mistake in either shows as a difference.
 """
 
 from dataclasses import dataclass, field
 
-# A token lives for an hour: the capacity is what so many ticks bring.
+# A token lives for an hour, so the capacity is the sum of this many ticks.
 CAPACITY_TICKS = 60
 # Measured: the tick drifts against the wall clock by 0.2 s a minute.
 KEEPA_TICK_MS = 60_200
@@ -52,7 +52,7 @@ class Account:
         return CAPACITY_TICKS * self.rate
 
     def advance(self, now_ms: int) -> None:
-        """Let the lumps land that are due by *now_ms*."""
+        """Adds the lumps that are due by *now_ms*."""
         if now_ms < self.next_tick_ms:
             return
         ticks = (now_ms - self.next_tick_ms) // self.tick_ms + 1
@@ -83,20 +83,20 @@ class Account:
         return False
 
     def charge(self, tokens: int, now_ms: int) -> None:
-        """Take what a call cost."""
+        """Deducts the cost of a call."""
         assert tokens >= 0
         self.advance(now_ms)
         self.balance -= tokens
         self.spent += tokens
 
     def spend_elsewhere(self, tokens: int, now_ms: int) -> None:
-        """Let somebody else use the key; negative *tokens* are a gift from nowhere."""
+        """Deducts tokens that another user of the key spent; negative *tokens* add some."""
         self.advance(now_ms)
         self.balance -= tokens
         self.foreign += tokens
 
     def change_plan(self, rate: int, now_ms: int) -> None:
-        """Bring *rate* tokens per tick from the next tick on; the balance stays."""
+        """Sets the refill to *rate* tokens per tick from the next tick on; the balance stays."""
         assert rate > 0
         self.advance(now_ms)
         self.rate = rate

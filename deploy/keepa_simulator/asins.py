@@ -19,7 +19,7 @@ _ISBN_LENGTH: Final = 10
 
 
 def general_asin(number: int) -> str:
-    """The ten-character ASIN of a product that is no book, such as ``B07PW1SVHM``."""
+    """The ten-character ASIN of a product other than a book, such as ``B07PW1SVHM``."""
     value = number * _GENERAL_FACTOR % _GENERAL_MODULUS
     characters = []
     for _ in range(_LENGTH):
@@ -39,9 +39,9 @@ def book_asin(number: int) -> str:
 
 
 def number_of(asin: str) -> int | None:
-    """The product number that *asin* would stand for, or None if it is malformed.
+    """The product number that *asin* encodes, or None if it is malformed.
 
-    Whether such a product exists, and has the kind that its ASIN says, is not known here.
+    The caller checks that such a product exists and is of the kind that its ASIN implies.
     """
     if len(asin) != _ISBN_LENGTH or not asin.isascii() or not asin.isalnum():
         return None

@@ -1,6 +1,6 @@
-"""Which of the deals that were served never reached a database.
+"""Compares the deals that were served with those in a database.
 
-Only replies that went out whole count: what a client never got it can't have stored.
+Only replies that were sent completely count: a client can't store what it never received.
 """
 
 import json
@@ -27,7 +27,7 @@ class DatabaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the comparison found; deals are (domain, asin, price type).
+    """The result of a comparison; deals are (domain, asin, price type).
 
     Args:
         served: How many different deals were served.
@@ -49,7 +49,7 @@ class Report:
 
 
 def calls_of_simulator(base_url: str) -> Iterator[dict[str, Any]]:
-    """Every call that a running simulator still remembers.
+    """Every call that a running simulator still keeps.
 
     Raises:
         OSError: It can't be reached.
@@ -89,13 +89,13 @@ def newest_served(calls: Iterable[dict[str, Any]]) -> dict[Key, int]:
 
 
 def stored_deals(database_url: str) -> dict[Key, datetime]:
-    """What the table ``deals`` holds, by (domain, asin, price type).
+    """The rows of the table ``deals``, by (domain, asin, price type).
 
     Raises:
         DatabaseError: The database can't be reached, or has no such table.
     """
     # Serving needs no database driver, and starts sooner without.
-    import psycopg  # noqa: PLC0415 - as said
+    import psycopg  # noqa: PLC0415 - see above
 
     try:
         with psycopg.connect(database_url, connect_timeout=_TIMEOUT_S) as connection:
@@ -107,7 +107,7 @@ def stored_deals(database_url: str) -> dict[Key, datetime]:
 
 
 def compare(served: dict[Key, int], stored: dict[Key, datetime]) -> Report:
-    """Hold what was served against what is stored."""
+    """Compares what was served with what is stored."""
     updated = {
         key: datetime.fromtimestamp(unix_ms(minutes) / 1000, UTC)
         for key, minutes in served.items()

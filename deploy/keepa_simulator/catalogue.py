@@ -1,10 +1,10 @@
 """The living catalogue of one Amazon site: which products are deals now, and why.
 
 Events come at a set rate. Each picks a product, mostly one that was no deal, and changes
-prices; the product then is a deal until it has not been updated for its lifetime. The
-stamps are those of the server's clock: *speed* makes more happen per minute and deals die
-sooner, but a deal that changed a minute ago is stamped a minute ago. Events before the
-start came at speed 1, so at the start the ages look as recorded.
+its prices. The product is then a deal until its lifetime passes without an update. Stamps
+follow the server's clock: *speed* brings more events per minute and shorter lifetimes, but
+a deal that changed a minute ago is stamped a minute ago. Events before the start came at
+speed 1, so the ages at the start match the recordings.
 """
 
 from collections import OrderedDict
@@ -27,12 +27,12 @@ _AGE_SHARE_SHORT: Final = 0.62
 _AGE_MAX_H: Final = 22.3
 # Share of the events that fall on a product that is a deal already.
 _CHANGE_SHARE: Final = 0.2
-# Half of those only look at it again: rank and counts move, lastUpdate is newer, and the
-# prices, with their creationDate, are as before.
+# Half of those leave the prices and their creationDate as they were: rank and counts move,
+# and lastUpdate is newer.
 _LOOK_SHARE: Final = 0.5
-# How long before the last look the price changed, on average, where it did before.
+# Mean time from the last price change to the last update, where the price had changed.
 _LOOK_AFTER_MEAN_H: Final = 1.5
-# Some deals at the start had been sold out for so long, and one price has come back.
+# At the start, some deals have one price back after being sold out for this long.
 _SOLD_OUT_SHARE: Final = 0.03
 _SOLD_OUT_FOR_H: Final = 1.0
 # A stamp runs ahead of the server's clock this often, by 2 or 4 minutes.
@@ -41,7 +41,7 @@ _PICKS_MAX: Final = 8
 
 
 def _life_means_h() -> tuple[tuple[float, float], float]:
-    """Lifetimes that lead to the ages above; and the events per hour and deal."""
+    """Lifetimes that lead to the ages above, and the events per hour and deal."""
     short, long = _AGE_MEANS_H
     # In a steady state each component is as frequent as its arrivals times its mean age.
     weights = (_AGE_SHARE_SHORT / short, (1 - _AGE_SHARE_SHORT) / long)
@@ -61,9 +61,9 @@ class Catalogue:
     Args:
         seed: Equal seeds, domains and start times give equal catalogues.
         domain: Keepa's number of the Amazon site.
-        products: How many products there are.
-        deals: About how many of them are deals at any moment.
-        speed: How many times as fast as in reality things happen after the start.
+        products: Number of products.
+        deals: Approximate number of current deals.
+        speed: Speed-up of events after the start.
         start_ms: Unix milliseconds at which the simulator starts.
     """
 
@@ -86,11 +86,11 @@ class Catalogue:
         self._speed = speed
         self._mean_gap_ms = _HOUR_MS / (_EVENTS_PER_HOUR_AND_DEAL * deals * speed)
         self._live: dict[int, Listing] = {}
-        # The number of each deal's last event: only that one's end counts.
+        # The number of each deal's last event: a deal ends with its last event only.
         self._serials: dict[int, int] = {}
         self._numbers: list[int] = []
         self._places: dict[int, int] = {}
-        # Products that were deals once, the longest ago first; some are forgotten.
+        # Former deals, the oldest first; their number is limited.
         self._former: OrderedDict[int, Listing] = OrderedDict()
         self._former_max = 2 * deals
         self._ends: list[tuple[float, int, int]] = []
@@ -98,7 +98,7 @@ class Catalogue:
         self._begin(deals, start_ms)
 
     def advance(self, now_ms: float) -> None:
-        """Let everything happen that is due by *now_ms* (Unix milliseconds)."""
+        """Runs every event that is due by *now_ms* (Unix milliseconds)."""
         while min(self._next_event_ms, self._next_end_ms) <= now_ms:
             if self._next_end_ms < self._next_event_ms:
                 self._end_one()
@@ -116,12 +116,12 @@ class Catalogue:
         return self._printer.facts(number)
 
     def listing(self, number: int) -> Listing:
-        """Product *number* with its history; deals or not."""
+        """Product *number* with its history, whether or not it is a deal."""
         known = self._live.get(number) or self._former.get(number)
         return known or self._untouched(number)
 
     def everything(self) -> Iterator[Listing]:
-        """All products, by number; may run beside the events of another thread."""
+        """All products, by number; safe while another thread runs events."""
         return (self.listing(number) for number in range(self.products))
 
     def find(self, asin: str) -> Listing | None:
@@ -132,7 +132,7 @@ class Catalogue:
         return self.listing(number)
 
     def refresh(self, listing: Listing, now_ms: float) -> None:
-        """Look at a product now, as ``update`` asks for; its prices stay as they are."""
+        """Updates a product now, as ``update`` asks for; its prices stay as they are."""
         number, stamp = listing.facts.number, even_keepa_minutes(now_ms)
         if listing.last_update < stamp:
             listing.touch(stamp)
@@ -149,7 +149,7 @@ class Catalogue:
 
     def _untouched(self, number: int) -> Listing:
         facts = self.facts(number)
-        # Seen at some time in the two days before the last age that a deal can have.
+        # Last seen in the two days before the greatest age of a deal.
         age = round(_AGE_MAX_H + 1) * HOUR_MINUTES + facts.words[4] % (48 * HOUR_MINUTES)
         return Listing(facts, self.anchor, (self.anchor - age) & ~1)
 
@@ -157,7 +157,7 @@ class Catalogue:
         return self._rng.expovariate(1) * self._mean_gap_ms
 
     def _begin(self, deals: int, start_ms: int) -> None:
-        """Draw a steady state. Exponential lives have no memory, so no past is replayed."""
+        """Draws a steady state. Exponential lifetimes are memoryless, so no past is replayed."""
         rng = self._rng
         for number in rng.sample(range(self.products), deals):
             short = rng.random() < _AGE_SHARE_SHORT
@@ -172,7 +172,7 @@ class Catalogue:
         heapify(self._ends)
 
     def _recall(self, listing: Listing, start_ms: int, age_h: float) -> None:
-        """Let *listing* have changed before the start, and be last seen at *age_h*."""
+        """Gives *listing* a change before the start and the last update *age_h* ago."""
         changed_h = age_h
         if self._rng.random() < _LOOK_SHARE:
             earlier_h = age_h + self._rng.expovariate(1 / _LOOK_AFTER_MEAN_H)
@@ -196,7 +196,7 @@ class Catalogue:
         for _ in range(_PICKS_MAX):
             number = self._pick()
             listing = self.listing(number)
-            # A stamp is never used twice by one product, however fast things go.
+            # At any speed, no product gets the same stamp twice.
             if listing.last_update < stamp:
                 break
         else:
@@ -219,7 +219,7 @@ class Catalogue:
         return self._rng.randrange(self.products)
 
     def _add(self, number: int, listing: Listing) -> int:
-        """Make *listing* a deal, and return the number of the event that did."""
+        """Makes *listing* a deal; returns the number of the event that did."""
         self._events += 1
         self._former.pop(number, None)
         if number not in self._live:
@@ -236,7 +236,7 @@ class Catalogue:
         del self._serials[number]
         listing = self._live.pop(number)
         listing.shrink()
-        # The last number takes the place that becomes free, so picking stays O(1).
+        # The last number moves to the freed place, so picking stays O(1).
         place, last = self._places.pop(number), self._numbers.pop()
         if last != number:
             self._numbers[place] = last

@@ -57,7 +57,7 @@ class Categories:
     """Answers /category and /search.
 
     Args:
-        catalogue: Gives the catalogue of a domain.
+        catalogue: Returns the catalogue of a domain.
     """
 
     def __init__(self, catalogue: Callable[[int], Catalogue]) -> None:
@@ -84,7 +84,7 @@ class Categories:
         return Answer(fields, _CATEGORY_COST)
 
     def search(self, query: Query) -> Answer:
-        """Categories (``type=category``) or products whose name has all words of ``term``.
+        """Categories (``type=category``) or products with all words of ``term`` in their name.
 
         Raises:
             RequestError: A parameter is missing, malformed or out of range.

@@ -1,4 +1,4 @@
-"""``/_simulator/…``: what happened so far, and faults at a word. No key is asked for."""
+"""``/_simulator/…``: shows what happened so far, and sets faults. It needs no key."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class _Control:
     """The handlers.
 
     Args:
-        simulator: What is looked at and meddled with.
+        simulator: The simulator to show and to change.
         now_ms: The server's clock.
     """
 
@@ -40,7 +40,7 @@ class _Control:
         return web.json_response(self._simulator.journal.since(since, max(1, limit)))
 
     async def faults(self, _: web.Request) -> web.Response:
-        """The faults that are set."""
+        """Lists the active faults."""
         return web.json_response([asdict(fault) for fault in self._simulator.faults])
 
     async def set_fault(self, request: web.Request) -> web.Response:
@@ -52,7 +52,7 @@ class _Control:
         return web.json_response(asdict(self._simulator.faults.set(fault, self._now_ms())))
 
     async def clear_faults(self, request: web.Request) -> web.Response:
-        """Take back the fault ``id``, or all of them."""
+        """Removes the fault ``id``, or all of them."""
         number = request.query.get("id")
         self._simulator.faults.clear(int(number) if number else None)
         return await self.faults(request)

@@ -1,4 +1,4 @@
-"""GET or POST /deal: pages of deals, cached like Keepa does."""
+"""GET or POST /deal: pages of deals, cached as Keepa caches them."""
 
 import json
 from collections import OrderedDict
@@ -15,16 +15,16 @@ from deploy.keepa_simulator.listing import RowText
 from deploy.keepa_simulator.selection import Selection, SelectionError, parse_selection
 from deploy.keepa_simulator.taxonomy import ROOT_NAMES
 
-# A page costs this much, an empty one past the end included.
+# The price of a page, also of an empty one past the end.
 PAGE_COST: Final = 5
-# More selections than this are not remembered at once.
+# Maximum number of cached selections.
 _CACHED_MAX: Final = 64
 _NO_ORDER: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _CachedPage:
-    """A page as it was; the texts of the rows are shared with the catalogue."""
+    """A cached page; it shares the texts of the rows with the catalogue."""
 
     read_at_ms: int
     category_counts: dict[int, int]
@@ -49,13 +49,13 @@ class _CachedPage:
 class DealEndpoint:
     """Answers selections.
 
-    A reply is remembered per selection, page included, so page 0 may be fresh while page
-    1 is not. (Inferred: recorded pages a minute apart overlap, so one result for all
-    pages is not what is kept.)
+    The cache holds a reply per selection and page, so page 0 may be fresh while page 1 is
+    not. (Inferred: recorded pages a minute apart overlap, so Keepa doesn't keep one result
+    for all pages.)
 
     Args:
-        catalogue: Gives the catalogue of a domain.
-        cache_ms: How long a reply is served again.
+        catalogue: Returns the catalogue of a domain.
+        cache_ms: Lifetime of a cached reply.
     """
 
     def __init__(self, catalogue: Callable[[int], Catalogue], cache_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""Answering a selection: filter, count categories, sort, cut a page."""
+"""The reply to a selection: filter, count categories, sort, cut a page."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,8 +23,7 @@ class Page:
 
     Args:
         deals: At most 150 rows in the order asked for.
-        category_counts: How many rows each root category has, the category filters
-            not applied.
+        category_counts: Rows of each root category, before the category filters.
     """
 
     deals: list[Listing]
@@ -66,7 +65,7 @@ def _order(sort_type: int, date_range: int) -> _Order:
         -3: lambda match: (-_rank(match[0]), match[0].facts.number),
         -4: lambda match: (match[1].sums.delta_percent[date_range], match[0].facts.number),
     }
-    # Newest first can't be inverted; 0 and what is left out have no recognisable order.
+    # Newest first can't be inverted; 0 and a missing sortType give no recognisable order.
     orders[-1] = orders[1]
     return orders.get(sort_type, lambda match: (_shuffled(match[0].facts.number),))
 
@@ -82,13 +81,13 @@ def _one_of_each_family(matches: list[_Match]) -> list[_Match]:
 def answer(
     deals: Iterable[Listing], wanted: Selection, now: int, *, sort_type: int | None = None
 ) -> Page:
-    """The page of *deals* that *wanted* asks for.
+    """The page of *deals* that *wanted* selects.
 
     Args:
         deals: All products that are deals.
         wanted: The selection.
         now: The server's clock in Keepa minutes.
-        sort_type: Use this order instead of the one asked for.
+        sort_type: Overrides the order in *wanted*.
     """
     matches = _matches(deals, wanted, now)
     if "singleVariation" in wanted.switches:

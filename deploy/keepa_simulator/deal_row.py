@@ -16,7 +16,7 @@ _CONDITION_COMMENTS: Final = {
     4: "Scratches on one side.",
     5: "Cosmetic damage, works as it should.",
 }
-# The moving part of a serialised row: it alone depends on the requested price type.
+# The only part of a serialised row that depends on the requested price type.
 _CREATION: Final = '"creationDate": '
 
 
@@ -26,13 +26,13 @@ def image_name(number: int) -> str:
 
 
 def rank_drops(history: History, end: int, days: int) -> int:
-    """How often the sales rank fell in the *days* before *end*, which hints at sales."""
+    """Number of sales rank drops, a hint at sales, in the *days* before *end*."""
     recent = [value for minute, value in history if minute >= end - days * DAY_MINUTES]
     return sum(after < before for before, after in pairwise(recent))
 
 
 def _by_range(name: str, figures: list[Sums]) -> list[list[int]]:
-    """[dateRange][priceType], turned round from one tuple per price type."""
+    """[dateRange][priceType], transposed from one tuple per price type."""
     return [list(column) for column in zip(*(getattr(it, name) for it in figures), strict=True)]
 
 
@@ -42,7 +42,7 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
     ``creationDate`` is the last change of *price_type*.
     """
     facts = listing.facts
-    # Not kept in the listing: the serialised row is, and is much smaller.
+    # The listing keeps the serialised row instead, which is much smaller.
     histories = [listing.history(type_) for type_ in range(pt.DEAL_TYPES)]
     figures = [Figures(history, listing.last_update) for history in histories]
     sums = [it.sums for it in figures]
@@ -71,7 +71,7 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
         "title": facts.title,
         "warehouseCondition": listing.warehouse_condition,
     }
-    # Keepa leaves a field out rather than send null.
+    # Keepa omits a field rather than send null.
     if facts.parent_asin is not None:
         row["parentAsin"] = facts.parent_asin
     if listing.warehouse_condition in _CONDITION_COMMENTS:
@@ -82,7 +82,7 @@ def deal_fields(listing: Listing, price_type: int) -> dict[str, Any]:
 def row_text(listing: Listing) -> RowText:
     """The deal as JSON text; serialised once for each update of the product."""
     if listing.row is None:
-        # Which price type is asked for decides about the creation date alone.
+        # The requested price type affects the creation date only.
         fields = deal_fields(listing, pt.NEW)
         text = json.dumps(fields, sort_keys=True)
         head, tail = text.split(f"{_CREATION}{fields['creationDate']}", maxsplit=1)

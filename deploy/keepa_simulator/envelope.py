@@ -1,4 +1,4 @@
-"""The fields that every reply of Keepa carries, refusals and errors included."""
+"""The fields of every Keepa reply, refusals and errors included."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ def envelope(
     ``processingTimeInMs`` + ``refillIn``.
 
     Args:
-        account: Whose tokens are told.
-        started_ms: When the call came in, on the server's clock.
-        ended_ms: When the reply is written, on the server's clock.
-        consumed: Tokens that the call cost.
-        skew_ms: By how much the server's clock is wrong as seen from outside.
+        account: The account of the caller's key.
+        started_ms: Arrival of the call, on the server's clock.
+        ended_ms: Time of writing the reply, on the server's clock.
+        consumed: Cost of the call, in tokens.
+        skew_ms: Error of the server's clock as clients see it.
     """
     refill_in = account.refill_in_ms(ended_ms)
     return {

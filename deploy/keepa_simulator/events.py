@@ -40,7 +40,7 @@ def _new_price(rng: Random, listing: Listing, price_type: int) -> int:
 
 
 def _move_group(rng: Random, listing: Listing, group: int) -> None:
-    """Move the price that gives *group* its name, and one of the offers behind it."""
+    """Changes the price that names *group*, and one of the offers behind it."""
     price = _new_price(rng, listing, group)
     if price == listing.current(group):
         price += 1
@@ -61,7 +61,7 @@ def _note_kind(rng: Random, listing: Listing, group: int) -> None:
 
 
 def move_numbers(rng: Random, listing: Listing) -> None:
-    """Rank, offer counts and reviews move a little with every update."""
+    """Changes rank, offer counts and reviews a little, as every update does."""
     if (rank := listing.current(pt.SALES)) > 0:
         listing.change(pt.SALES, max(1, round(rank * rng.uniform(0.6, 1.5))))
     if (count := listing.current(pt.COUNT_USED)) > 0:
@@ -73,7 +73,7 @@ def move_numbers(rng: Random, listing: Listing) -> None:
 
 
 def sell_out(listing: Listing) -> None:
-    """Let all new and used offers be gone as of the update that has just begun."""
+    """Removes all new and used offers as of the update that has just begun."""
     for group in (pt.AMAZON, pt.NEW, pt.USED):
         if listing.facts.has_offers(group):
             for price_type in pt.GROUP_TYPES[group]:
@@ -81,7 +81,7 @@ def sell_out(listing: Listing) -> None:
 
 
 def happen(rng: Random, listing: Listing) -> None:
-    """Let something happen to *listing*, whose update has just begun."""
+    """Applies a random event to *listing*; its update has just begun."""
     book = listing.facts.is_book
     groups, weights = (_BOOK_GROUPS, _BOOK_WEIGHTS) if book else (_OTHER_GROUPS, _OTHER_WEIGHTS)
     offered = [group for group in groups if listing.facts.has_offers(group)]

@@ -1,4 +1,4 @@
-"""What an endpoint is asked, what it answers, and how it refuses."""
+"""An endpoint's query, its answer, and its refusal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,7 @@ class Query:
             raise RequestError(400, f"{name} must be a number") from None
 
     def items(self, name: str, *, most: int) -> list[str]:
-        """A parameter as the parts between its commas.
+        """A parameter split at its commas.
 
         Raises:
             RequestError: It is missing, or has more than *most* parts.
@@ -62,12 +62,12 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an endpoint found.
+    """The answer of an endpoint.
 
     Args:
         fields: The reply without its envelope; values may be `Written` text.
         cost: Tokens.
-        selection: What was asked for, for the journal.
+        selection: The request, for the journal.
         rows: Deals in the reply, as (domain, asin, lastUpdate, creationDate).
         asins: Products in the reply.
     """
@@ -84,6 +84,6 @@ class Answer:
 
 
 class Written(str):
-    """JSON text that is put into a reply as it is."""
+    """JSON text that goes into a reply unchanged."""
 
     __slots__ = ()

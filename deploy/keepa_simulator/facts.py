@@ -1,4 +1,4 @@
-"""What never changes about a product, drawn from the seed whenever it is asked for.
+"""The constant properties of a product, drawn from the seed on each use.
 
 Nothing is stored per product, so a catalogue of a million starts as fast as one of ten.
 """
@@ -156,7 +156,7 @@ class Facts:
 
     @property
     def is_book(self) -> bool:
-        """Whether the product is a book, and so has an ISBN for its ASIN."""
+        """Whether the product is a book; the ASIN of a book is its ISBN."""
         return self.root == BOOKS
 
     @cached_property
@@ -196,7 +196,7 @@ class Facts:
 
     @property
     def review_count(self) -> int:
-        """How many reviews there are to begin with, or -1."""
+        """Number of reviews at the start, or -1."""
         return -1 if self.rating < 0 else round(3 * math.pow(2_000, self.words[4] / _WORD))
 
     @property
@@ -211,7 +211,7 @@ class Facts:
 
     @cached_property
     def title(self) -> str:
-        """What it is called; a few titles hold HTML, as real ones do."""
+        """The product's title; a few titles hold HTML, as real ones do."""
         word = self.words[5]
         return (
             f"{_ADJECTIVES[word % 16]} {_NOUNS[word // 16 % 20]}"
@@ -257,7 +257,7 @@ class Printer:
     Args:
         seed: Seed of the whole catalogue.
         domain: Keepa's number of the Amazon site; prices differ from site to site.
-        products: How many products there are.
+        products: Number of products.
     """
 
     def __init__(self, seed: int, domain: int, products: int) -> None:
@@ -271,6 +271,6 @@ class Printer:
         identity = number.to_bytes(8, "little")
         own = blake2b(identity, digest_size=64, key=self._salt).digest()
         words = _WORDS.unpack_from(own)
-        # What decides the ASIN must not depend on the domain.
+        # The ASIN must not depend on the domain.
         kind = int.from_bytes(blake2b(identity, digest_size=4, key=self._kind_salt).digest())
         return Facts(number, (kind, *words[1:]), own[_WORDS.size :])

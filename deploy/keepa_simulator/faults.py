@@ -1,7 +1,7 @@
-"""Faults on demand and by schedule: what goes wrong, where, when and how often.
+"""Faults on demand and by schedule: their kind, path, times and frequency.
 
 A fault is written ``kind:name=value,name=value``, on the command line and over HTTP.
-Times are seconds since it was set; ``every`` with ``for`` makes it come back.
+Times are seconds since it was set; ``every`` with ``for`` repeats it.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ _DEFAULTS: Final = {"ms": 1000.0, "status": 500.0, "at": 0.5, "spread": 0.0, "to
 
 
 class FaultError(ValueError):
-    """A fault that is written wrongly; the text says how."""
+    """A malformed fault; the message names the mistake."""
 
 
 @dataclass(slots=True)
@@ -51,14 +51,14 @@ class Fault:
 
     Args:
         kind: One of `CALL_KINDS` or `ACCOUNT_KINDS`.
-        path: Concerns calls of this path alone, such as ``/deal``; empty: of every path.
-        probability: Share of the calls concerned, 0 to 1.
-        after_ms: Starts this long after it was set.
-        for_ms: Lasts so long; None: for good.
-        every_ms: Starts again so often.
-        count: Ends after so many times; None: never.
-        charged: Whether the call costs its tokens all the same; an error reply doesn't
-            unless it says so.
+        path: Affects calls of this path only, such as ``/deal``; empty: of every path.
+        probability: Share of the affected calls, 0 to 1.
+        after_ms: Delay of the start after the fault was set.
+        for_ms: Duration; None: until it is cleared.
+        every_ms: Time from one start to the next.
+        count: Maximum number of effects; None: unlimited.
+        charged: Whether the call still costs its tokens; the default for an error reply
+            is no.
         values: The parameters of the kind.
     """
 
@@ -76,7 +76,7 @@ class Fault:
     times: int = 0
 
     def is_due(self, now_ms: float) -> bool:
-        """Whether the fault is in force at *now_ms*."""
+        """Whether the fault is active at *now_ms*."""
         elapsed = now_ms - self.set_at_ms - self.after_ms
         if elapsed < 0 or (self.count is not None and self.times >= self.count):
             return False
@@ -85,7 +85,7 @@ class Fault:
         return self.for_ms is None or elapsed < self.for_ms
 
     def firings(self, now_ms: float) -> int:
-        """How often an account's fault has still to happen, as of *now_ms*."""
+        """Number of outstanding firings of an account's fault, as of *now_ms*."""
         elapsed = now_ms - self.set_at_ms - self.after_ms
         if elapsed < 0:
             return 0
@@ -101,7 +101,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Effects:
-    """All that befalls one call."""
+    """The effects of all active faults on one call."""
 
     delay_ms: float = 0.0
     drip_ms: float = 0.0
@@ -118,7 +118,7 @@ class Effects:
 
 
 def _delay_ms(fault: Fault, rng: Random) -> float:
-    """A lognormal delay around ``ms``, or exactly that if it has no ``spread``."""
+    """A lognormal delay around ``ms``; without ``spread``, exactly ``ms``."""
     spread = fault.value("spread")
     return fault.value("ms") * (rng.lognormvariate(0, spread) if spread else 1.0)
 
@@ -136,15 +136,15 @@ def _take_effect(effects: Effects, fault: Fault, rng: Random) -> None:
         case "drip":
             effects.drip_ms = fault.value("ms")
         case flag:
-            # What is left has no parameter.
+            # All other kinds have no parameter.
             setattr(effects, _FLAGS[flag], True)
 
 
 class Faults:
-    """The faults that are set.
+    """The active faults.
 
     Args:
-        rng: Decides what happens with a probability.
+        rng: Source of randomness for faults with a probability.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -153,14 +153,14 @@ class Faults:
         self._last_id = 0
 
     def set(self, fault: Fault, now_ms: float) -> Fault:
-        """Put *fault* in force; its times count from *now_ms*."""
+        """Sets *fault*; its times count from *now_ms*."""
         self._last_id += 1
         fault.id, fault.set_at_ms = self._last_id, now_ms
         self._faults[fault.id] = fault
         return fault
 
     def clear(self, fault_id: int | None = None) -> None:
-        """Take one fault back, or all of them."""
+        """Removes one fault, or all of them."""
         if fault_id is None:
             self._faults.clear()
         else:
@@ -170,7 +170,7 @@ class Faults:
         return iter(list(self._faults.values()))
 
     def on_call(self, path: str, now_ms: float) -> Effects:
-        """What befalls a call of *path* that came in at *now_ms*."""
+        """The faults' effects on a call of *path* that arrived at *now_ms*."""
         effects = Effects()
         for fault in self._faults.values():
             if fault.kind not in CALL_KINDS or fault.path not in ("", path):
@@ -183,7 +183,7 @@ class Faults:
         return effects
 
     def on_accounts(self, now_ms: float) -> list[Fault]:
-        """The account faults that have come due, once for each time."""
+        """The account faults that are due, once for each firing."""
         fired = []
         for fault in self._faults.values():
             if fault.kind in ACCOUNT_KINDS and (firings := fault.firings(now_ms)) > 0:

@@ -1,4 +1,4 @@
-"""What a selection lets through: one small predicate per field in use.
+"""The filters of a selection: one small predicate per field in use.
 
 Range filters act on the requested price type and date range, as measured. A predicate
 sees a deal and the figures of the requested price type.
@@ -15,7 +15,7 @@ from deploy.keepa_simulator.selection import Range, Selection
 
 Predicate = Callable[[Listing, Figures], bool]
 
-# A deal of date range 0 to 3 has changed within so many minutes.
+# A deal of date range 0 to 3 has changed within this many minutes.
 _CHANGED_WITHIN: Final = (DAY_MINUTES, 7 * DAY_MINUTES, 31 * DAY_MINUTES, 90 * DAY_MINUTES)
 _NEW_OFFERS: Final = (pt.AMAZON, pt.NEW, pt.NEW_FBM_SHIPPING, pt.NEW_FBA, pt.BUY_BOX_SHIPPING)
 
@@ -65,7 +65,7 @@ def _switches(price_type: int, date_range: int) -> dict[str, Predicate]:
 
 def _ranges(wanted: Selection) -> Iterator[Predicate]:
     date_range = wanted.date_range
-    # For risers a range speaks of the size of the rise (inferred).
+    # For risers a range limits the size of the rise (inferred).
     sign = -1 if "isRisers" in wanted.switches else 1
 
     def between(bounds: Range, read: Callable[[Figures], int]) -> Predicate:
@@ -109,7 +109,7 @@ def has_attribute(value: str | list[str] | None, wanted: frozenset[str]) -> bool
 
 
 def _membership(wanted: Selection, now: int) -> Predicate:
-    """Being a deal of this price type and date range at all."""
+    """Predicates of every deal of this price type and date range."""
     changed_after = now - _CHANGED_WITHIN[wanted.date_range]
     if "isOutOfStock" in wanted.switches:
         sold_out_after = now - DAY_MINUTES
@@ -118,7 +118,7 @@ def _membership(wanted: Selection, now: int) -> Predicate:
 
 
 def predicates(wanted: Selection, now: int) -> list[Predicate]:
-    """All that a deal must fulfil, categories and variations apart.
+    """Every predicate of a deal, except categories and variations.
 
     Args:
         wanted: The selection.
@@ -132,7 +132,7 @@ def predicates(wanted: Selection, now: int) -> list[Predicate]:
 def in_categories(listing: Listing, wanted: Selection) -> bool:
     """Whether the category filters let a deal through.
 
-    A root stands for everything below it; any other category only for products that
+    A root covers everything below it; any other category covers only the products that
     are directly listed in it.
     """
     facts = listing.facts

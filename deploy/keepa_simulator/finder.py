@@ -1,7 +1,7 @@
 """GET or POST /query: products by their properties, ranks and prices.
 
-Every product is looked at, so a catalogue of millions takes seconds; the server does it
-aside. A filter that is not simulated is refused by name instead of being ignored.
+A search reads every product, which takes seconds for millions; the server runs it in a
+thread. A filter that is not simulated is refused by name instead of being ignored.
 """
 
 import json
@@ -36,7 +36,7 @@ _DAYS_OF_PLAIN_AVERAGE: Final = 90
 
 
 def _reader(name: str, now: int) -> Read | None:
-    """How to read the number that a filter or sort order names; None if it is unknown."""
+    """A reader of the number that a filter or sort order names; None if it is unknown."""
     plain: dict[str, Read] = {
         "lastUpdate": lambda it: it.last_update,
         "trackingSince": lambda it: it.tracking_since,
@@ -59,7 +59,7 @@ def _bound(name: str, value: Any, now: int) -> Test | None:
     if parts is None or read is None:
         return None
     limit = int(value)
-    # A price that isn't there is within no bound.
+    # A missing price is within no bound.
     if parts[2] == "gte":
         return lambda it: read(it) >= max(0, limit)
     return lambda it: 0 <= read(it) <= limit
@@ -138,7 +138,7 @@ def _parse(text: str, now: int) -> _Search:
 
 
 def _sort_key(sort: list[tuple[Read, bool]]) -> Callable[[Listing], list[tuple[bool, int]]]:
-    """Products without the value come last, whichever the direction."""
+    """Sorts products without the value last, in either direction."""
 
     def key(listing: Listing) -> list[tuple[bool, int]]:
         values = [(read(listing), descending) for read, descending in sort]
@@ -158,7 +158,7 @@ class Finder:
     """Answers /query and /bestsellers.
 
     Args:
-        catalogue: Gives the catalogue of a domain.
+        catalogue: Returns the catalogue of a domain.
     """
 
     def __init__(self, catalogue: Callable[[int], Catalogue]) -> None:

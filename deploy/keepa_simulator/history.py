@@ -1,4 +1,4 @@
-"""Price histories: what a value was, from when on, and its average over a window.
+"""Price histories: values with their start times, and averages over a window.
 
 A history is a list of (Keepa minute, value) pairs, the oldest first; a value holds until
 the next pair. -1 is "no offer"; a history without pairs is "no data".
@@ -15,13 +15,13 @@ History = list[tuple[int, int]]
 NO_OFFER: Final = -1
 NO_DATA: Final = -2
 
-# Age in hours, at the start of the simulator, of the last changes that a product has seen
-# before it: (youngest, oldest). None is younger than the oldest deal shown at the start.
+# Age in hours of a product's last changes before the simulator's start: (youngest, oldest).
+# None is younger than the oldest deal shown at the start.
 _CHANGE_AGES_H: Final = ((2_500, 9_000), (1_700, 2_400), (840, 1_500), (240, 600), (30, 190))
 _SEGMENTS: Final = len(_CHANGE_AGES_H) + 1
-# A price changes at most a day before the others of the product do.
+# The prices of a product change within a day of each other.
 _LAGS: Final = tuple(type_ * 37 % 34 * 40 for type_ in range(pt.PRODUCT_TYPES))
-# Which of the product's octets decide about each segment of each type.
+# The product's octets that determine each segment of each type.
 _PRICE_DRAWS: Final = {
     type_: [((type_ * 7 + s * 5) % 32, (group * 11 + s * 3) % 32) for s in range(_SEGMENTS)]
     for type_, group in pt.GROUP_OF.items()
@@ -30,7 +30,7 @@ _NUMBER_DRAWS: Final = tuple(
     [(type_ * 3 + segment * 7) % 32 for segment in range(_SEGMENTS)]
     for type_ in range(pt.PRODUCT_TYPES)
 )
-# In 256ths: how often an offer is missing, and how many products have no list price.
+# In 256ths: the share of missing offers, and of products without a list price.
 _SCARCE_STEADY: Final = 25
 _SCARCE: Final = 130
 _WITHOUT_LIST_PRICE: Final = 40
@@ -46,7 +46,7 @@ _COUNTS: Final = {
 
 
 def typical_price(facts: Facts, price_type: int) -> int:
-    """What *price_type* of the product costs when nothing special happens."""
+    """The usual price of *price_type* of the product."""
     return max(1, round(facts.list_price * pt.PRICE_RATIO[price_type]))
 
 
@@ -57,7 +57,7 @@ def _prices(facts: Facts, price_type: int) -> list[int]:
     scarce = _SCARCE_STEADY if steady else _SCARCE
     typical = typical_price(facts, price_type)
     prices = [
-        # Members of a group follow it, so they share the level and differ by their ratio.
+        # Members of a group share its level and differ by their ratio.
         typical * (75 + octets[level] * 50 // 256) // 100 or 1
         if octets[availability] >= scarce
         else NO_OFFER
@@ -85,7 +85,7 @@ def _ratings(facts: Facts, _: list[int]) -> list[int] | None:
 
 
 def _review_counts(facts: Facts, _: list[int]) -> list[int] | None:
-    """Reviews only ever grow in number."""
+    """Review counts; they never fall."""
     if facts.rating < 0:
         return None
     return [facts.review_count * (5 + segment) // 10 for segment in range(_SEGMENTS)]
@@ -101,7 +101,7 @@ _NUMBERS: Final[dict[int, Callable[[Facts, list[int]], list[int] | None]]] = {
 
 
 def _numbers(facts: Facts, price_type: int) -> list[int] | None:
-    """Like `_prices` for values that are no prices; None if there are no data."""
+    """Like `_prices` for other values than prices; None if there are no data."""
     draws = [facts.octets[place] for place in _NUMBER_DRAWS[price_type]]
     if price_type in _NUMBERS:
         return _NUMBERS[price_type](facts, draws)
@@ -139,7 +139,7 @@ def change_times(facts: Facts, anchor: int) -> tuple[int, ...]:
 
 
 def base_history(facts: Facts, price_type: int, times: tuple[int, ...]) -> History:
-    """What happened to a price before the simulator started.
+    """The history of a price before the simulator started.
 
     Args:
         facts: The product.
@@ -162,7 +162,7 @@ def base_history(facts: Facts, price_type: int, times: tuple[int, ...]) -> Histo
 def averages(history: History, end: int, windows: tuple[int, ...]) -> tuple[int, ...]:
     """The weighted mean over each of *windows* (minutes, ascending) that ends at *end*.
 
-    Spans without an offer don't count; -1 if there was none, -2 if there are no data.
+    Spans without an offer don't count. -1: no offer at all; -2: no data.
     """
     if not history:
         return (NO_DATA,) * len(windows)

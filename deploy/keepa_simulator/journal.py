@@ -1,7 +1,7 @@
-"""Every call that was made and every token that it moved.
+"""The log of all calls, with the tokens that each moved.
 
-The newest calls are kept in memory, compressed, so a long run stays small; with a file,
-all of them are also written there, one JSON object a line.
+Memory holds the newest calls, compressed, so a long run stays small. A journal file gets
+all of them, one JSON object per line.
 """
 
 import json
@@ -20,16 +20,16 @@ class Call:
 
     Args:
         seq: 1 for the first call.
-        time_ms: When it came in, Unix milliseconds.
+        time_ms: Time of arrival, Unix milliseconds.
         account: Fingerprint of the key; empty for a key that has no account.
         status: HTTP status of the reply, or None if none was sent.
-        before: Balance when the call came in.
+        before: Balance when the call arrived.
         after: Balance when the reply was ready.
         consumed: Tokens that the call cost.
-        duration_ms: From the call to the reply.
-        faults: What befell it.
-        delivered: Whether the whole reply was handed to the connection.
-        selection: What was asked for, without the key.
+        duration_ms: Time from the call to the reply.
+        faults: The faults that affected it.
+        delivered: Whether the connection took the whole reply.
+        selection: The request, without the key.
         rows: Deals served: (domain, asin, lastUpdate, creationDate).
         asins: Products served.
     """
@@ -55,7 +55,7 @@ class Journal:
     """The calls of this run.
 
     Args:
-        file: Where every finished call is written as well, or None.
+        file: Gets every finished call as well; None: memory only.
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:
@@ -67,7 +67,7 @@ class Journal:
         self._finished: deque[tuple[int, bytes]] = deque(maxlen=CALLS_KEPT)
 
     def begin(self, *, time_ms: int, account: str, method: str, path: str) -> Call:
-        """Note that a call came in."""
+        """Records the arrival of a call."""
         self._last_seq += 1
         call = Call(self._last_seq, time_ms, account, method, path)
         self._open[call.seq] = call
@@ -75,7 +75,7 @@ class Journal:
         return call
 
     def finish(self, call: Call) -> None:
-        """Note that nothing more will be sent in answer to *call*."""
+        """Records that nothing more will be sent in answer to *call*."""
         text = json.dumps(asdict(call))
         del self._open[call.seq]
         self.by_status[str(call.status)] += 1
@@ -85,10 +85,10 @@ class Journal:
             self._file.flush()
 
     def since(self, seq: int, limit: int) -> dict[str, Any]:
-        """Calls after number *seq* in their order, at most *limit*; and where to go on.
+        """At most *limit* calls after number *seq*, in order, and the next *seq* to ask from.
 
-        A call that is not finished is told as it stands, and told again later only to
-        those who ask from before it.
+        An unfinished call is returned in its present state. Its final state appears only to
+        a caller that asks again from before it.
         """
         known = [
             (number, json.loads(zlib.decompress(blob)))

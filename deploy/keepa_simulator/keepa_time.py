@@ -13,5 +13,5 @@ def even_keepa_minutes(unix_ms: float) -> int:
 
 
 def unix_ms(keepa_minutes: int) -> int:
-    """The moment a stamp names, in Unix milliseconds."""
+    """The time of a stamp, in Unix milliseconds."""
     return (keepa_minutes + KEEPA_EPOCH_MINUTES) * MINUTE_MS

@@ -1,4 +1,4 @@
-"""A product that something has happened to since, or shortly before, the start."""
+"""A product with changes since the start, or shortly before it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,9 +15,9 @@ from deploy.keepa_simulator.history import (
 )
 from deploy.keepa_simulator.keepa_time import DAY_MINUTES
 
-# Keepa's date ranges 0 to 3. The Java client says that the "day" averages 48 hours.
+# Keepa's date ranges 0 to 3. The "day" averages 48 hours, according to the Java client.
 AVERAGE_WINDOWS: Final = (2 * DAY_MINUTES, 7 * DAY_MINUTES, 31 * DAY_MINUTES, 90 * DAY_MINUTES)
-# A change older than this is forgotten once there are so many newer ones.
+# A change older than this is dropped once this many newer ones exist.
 _CHANGES_KEPT: Final = 120
 
 
@@ -28,7 +28,7 @@ def percent(part: int, whole: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a history comes to, each by date range; a positive delta is a drop."""
+    """Totals of a history, each by date range; a positive delta is a drop."""
 
     average: tuple[int, ...]
     delta: tuple[int, ...]
@@ -55,8 +55,8 @@ def sums_of(history: History, end: int) -> Sums:
 class Figures:
     """One price type of a product, as of the Keepa minute *end*.
 
-    Prices are in the smallest currency unit. Sums are worked out when first asked for:
-    most deals fail a cheaper filter before.
+    Prices are in the smallest currency unit. Sums are computed on first use: most deals
+    fail a cheaper filter before.
     """
 
     __slots__ = ("_end", "_history", "_sums", "current", "previous", "since")
@@ -78,7 +78,7 @@ class Figures:
 
     @property
     def delta_last(self) -> int:
-        """By how much the price dropped at its last change; 0 if that can't be said."""
+        """The drop of the price at its last change; 0 if it is unknown."""
         return self.previous - self.current if min(self.previous, self.current) >= 0 else 0
 
 
@@ -112,13 +112,13 @@ class Listing:
         self.last_update = last_update
         self.lightning = (0, 0)
         self.warehouse_condition = 0
-        # The deal as of the last update, serialised, kept by whoever serialises.
+        # The serialised deal as of the last update; `deal_row` fills it.
         self.row: RowText | None = None
         self._changes: list[tuple[int, int, int]] = []
         self._figures: dict[int, Figures] = {}
 
     def change(self, price_type: int, value: int) -> None:
-        """Let *price_type* be *value* from the last update on."""
+        """Sets *price_type* to *value* from the last update on."""
         if self.current(price_type) != value:
             self._changes.append((self.last_update, price_type, value))
             self._figures.pop(price_type, None)
@@ -131,7 +131,7 @@ class Listing:
         del self._changes[:-_CHANGES_KEPT]
 
     def shrink(self) -> None:
-        """Forget what can be worked out again."""
+        """Drops everything that can be computed again."""
         self.row = None
         self._figures.clear()
 

@@ -17,14 +17,14 @@ _AMAZON_SELLER: Final = "ATVPDKIKX0DER"
 
 
 def offer_count(listing: Listing) -> int:
-    """How many offers the product has now, new and used."""
+    """Number of current offers, new and used."""
     own = max(0, listing.current(pt.COUNT_NEW)) + max(0, listing.current(pt.COUNT_USED))
     crowd = _CROWD if listing.facts.words[6] % _CROWDED_EVERY == 0 else 0
     return min(own, _PER_PAGE) + crowd
 
 
 def offer_pages(listing: Listing, offers: int) -> int:
-    """How many pages of ten are found when at most *offers* offers are asked for."""
+    """Number of pages of ten for a call with ``offers=`` *offers*."""
     return -(-min(offer_count(listing), offers) // _PER_PAGE)
 
 
@@ -64,7 +64,7 @@ def _offer(listing: Listing, place: int, wanted: Details) -> dict[str, Any]:
 
 
 def add_offers(product: dict[str, Any], listing: Listing, wanted: Details) -> None:
-    """Put at most as many offers as asked for, and what they say, into *product*."""
+    """Adds the requested number of offers, and their totals, to *product*."""
     count = min(offer_count(listing), wanted.offers)
     offers = [_offer(listing, place, wanted) for place in range(count)]
     product["offers"] = offers
@@ -78,7 +78,7 @@ def add_offers(product: dict[str, Any], listing: Listing, wanted: Details) -> No
 
 
 def _buy_box_history(listing: Listing) -> list[str]:
-    """Who had the buy box from when on; "-1" is nobody."""
+    """Sellers in the buy box with their start times; "-1" is an empty buy box."""
     history: list[str] = []
     for minute, price in listing.history(pt.BUY_BOX_SHIPPING):
         owner = seller_id(listing.facts.words[6]) if price >= 0 else "-1"

@@ -1,4 +1,4 @@
-"""How a simulator is set up."""
+"""The settings of a simulator."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,7 +8,7 @@ from typing import Literal
 from deploy.keepa_simulator.account import KEEPA_TICK_MS
 from deploy.keepa_simulator.faults import Fault
 
-# Documented, so that a demonstration needs no setting; as long as a real key.
+# Documented, so that a demonstration needs no setting; it has the length of a real key.
 DEMO_KEY = "simulator0demo0key0" + "0" * 44 + "1"
 DAY_MS = 86_400_000
 
@@ -22,16 +22,16 @@ class Options:
         rate: Tokens per tick.
         initial_tokens: Opening balance; None is a full bucket.
         tick_ms: Milliseconds from one tick to the next.
-        deal_speed: How many times as fast as in reality deals come and go.
+        deal_speed: Speed-up of deals appearing and vanishing.
         products: Products on each domain.
-        deals: About how many of them are deals at any moment.
+        deals: Approximate number of current deals on each domain.
         seed: Equal seeds give equal products.
-        cache_ms: How long a selection's reply is served again.
-        latency_ms: Least and most time that a call takes beyond computing it.
+        cache_ms: Lifetime of a selection's cached reply.
+        latency_ms: Least and greatest added duration of a call.
         charge_at: Whether a call is charged when it starts or when its reply is ready;
-            nobody knows which it is at Keepa.
-        faults: In force from the start.
-        journal: A file that gets one line for each call.
+            Keepa's own choice is unknown.
+        faults: Faults from the start on.
+        journal: A file that gets one line per call.
     """
 
     api_keys: tuple[str, ...] = (DEMO_KEY,)
@@ -50,5 +50,5 @@ class Options:
 
 
 def fingerprint(key: str) -> str:
-    """A short name for a key that may be shown: the key itself never is."""
+    """A short name of a key that may be shown; the key itself may not."""
     return sha256(f"keepa-token-broker:{key}".encode()).hexdigest()[:12]

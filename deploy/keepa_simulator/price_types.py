@@ -1,4 +1,4 @@
-"""Keepa's price types: their numbers, and how the catalogue moves them together."""
+"""Keepa's price types: their numbers, and the groups that change together."""
 
 from typing import Final
 
@@ -65,7 +65,7 @@ NAMES: Final = [
     "COUNT_NEW_FBM",
 ]
 
-# Typical price as a share of the list price. Types that are missing here and below
+# Typical price as a share of the list price. Types that are absent here and below
 # (eBay, rent) never have data, as in all recordings.
 PRICE_RATIO: Final = {
     AMAZON: 0.92,

@@ -1,4 +1,4 @@
-"""GET or POST /product: up to 100 products a call, at one token each and more."""
+"""GET or POST /product: up to 100 products per call, for one token each or more."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,13 +21,13 @@ from deploy.keepa_simulator.selection import DOMAINS
 
 _PRODUCTS_MAX: Final = 100
 _BASE_COST: Final = 1
-# Offers replace the base cost: so much for each page of ten that was found, at least 5.
+# Offers replace the base cost: this much per page of ten offers found, at least 5.
 _OFFER_PAGE_COST: Final = 6
 _OFFER_COST_MIN: Final = 5
 _OFFERS_ALLOWED: Final = range(20, 101)
 _BUY_BOX_COST: Final = 2
 _STOCK_COST: Final = 2
-# Fresh ratings and a forced update cost "up to" this; here always, when there is something.
+# Fresh ratings and a forced update cost "up to" this at Keepa; here they cost all of it.
 _RATING_COST: Final = 1
 _UPDATE_COST: Final = 1
 _EAN_LENGTH: Final = 13
@@ -82,8 +82,8 @@ def product_cost(listing: Listing | None, wanted: Details, *, update: bool) -> i
 
     Args:
         listing: The product, None if there is none.
-        wanted: What the call asks for.
-        update: Whether the product was looked at anew.
+        wanted: The options of the call.
+        update: Whether the call updated the product.
     """
     if listing is None:
         return _BASE_COST
@@ -101,7 +101,7 @@ class ProductEndpoint:
     """Answers /product.
 
     Args:
-        catalogue: Gives the catalogue of a domain.
+        catalogue: Returns the catalogue of a domain.
     """
 
     def __init__(self, catalogue: Callable[[int], Catalogue]) -> None:
@@ -141,7 +141,7 @@ class ProductEndpoint:
         return catalogue.listing(number)
 
     def _update(self, query: Query, catalogue: Catalogue, listing: Listing) -> bool:
-        """Look at a product anew if it was seen longer ago than ``update`` hours."""
+        """Updates a product if its last update is older than ``update`` hours."""
         hours = query.integer("update", -1)
         age = even_keepa_minutes(query.now_ms) - listing.last_update
         if hours < 0 or age <= hours * 60:

@@ -13,7 +13,7 @@ from deploy.keepa_simulator.taxonomy import CATEGORIES, ROOT_NAMES, UNKNOWN_ROOT
 
 _STANDARD: Final = 0
 _INVALID: Final = 4
-# These need the offers of a product, those the buy box.
+# The first group needs the offers of a product, the second its buy box.
 _NEEDS_OFFERS: Final = frozenset(
     (
         pt.NEW_FBM_SHIPPING,
@@ -29,18 +29,18 @@ _SHIPPING: Final = 399
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """What a call wants to know of each product.
+    """The options of a call for each product.
 
     Args:
         domain: Keepa's number of the Amazon site.
         now: The server's clock in Keepa minutes.
-        history: Whether to tell the price histories.
-        days: Only this much of them; None is all.
+        history: Whether to include the price histories.
+        days: Length of the histories in days; None is all.
         stats: The interval of the statistics, or None for no statistics.
-        offers: Most offers to tell; 0 is none.
-        buybox: Whether to tell who has the buy box.
-        rating: Whether ratings are to be fresh.
-        stock: Whether to tell the stock of offers.
+        offers: Maximum number of offers to include.
+        buybox: Whether to include the seller in the buy box.
+        rating: Whether to refresh the ratings.
+        stock: Whether to include the stock of offers.
     """
 
     domain: int
@@ -55,7 +55,7 @@ class Details:
 
 
 def invalid_product(asin: str, wanted: Details) -> dict[str, Any]:
-    """What Keepa tells of an ASIN that it doesn't know."""
+    """Keepa's reply for an unknown ASIN."""
     return {
         "asin": asin,
         "csv": None,
@@ -84,7 +84,7 @@ def _flat(history: History, *, shipping: bool) -> list[int]:
 
 
 def _recent(history: History, days: int | None, now: int) -> History:
-    """The part of *history* in the last *days*, and what held when they began."""
+    """The part of *history* in the last *days*, and the value at their start."""
     if days is None:
         return history
     start = now - days * DAY_MINUTES
@@ -171,9 +171,9 @@ def _ranks(listing: Listing) -> dict[str, Any]:
 
 
 def _sales(listing: Listing) -> dict[str, Any]:
-    """``monthlySold`` is known of well-selling products only."""
+    """``monthlySold``, for well-selling products only."""
     rank = listing.current(pt.SALES)
-    if not 0 < rank < 50_000:  # noqa: PLR2004 - where Amazon begins to show it, about
+    if not 0 < rank < 50_000:  # noqa: PLR2004 - about where Amazon begins to show it
         return {}
     sold = 50 * max(1, 20_000 // rank)
     return {"monthlySold": sold, "monthlySoldHistory": [listing.last_update, sold]}
@@ -231,7 +231,7 @@ _ABSENT: Final = [
 
 
 def product_fields(listing: Listing, wanted: Details) -> dict[str, Any]:
-    """The fields of a product, offers apart; stamps are Keepa minutes."""
+    """The fields of a product without its offers; stamps are Keepa minutes."""
     facts = listing.facts
     fields: dict[str, Any] = {
         **dict.fromkeys(_ABSENT),

@@ -1,4 +1,4 @@
-"""The ``stats`` object of a product: what its histories come to."""
+"""The ``stats`` object of a product: totals of its histories."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,14 +15,14 @@ _UNKNOWN: Final = -2
 
 @dataclass(frozen=True, slots=True)
 class StatsWanted:
-    """The interval that statistics are about, in Keepa minutes."""
+    """The interval of the statistics, in Keepa minutes."""
 
     start: int
     end: int
 
 
 def _extreme(history: History, *, highest: bool) -> list[int] | None:
-    """When the product was at its cheapest or dearest, and the value: [minute, value]."""
+    """The time and value of the lowest or highest price: [minute, value]."""
     known = [(value, minute) for minute, value in history if value >= 0]
     if not known:
         return None
@@ -31,7 +31,7 @@ def _extreme(history: History, *, highest: bool) -> list[int] | None:
 
 
 def _within(history: History, wanted: StatsWanted) -> History:
-    """What held during the interval, the value at its start included."""
+    """The values during the interval, including the one at its start."""
     before = [pair for pair in history if pair[0] < wanted.start]
     return before[-1:] + [pair for pair in history if wanted.start <= pair[0] <= wanted.end]
 
@@ -87,7 +87,7 @@ def _buy_box(listing: Listing, *, known: bool) -> dict[str, Any]:
 
 
 def seller_id(draw: int) -> str:
-    """A made-up seller: the same draw gives the same one."""
+    """A made-up seller; equal draws give equal sellers."""
     return f"A{draw * 2_654_435_761 % 2**52:013X}"
 
 
@@ -113,7 +113,7 @@ def _over_days(histories: list[History], end: int) -> dict[str, Any]:
     columns = zip(*means, strict=True)
     fields: dict[str, Any] = {}
     for days, column in zip(_AVERAGE_DAYS, columns, strict=True):
-        # Here, unlike in a deal, "no data" is told like "no offer".
+        # Here, unlike in a deal, "no data" is written like "no offer".
         fields[f"avg{days}"] = [max(NO_OFFER, mean) for mean in column]
         fields[f"outOfStockPercentage{days}"] = [
             _out_of_stock_percent(history, end - days * DAY_MINUTES, end) for history in histories
@@ -144,9 +144,9 @@ def product_stats(
 
     Args:
         listing: The product.
-        wanted: The interval that those of an interval are about.
+        wanted: The interval of the statistics by interval.
         now: The server's clock in Keepa minutes; the averages end here.
-        buybox: Whether the buy box is known.
+        buybox: Whether the call included the buy box.
     """
     histories = [listing.history(type_) for type_ in range(pt.PRODUCT_TYPES)]
     current = [history[-1][1] if history else NO_OFFER for history in histories]

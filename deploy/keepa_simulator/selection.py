@@ -1,7 +1,7 @@
-"""A /deal selection: read from JSON as users paste it, and checked.
+"""A /deal selection: reads JSON as users paste it, and validates it.
 
-Keepa's own deals page shows numbers as strings, and clients leave most fields out; both
-are accepted. What a field does is in `filters`.
+Keepa's own deals page shows numbers as strings, and clients omit most fields; both are
+accepted. `filters` defines what each field does.
 """
 
 import json
@@ -13,7 +13,7 @@ from deploy.keepa_simulator.price_types import DEAL_TYPES, SALES
 
 DOMAINS: Final = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
 OPEN_END: Final = 2**31 - 1
-# 4 is undocumented, but some send it.
+# 4 is undocumented, but some clients send it.
 _DATE_RANGE_MAX: Final = 4
 _DATE_RANGE_LONGEST: Final = 3
 _EXCLUDED_MAX: Final = 500
@@ -70,8 +70,8 @@ class SelectionError(Exception):
     """A selection that Keepa would refuse.
 
     Args:
-        details: What is wrong, for the error object.
-        status: 400 for what can't be understood, 405 for what is out of range.
+        details: The mistake, for the error object.
+        status: 400 for malformed values, 405 for values out of range.
     """
 
     def __init__(self, details: str, status: int = 400) -> None:
@@ -82,7 +82,7 @@ class SelectionError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """A checked selection; a range or list that is not in use is None or empty."""
+    """A valid selection; an unused range or list is None or empty."""
 
     domain: int
     price_type: int
@@ -115,7 +115,7 @@ def _integer(name: str, value: object) -> int:
 def _integers(name: str, value: object) -> tuple[int, ...]:
     if value is None:
         return ()
-    # The public Python client sends a bare number where it was given none.
+    # The public Python client sends a bare number instead of a list of one.
     items = value if isinstance(value, list) else [value]
     return tuple(_integer(name, item) for item in items)
 
@@ -193,7 +193,7 @@ def parse_selection(text: str) -> Selection:
 
     Ranges act only with ``isRangeEnabled``; switches, ``minRating`` and
     ``warehouseConditions`` only with ``isFilterEnabled``; categories, title and
-    attributes always (inferred: no source says which of them a switch governs).
+    attributes always (inferred: no source states which of them a switch governs).
 
     Raises:
         SelectionError: Keepa would refuse it.

@@ -1,4 +1,4 @@
-"""The HTTP edge: one aiohttp server that speaks like api.keepa.com."""
+"""The HTTP edge: one aiohttp server with the replies of api.keepa.com."""
 
 import asyncio
 import gzip
@@ -35,7 +35,7 @@ _REFUSED: Final = 429
 
 
 def _server_clock() -> Callable[[], int]:
-    """Unix milliseconds that never jump, whatever happens to the system's clock."""
+    """Unix milliseconds that never jump, even if the system's clock does."""
     start_ms, start = time.time() * 1000, time.monotonic()
     return lambda: int(start_ms + (time.monotonic() - start) * 1000)
 
@@ -52,9 +52,9 @@ class _Exchange:
     """One call on its way through the server.
 
     Args:
-        simulator: What answers it.
+        simulator: Answers the call.
         now_ms: The server's clock.
-        request: What came in.
+        request: The HTTP request.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class _Exchange:
         self._call.faults = self._effects.names
 
     async def run(self) -> web.StreamResponse:
-        """Answer the call, one way or another."""
+        """Answers the call."""
         try:
             if self._account is None:
                 status, text = 400, self._invalid_key()
@@ -86,7 +86,7 @@ class _Exchange:
                 status, text = await self._outcome(self._account)
             return await _Delivery(self._request, self._call, self._effects).send(status, text)
         except ConnectionResetError:
-            # The client is gone, which is no mistake of ours.
+            # The client has disconnected; the server made no mistake.
             return web.Response()
         finally:
             self._simulator.journal.finish(self._call)
@@ -97,7 +97,7 @@ class _Exchange:
         return _reply_text({"error": error, **bare})
 
     async def _outcome(self, account: Account) -> tuple[int, str]:
-        """Status and body, the tokens being charged on the way."""
+        """Charges the tokens and returns status and body."""
         self._call.before = account.balance
         body = await self._request.text() if self._request.method == "POST" else None
         try:
@@ -170,7 +170,7 @@ def _server_error(status: int) -> dict[str, str]:
 
 
 class _Delivery:
-    """Hands a reply to the connection, or what a fault leaves of it."""
+    """Sends a reply, or the part that a fault leaves of it."""
 
     def __init__(self, request: web.Request, call: Call, effects: Effects) -> None:
         self._request = request
@@ -178,7 +178,7 @@ class _Delivery:
         self._effects = effects
 
     async def send(self, status: int, text: str) -> web.StreamResponse:
-        """Send the reply; the journal learns whether all of it went out."""
+        """Sends the reply; the journal records whether all of it was sent."""
         effects = self._effects
         if effects.hangs:
             await self._hang()
@@ -214,9 +214,9 @@ class _Delivery:
         return transport is not None and not transport.is_closing()
 
     async def _hang(self) -> None:
-        """Say nothing until the client gives up."""
+        """Sends nothing until the client gives up."""
         deadline = time.monotonic() + _HANG_S
-        while self._is_open() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of it
+        while self._is_open() and time.monotonic() < deadline:  # noqa: ASYNC110 - aiohttp has no event for it
             await asyncio.sleep(0.05)
 
     def _close(self) -> None:
@@ -224,7 +224,7 @@ class _Delivery:
             self._request.transport.close()
 
     def _reset(self) -> None:
-        """Abort the connection so that the client sees a reset."""
+        """Aborts the connection; the client sees a reset."""
         transport = self._request.transport
         if transport is None:
             return
@@ -252,7 +252,7 @@ def _journal_file(path: Path | None) -> Any:
 
 async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
     """Listen on every address of *host*; 0.0.0.0 and :: are every interface, IPv4 and IPv6."""
-    if host in {"0.0.0.0", "::"} and socket.has_dualstack_ipv6():  # noqa: S104 - as asked
+    if host in {"0.0.0.0", "::"} and socket.has_dualstack_ipv6():  # noqa: S104 - the caller named it
         bound = socket.create_server(
             ("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
         )
@@ -262,12 +262,12 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
 
 
 async def serve(options: Options, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; say where on standard output once ready.
+    """Serves until SIGINT or SIGTERM; prints its address on standard output once ready.
 
     Args:
-        options: How the simulator is set up.
+        options: Settings of the simulator.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 picks a free one.
 
     Raises:
         OSError: The port is taken, or the journal can't be written.
@@ -284,7 +284,7 @@ async def serve(options: Options, host: str, port: int) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         bound_port = runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
-        print(f"keepa-simulator listening on http://{shown}:{bound_port}", flush=True)  # noqa: T201 - the promised line
+        print(f"keepa-simulator listening on http://{shown}:{bound_port}", flush=True)  # noqa: T201 - the documented line
         await stop.wait()
     finally:
         await runner.cleanup()

@@ -16,27 +16,27 @@ from deploy.keepa_simulator.journal import Journal
 from deploy.keepa_simulator.options import Options, fingerprint
 from deploy.keepa_simulator.product_endpoint import ProductEndpoint
 
-# The site whose catalogue is there from the start; others are made when asked for.
+# The catalogue of this site exists from the start; others are made on first use.
 _FIRST_DOMAIN = 1
 
-# These look at every product, so they run beside the server.
+# These read every product, so they run in a thread beside the server.
 SLOW_PATHS = frozenset(("/query", "/bestsellers", "/search"))
 
 Endpoint = Callable[[Query], Answer]
 
 
 def _phase_ms(name: str, tick_ms: int) -> int:
-    """Each account has a phase of its own: 1 to tick_ms until its first lump."""
+    """An account's own phase: 1 to tick_ms until its first lump."""
     return int.from_bytes(sha256(name.encode()).digest()[:4]) % tick_ms + 1
 
 
 class Simulator:
-    """Everything that a call can reach.
+    """The state that calls share.
 
     Args:
-        options: How it is set up.
+        options: Settings of the simulator.
         start_ms: The server's clock now, Unix milliseconds.
-        journal_file: Gets one line for each call; None writes none.
+        journal_file: Gets one line per call; None: no file.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Simulator:
         self.faults = Faults(self.rng)
         for fault in options.faults:
             self.faults.set(fault, start_ms)
-        # In the order of the keys given.
+        # In the order of the given keys.
         self.accounts = {fingerprint(key): self._account(key) for key in options.api_keys}
         self.catalogues: dict[int, Catalogue] = {}
         self.catalogue(_FIRST_DOMAIN)
@@ -78,7 +78,7 @@ class Simulator:
         return account
 
     def catalogue(self, domain: int) -> Catalogue:
-        """The catalogue of an Amazon site, as of the start until it is advanced."""
+        """The catalogue of an Amazon site; a new one is in its state at the start."""
         if domain not in self.catalogues:
             options = self.options
             self.catalogues[domain] = Catalogue(
@@ -92,7 +92,7 @@ class Simulator:
         return self.catalogues[domain]
 
     def advance(self, now_ms: int) -> None:
-        """Let ticks and account faults happen that are due by *now_ms*."""
+        """Runs the ticks and account faults that are due by *now_ms*."""
         for account in self.accounts.values():
             account.advance(now_ms)
         for fault in self.faults.on_accounts(now_ms):
@@ -120,7 +120,7 @@ class Simulator:
 def _befall(account: Account, fault: Fault, now_ms: int) -> None:
     match fault.kind:
         case "foreign":
-            # Somebody else's call is subject to the same admission.
+            # Calls of other users of the key pass the same admission.
             if account.balance > 0:
                 account.spend_elsewhere(int(fault.value("tokens")), now_ms)
         case "jump":

@@ -1,4 +1,4 @@
-"""Entry point of `keepa-simulator`; works where the command's libraries are missing."""
+"""Entry point of `keepa-simulator`; it reports missing libraries in one line."""
 
 from protos.process import extras
 

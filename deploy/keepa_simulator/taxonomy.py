@@ -1,7 +1,6 @@
 """The category tree. Root ids and names are Amazon's public ones; the rest is made up.
 
-The same tree serves every domain, which the real sites don't do; no client can tell
-from replies alone.
+Every domain has the same tree, unlike the real sites; replies alone don't show it.
 """
 
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-# What Keepa calls the root of a product that it can't place.
+# Keepa's root for products without a category.
 UNKNOWN_ROOT: Final = 9223372036854775807
 BOOKS: Final = 283155
 
@@ -100,7 +99,7 @@ def path_to_root(category: int) -> list[Category]:
 
 
 def share_of(node: Category) -> float:
-    """About how many of a thousand products are at or below *node*."""
+    """Approximate share of the products at or below *node*, per thousand."""
     path = path_to_root(node.id)
     root = path[-1].id if path else node.id
     share = next(share for number, _, share in _ROOTS if number == root)

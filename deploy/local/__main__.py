@@ -1,4 +1,4 @@
-"""The command `python -m deploy.local`, which `make run` stands for."""
+"""The command `python -m deploy.local`; `make run` calls it."""
 
 from protos.process import extras
 

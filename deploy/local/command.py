@@ -16,7 +16,7 @@ from protos.process.settings import SettingsError
 
 
 def main() -> int:
-    """Run the stack; returns 0, 1 if it can't work, 2 if a setting is to blame."""
+    """Runs the stack; returns 0, 1 if it failed, 2 if a setting is wrong."""
     _parse_arguments()
     tether_to_make()
     try:

@@ -1,4 +1,4 @@
-"""Programs that are kept running: one that ends is started again."""
+"""Programs that are kept running: the crew restarts one that ends."""
 
 import time
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from deploy.local.restarts import Restart
 
 
 class Crew:
-    """The programs, and the plan for each that is down.
+    """The programs, with a restart plan for each.
 
     Args:
-        announce: Called with a line about every end.
+        announce: Takes a line about every end.
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
@@ -20,24 +20,24 @@ class Crew:
 
     @property
     def running(self) -> int:
-        """How many run now."""
+        """Number of programs that run now."""
         return sum(program.running for program in self._restarts)
 
     @property
     def restarts(self) -> int:
-        """How often any ended unasked."""
+        """Number of unexpected ends, over all programs."""
         return sum(restart.count for restart in self._restarts.values())
 
     def start(self, program: Program, **this_time: str) -> None:
-        """Take *program* in and start it, the first time with the variables *this_time*."""
+        """Adds *program* and starts it; *this_time* are variables of its first start."""
         self._restarts[program] = Restart()
         program.start(**this_time)
 
     def tend(self) -> None:
-        """Notice who ended, and start again who is due.
+        """Detects programs that ended, and restarts those that are due.
 
         Raises:
-            ProgramError: a program says that its settings are wrong; no start mends that.
+            ProgramError: a program rejected its settings; a restart would not mend that.
         """
         now_s = time.monotonic()
         for program, restart in self._restarts.items():
@@ -49,11 +49,11 @@ class Crew:
                 program.start()
 
     def stop(self) -> list[Program]:
-        """Stop all; returns those that had to be killed."""
+        """Stops all; returns those that had to be killed."""
         return stop_together(self._restarts)
 
     def kill(self) -> None:
-        """End all at once."""
+        """Kills all at once."""
         for program in self._restarts:
             program.kill()
 

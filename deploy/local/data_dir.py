@@ -1,4 +1,4 @@
-"""The folder that a stack keeps its data and logs in; one run at a time."""
+"""The folder for data and logs of a stack; one run uses it at a time."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from deploy.local.errors import StackError
 
 
 class DataDir:
-    """DATA_DIR, held against other runs for the length of a with block.
+    """DATA_DIR, locked against other runs for the length of a with block.
 
     Raises:
         StackError: another run holds it, or it can't be written.

@@ -1,4 +1,4 @@
-"""Why a stack can't work, always in one line.
+"""Failures of the stack, each with a message of one line.
 
 * StackError
   - PostgresError
@@ -10,8 +10,8 @@ class StackError(Exception):
     """The stack can't start or go on.
 
     Args:
-        message: One line: what is wrong and what to do about it.
-        exit_code: 2 if a setting is to blame, else 1.
+        message: One line: the failure and its remedy.
+        exit_code: 2 if a setting is wrong, else 1.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:

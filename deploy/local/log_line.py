@@ -1,4 +1,4 @@
-"""Lines that programs log, read as JSON and shown in one short line each.
+"""Log lines of programs, parsed from JSON and shown in one short line each.
 
 Pure: text in, text out.
 """
@@ -13,7 +13,7 @@ _QUIET_LEVELS: Final = frozenset({"debug", "info", ""})
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """What a program said: a JSON object of structlog's, or plain text."""
+    """A line of a program's output: a JSON object of structlog's, or plain text."""
 
     event: str
     level: str = ""
@@ -21,7 +21,7 @@ class LogLine:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a line; one that is no JSON object is an event as it stands."""
+        """Parses a line; the text of one that is no JSON object becomes the event."""
         try:
             entry = json.loads(text)
         except ValueError:
@@ -30,12 +30,12 @@ class LogLine:
             return cls(text)
         fields = {name: value for name, value in entry.items() if name not in _NOT_FIELDS}
         if traceback := str(entry.get("exception", "")).strip():
-            # Its last line says what happened; the rest stays in the log.
+            # Its last line names the exception; the rest stays in the log.
             fields["exception"] = traceback.splitlines()[-1]
         return cls(str(entry["event"]), str(entry.get("level", "")), fields)
 
     def __str__(self) -> str:
-        """One line for people: the level if it matters, the event, the rest as k=v."""
+        """One line for people: the level from warning up, the event, the rest as k=v."""
         level = "" if self.level in _QUIET_LEVELS else f"{self.level.upper()}: "
         rest = " ".join(f"{name}={_shown(value)}" for name, value in self.fields.items())
         return f"{level}{self.event}" + (f"  {rest}" if rest else "")

@@ -1,7 +1,7 @@
-"""The programs of the stack: how each is started, and with which settings.
+"""The programs of the stack, with the command and environment of each.
 
-Every one is the same command that runs outside the stack; only the environment
-tells it where the others are.
+Every command is the one that runs outside the stack; the environment gives it the
+addresses of the others.
 """
 
 import sys
@@ -11,22 +11,22 @@ from pathlib import Path
 from deploy.local.program import Program
 from deploy.local.settings import StackSettings, child_environment
 
-Hear = Callable[[str, str], None]
+OnLine = Callable[[str, str], None]
 
 
 class Parts:
     """Makes the programs; each writes a log of its own.
 
     Args:
-        environment: What all programs get to know beside our own environment.
+        environment: Variables of all programs, added to this process's own.
         logs: Folder of the logs.
-        hear: Called with the program's name and a line that it wrote, from any thread.
+        on_line: Takes a program's name and a line of its output, from any thread.
     """
 
-    def __init__(self, environment: Mapping[str, str], logs: Path, hear: Hear) -> None:
+    def __init__(self, environment: Mapping[str, str], logs: Path, on_line: OnLine) -> None:
         self._environment = dict(environment)
         self._logs = logs
-        self._hear = hear
+        self._on_line = on_line
 
     def simulator(self, settings: StackSettings, port: int) -> Program:
         """The stand-in for Keepa, on a port of 127.0.0.1."""
@@ -43,15 +43,15 @@ class Parts:
         )
 
     def migration(self) -> Program:
-        """Brings the tables up to date, and ends."""
+        """The migration; it brings the tables up to date and ends."""
         return self._program("migrate", "fetcher", "migrate")
 
     def broker(self) -> Program:
-        """The one that owns the tokens."""
+        """The broker, the owner of the tokens."""
         return self._program("broker", "broker", "serve")
 
     def fetcher(self, number: int) -> Program:
-        """One of the fetchers."""
+        """Fetcher *number*."""
         return self._program(f"fetcher-{number}", "fetcher", "run")
 
     def _program(self, name: str, module: str, *arguments: str) -> Program:
@@ -60,5 +60,5 @@ class Parts:
             [sys.executable, "-m", module, *arguments],
             environment=child_environment(self._environment),
             log_path=self._logs / f"{name}.log",
-            on_line=lambda line: self._hear(name, line),
+            on_line=lambda line: self._on_line(name, line),
         )

@@ -4,7 +4,7 @@ import socket
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of *host* that nobody uses at the moment."""
+    """A port of *host* that is free at the moment."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.bind((host, 0))

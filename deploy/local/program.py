@@ -1,8 +1,8 @@
-"""One program of the stack as a child process: started, listened to, stopped.
+"""One program of the stack as a child process: start, output, stop.
 
-A program lives in a session of its own, so that Ctrl-C in a terminal reaches
-only the parent, which then stops its programs in the right order; and it is
-tethered, so that it never outlives the parent.
+A program has a session of its own. Ctrl-C in a terminal therefore reaches only the
+parent, which then stops its programs in the right order. A program is tethered to the
+parent, so it never outlives it.
 """
 
 import signal
@@ -18,21 +18,21 @@ from deploy.local.log_line import LogLine
 from deploy.local.tether import tethered
 
 STOP_TIMEOUT_S: Final = 15.0
-# Our commands return it when a setting is missing or malformed.
+# The project's commands return it when a setting is missing or malformed.
 EXIT_BAD_SETTING: Final = 2
 _POLL_S: Final = 0.02
 
 
 class Program:
-    """A child process whose output goes to a file and, line by line, to *on_line*.
+    """A child process; its output goes to a file and, line by line, to *on_line*.
 
     Args:
-        name: What people call it; also the name of its log.
+        name: Name of the program and of its log.
         command: Path of the program, and its arguments.
         environment: Its whole environment.
-        log_path: File that its output is appended to.
-        folder: Its working directory; by default our own.
-        on_line: Called for every line, from a thread of its own.
+        log_path: File to which its output is appended.
+        folder: Its working directory; default: the parent's.
+        on_line: Takes every line, in a thread of its own.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     def start(self, **this_time: str) -> Self:
-        """Start it, or start it again; from the main thread, whose life it shares.
+        """Starts or restarts it; call it from the main thread, with which it ends.
 
         Args:
-            this_time: Variables of the environment for this start alone.
+            this_time: Environment variables for this start alone.
         """
         assert not self.running
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,17 +98,17 @@ class Program:
         return self
 
     def terminate(self) -> None:
-        """Ask it to end; harmless when it already has."""
+        """Sends SIGTERM; harmless if it has ended."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it without a chance to clean up, as `kill -9` does."""
+        """Sends SIGKILL, which leaves it no chance to clean up."""
         if self._process is not None:
             self._process.kill()
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for its end and for its last words, and return the exit code.
+        """Waits for its end and its last line; returns the exit code.
 
         Raises:
             ProgramError: it is still running after *timeout_s* seconds.
@@ -123,12 +123,12 @@ class Program:
         return code
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """Ask it to end, insist after *timeout_s* seconds, and return the exit code."""
+        """Sends SIGTERM, after *timeout_s* seconds SIGKILL; returns the exit code."""
         stop_together([self], timeout_s)
         return self.wait(timeout_s)
 
     def await_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Block until *ready* says so.
+        """Blocks until *ready* is true.
 
         Raises:
             ProgramError: it ended first, or *timeout_s* seconds have passed.
@@ -146,26 +146,26 @@ class Program:
         """Accept exit code 0 only.
 
         Raises:
-            ProgramError: with the program's last words, and its code if that is 2.
+            ProgramError: any other code; with the last message, and the code if it is 2.
         """
         if code == EXIT_BAD_SETTING:
-            raise ProgramError(self.last_words, code)
+            raise ProgramError(self.last_message, code)
         if code != 0:
-            raise ProgramError(f"{self.name}: {self.last_words} ({how_it_ended(code)})")
+            raise ProgramError(f"{self.name}: {self.last_message} ({how_it_ended(code)})")
 
     @property
-    def last_words(self) -> str:
-        """The last line that it wrote, as a person would like to read it."""
+    def last_message(self) -> str:
+        """Its last line in readable form."""
         self._catch_up()
         return str(LogLine.parse(self.last_line)).removeprefix("ERROR: ") or "no message"
 
     def output(self) -> str:
-        """What it has written so far; after its end, everything."""
+        """Its output so far; after its end, all of it."""
         self._catch_up()
         return self._log_path.read_text(encoding="utf-8", errors="replace")
 
     def _catch_up(self) -> None:
-        """Waits, once the program has ended, until its last line has been copied."""
+        """After the program's end, waits until its last line is copied."""
         if not self.running and self._reader not in {None, threading.current_thread()}:
             self._reader.join(STOP_TIMEOUT_S)
 
@@ -188,7 +188,7 @@ def how_it_ended(code: int | None) -> str:
 
 
 def stop_together(programs: Iterable[Program], timeout_s: float = STOP_TIMEOUT_S) -> list[Program]:
-    """Stop several at once; returns those that had to be killed."""
+    """Stops several at once; returns those that had to be killed."""
     running = [program for program in programs if program.running]
     for program in running:
         program.terminate()

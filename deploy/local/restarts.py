@@ -1,6 +1,6 @@
-"""When a program that ended is started again: soon, then ever less eagerly.
+"""Delays before a program that ended is restarted: short ones first, then longer ones.
 
-Pure: the time comes in as a parameter.
+Pure: the time is a parameter.
 """
 
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from typing import Final
 
 DELAY_S_MIN: Final = 0.5
 DELAY_S_MAX: Final = 15.0
-# A program that ran this long has recovered from whatever ended it before.
+# A program that ran this long has recovered from its former trouble.
 STEADY_S: Final = 30.0
 
 
 @dataclass(slots=True)
 class Restart:
-    """The plan for one program; delays double until it has run steadily."""
+    """The restart plan of one program; delays double until it has run steadily."""
 
     count: int = 0
     delay_s: float = DELAY_S_MIN
     due_s: float | None = None
 
     def ended(self, *, started_s: float, now_s: float) -> float:
-        """Plan the next start after an end at *now_s*; returns the delay in seconds."""
+        """Plans the next start after an end at *now_s*; returns the delay in seconds."""
         steady = now_s - started_s >= STEADY_S
         self.delay_s = DELAY_S_MIN if steady or not self.count else self._doubled()
         self.count += 1
@@ -29,7 +29,7 @@ class Restart:
         return self.delay_s
 
     def take_due(self, now_s: float) -> bool:
-        """Whether to start now; says so once per plan."""
+        """Whether to start now; true once per plan."""
         if self.due_s is None or now_s < self.due_s:
             return False
         self.due_s = None

@@ -1,4 +1,4 @@
-"""What a person sees: one line per event, and in a terminal a live summary below."""
+"""The output for people: one line per event and, in a terminal, a live summary below."""
 
 from datetime import datetime
 from typing import Final
@@ -34,23 +34,23 @@ class Screen:
         return self._console.is_terminal
 
     def open(self) -> None:
-        """Begin the live summary, where there is a terminal."""
+        """Begins the live summary if there is a terminal."""
         if self.is_live:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
             self._live.start()
 
     def close(self) -> None:
-        """End the live summary."""
+        """Ends the live summary."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def say(self, text: str) -> None:
-        """Print a line of the stack's own."""
-        self.tell("stack", LogLine(text))
+    def note(self, text: str) -> None:
+        """Prints a line of the stack itself."""
+        self.show_line("stack", LogLine(text))
 
-    def tell(self, name: str, line: LogLine) -> None:
-        """Print what the program *name* said."""
+    def show_line(self, name: str, line: LogLine) -> None:
+        """Prints a line of the program *name*."""
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
         text = Text(f"{datetime.now().astimezone():%H:%M:%S} ", style="dim")
         text.append(f"{name:<{_NAME_WIDTH}}", style=f"not dim {colour}")
@@ -59,22 +59,22 @@ class Screen:
         self._console.print(text, soft_wrap=True)
 
     def fail(self, text: str) -> None:
-        """Print the one line that says why the stack can't work."""
+        """Prints the reason why the stack can't work, in one line."""
         self._errors.print(visible(text, lines=True))
 
     def show(self, survey: Survey, footing: str) -> None:
-        """Draw the live summary, or print it as a line where there is no terminal."""
+        """Draws the live summary; without a terminal, prints it as a line."""
         if self._live is None:
-            self.say(f"{_bucket_line(survey.bucket)} · {footing}")
+            self.note(f"{_bucket_line(survey.bucket)} · {footing}")
             return
         lines = [bucket_bar(survey.bucket), Text(_bucket_line(survey.bucket)), Text(footing)]
-        # Narrower than the terminal: what is typed must not wrap below it.
+        # Narrower than the terminal: the line must not wrap when a key is typed.
         panel = Panel(Group(*lines), title="Keepa token broker", expand=False)
         self._live.update(panel, refresh=True)
 
 
 def bucket_bar(bucket: pb.Bucket | None) -> Text:
-    """How full the bucket is, and what of it is reserved."""
+    """A bar of free, reserved and missing tokens."""
     if bucket is None or not bucket.capacity:
         return Text("─" * _BAR_WIDTH, style="dim")
     held = max(0, min(bucket.reserved, bucket.balance))

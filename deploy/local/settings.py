@@ -1,7 +1,7 @@
 """Settings of the local stack: the environment, then `.env`; read nowhere else.
 
-Which Keepa is used follows from two of them: KEEPA_BASE_URL names one, KEEPA_API_KEY
-alone means the real one, and with neither a simulator is started.
+Two of them choose the Keepa: KEEPA_BASE_URL names one, KEEPA_API_KEY alone means the real
+one, and without either the stack starts a simulator.
 """
 
 import os
@@ -32,7 +32,7 @@ _FETCHERS_MAX: Final = 200
 
 
 class Keepa(StrEnum):
-    """Whose tokens are spent."""
+    """The Keepa whose tokens the stack spends."""
 
     SIMULATOR = "simulator"
     REAL = "the real one"
@@ -40,44 +40,43 @@ class Keepa(StrEnum):
 
 
 class StackSettings(Environment):
-    """What `make run` honours."""
+    """The settings of `make run`."""
 
     run_seconds: PositiveFloat | None = None
-    """Stop this long after everything has started; unset: on Ctrl-C."""
+    """Seconds to run once everything has started; unset: until Ctrl-C."""
     fetchers: Annotated[int, Field(ge=0, le=_FETCHERS_MAX)] = 3
     """Number of fetchers."""
     keepa_base_url: HttpUrl | None = None
-    """Another Keepa, such as a simulator of yours; `make run` then starts none."""
+    """Base URL of another Keepa, such as your own simulator; `make run` then starts none."""
     keepa_api_key: SecretStr = SecretStr("")
     """Your key; without it, `make run` starts the simulator."""
     keepa_api_key_file: Path | None = None
     """A file that holds the key."""
     database_url: SecretStr = SecretStr("")
-    """Your Postgres, 15 or newer; without it, `make run` brings one."""
+    """URL of your Postgres, 15 or newer; without it, `make run` starts one."""
     database_url_file: Path | None = None
     """A file that holds the URL."""
     broker_listen: Address = "127.0.0.1:50051"
-    """Where the broker serves gRPC."""
+    """Address of the broker's gRPC server."""
     broker_http_listen: Address = "127.0.0.1:9464"
-    """Where the broker serves metrics and health."""
+    """Address of the broker's metrics and health endpoints."""
     data_dir: Path = Path(".local")
     """Folder of Postgres data and logs."""
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
     log_level: LogLevel = LogLevel.INFO
-    """Least severity that is logged: `debug`, `info`, `warning` or `error`."""
+    """Lowest logged severity: `debug`, `info`, `warning` or `error`."""
     simulator_speed: Annotated[float, Field(ge=1, le=600)] = 30.0
-    """Without a key: how many times faster than real time Keepa's world runs. A tick takes 60.2 s
-    divided by this."""
+    """Without a key: speed-up of the simulator. A tick takes 60.2 s divided by this."""
     simulator_rate: PositiveInt = 5
     """Without a key: tokens per tick; the bucket holds 60 ticks."""
     simulator_tokens: int = 20
-    """Without a key: tokens at the start; few, so that waits can be seen."""
+    """Without a key: tokens at the start; few, to show waits."""
 
     @field_validator("broker_listen", "broker_http_listen")
     @classmethod
     def _choose_port(cls, text: str) -> str:
-        # The others must know the port before the broker has one.
+        # The other programs need the port before the broker starts.
         listen = Listen.parse(text)
         return str(listen if listen.port else Listen(listen.host, free_port(listen.host)))
 
@@ -96,7 +95,7 @@ class StackSettings(Environment):
 
     @property
     def keepa(self) -> Keepa:
-        """Which Keepa to use."""
+        """The Keepa to use."""
         if self.keepa_base_url:
             return Keepa.NAMED
         has_key = self.keepa_api_key.get_secret_value() or self.keepa_api_key_file
@@ -114,32 +113,32 @@ class StackSettings(Environment):
 
     @property
     def keepa_url(self) -> str:
-        """Base URL of a Keepa that is no simulator of ours."""
+        """Base URL of a Keepa other than the stack's simulator."""
         return str(self.keepa_base_url or REAL_KEEPA).rstrip("/")
 
     @property
     def broker_address(self) -> str:
-        """Where programs of this machine find the broker."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.rpc.host, self.rpc.host)  # noqa: S104 - what was asked for
+        """The broker's address for programs on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.rpc.host, self.rpc.host)  # noqa: S104 - the user set it
         return str(Listen(host, self.rpc.port))
 
     @property
     def runs_postgres(self) -> bool:
-        """Whether the stack brings its own Postgres."""
+        """Whether the stack starts its own Postgres."""
         return not (self.database_url.get_secret_value() or self.database_url_file)
 
     @property
     def rpc(self) -> Listen:
-        """Where the broker serves gRPC."""
+        """Address of the broker's gRPC server."""
         return Listen.parse(self.broker_listen)
 
     @property
     def http(self) -> Listen:
-        """Where the broker serves metrics and health."""
+        """Address of the broker's metrics and health endpoints."""
         return Listen.parse(self.broker_http_listen)
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a program of the stack: our own with *changes*."""
-    # Lines must arrive when they are written, and in a form that can be read.
+    """The environment of a program of the stack: this process's own with *changes*."""
+    # Lines must arrive when they are written, and in JSON.
     return {**os.environ, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **changes}

@@ -1,10 +1,10 @@
-"""The whole stack on this machine: started, watched, and stopped in order.
+"""The whole stack on this machine: starts, watches and stops it in order.
 
-Order of starting: the simulator and Postgres, then the broker and the tables,
-then the fetchers. Order of stopping: the fetchers first, so that every paid
-reply is written and every lease settled; then the figures; then the rest.
+Order of starting: the simulator and Postgres, then the broker and the tables, then the
+fetchers. Order of stopping: the fetchers first, so that every paid reply is written and
+every lease settled; then the figures; then the rest.
 
-One thread decides everything. Others only put what they saw into a queue.
+One thread decides everything. The others only put events into its queue.
 """
 
 import queue
@@ -37,18 +37,18 @@ _DATABASE: Final = "deals"
 _READY_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.1
 _SURVEY_S: Final = 0.5
-# Where there is no terminal, the summary is a line now and then.
+# Without a terminal, the summary is a line at this interval.
 _SUMMARY_LINE_S: Final = 10.0
 _KEY_FAILURES: Final = {failure for failure in ProbeFailure if failure.is_permanent}
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopAskedError(Exception):
-    """Somebody, or the clock, wants the stack to stop; the message says who."""
+    """A signal or the clock stops the stack; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _Logged:
     name: str
     line: LogLine
 
@@ -58,16 +58,16 @@ class _StopAsked:
     reason: str
 
 
-_Event = _Said | _StopAsked | Survey
+_Event = _Logged | _StopAsked | Survey
 
 
 class Stack:
     """One run of the stack.
 
     Args:
-        settings: What to run.
-        data_dir: Where data and logs go, already held.
-        screen: Where events are shown.
+        settings: Settings of the run.
+        data_dir: Folder for data and logs, already locked.
+        screen: Output for events.
     """
 
     def __init__(self, settings: StackSettings, data_dir: DataDir, screen: Screen) -> None:
@@ -86,10 +86,10 @@ class Stack:
         self._stop_signals = 0
 
     def run(self) -> None:
-        """Start everything, watch it until somebody wants an end, stop everything.
+        """Starts everything, watches it until a signal or the clock, stops everything.
 
         Raises:
-            StackError: it can't start or go on; everything has been stopped.
+            StackError: the stack can't start or go on; everything has been stopped.
         """
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
@@ -104,13 +104,13 @@ class Stack:
 
     def _start(self) -> None:
         environment = self._environment()
-        # As the fetchers, which may look as well; what they can't use is said at once.
+        # The fetchers' settings also serve the surveys, so a wrong one is reported at once.
         access = FetcherSettings.load().require_access()
         simulator_url = self._start_simulator(environment)
         database_url = self._start_postgres(environment)
         parts = self._parts(environment)
         migration = parts.migration().start()
-        # Fetchers of ours end with the stack, so no lease can be left from before.
+        # The stack's fetchers end with it, so no lease can be left from an earlier run.
         self._broker.start(parts.broker(), BROKER_RECOVERY_GRACE_MS="0")
         self._announce(simulator_url)
         self._await(migration, lambda: not migration.running)
@@ -124,7 +124,7 @@ class Stack:
         self._screen.open()
 
     def _environment(self) -> dict[str, str]:
-        """What the programs get to know; the simulator and Postgres add to it."""
+        """Variables of all programs; the simulator and Postgres add to them."""
         settings = self._settings
         return {
             "BROKER_LISTEN": str(settings.rpc),
@@ -135,10 +135,10 @@ class Stack:
         }
 
     def _parts(self, environment: dict[str, str]) -> Parts:
-        return Parts(environment, self._data_dir.logs, self._hear)
+        return Parts(environment, self._data_dir.logs, self._on_line)
 
     def _start_simulator(self, environment: dict[str, str]) -> str:
-        """Start the simulator if there is no other Keepa; returns its base URL."""
+        """Starts the simulator if there is no other Keepa; returns its base URL."""
         if self._settings.keepa is not Keepa.SIMULATOR:
             return ""
         port = free_port()
@@ -152,7 +152,7 @@ class Stack:
         return url
 
     def _start_postgres(self, environment: dict[str, str]) -> str:
-        """Start Postgres unless there is one; returns the URL of the database."""
+        """Starts Postgres unless there is one; returns the URL of the database."""
         if not self._settings.runs_postgres:
             return FetcherSettings.load().require_database_url()
         self._postgres = PostgresServer(
@@ -165,26 +165,26 @@ class Stack:
         return url
 
     def _announce(self, simulator_url: str) -> None:
-        settings, say = self._settings, self._screen.say
+        settings, note = self._settings, self._screen.note
         match settings.keepa:
             case Keepa.SIMULATOR:
                 lump, tick_s = settings.simulator_rate, settings.simulator_tick_s
-                say(f"Keepa: a simulator at {simulator_url}, {lump} tokens every {tick_s:.1f} s")
-                say("set KEEPA_API_KEY to use the real one")
+                note(f"Keepa: a simulator at {simulator_url}, {lump} tokens every {tick_s:.1f} s")
+                note("set KEEPA_API_KEY to use the real one")
             case Keepa.REAL | Keepa.NAMED:
-                say(f"Keepa: {settings.keepa_url}, with your key; its tokens will be spent")
+                note(f"Keepa: {settings.keepa_url}, with your key; its tokens will be spent")
         if self._postgres is not None:
-            say(f"Postgres {self._postgres.major}: {self._postgres.url(_DATABASE)}")
+            note(f"Postgres {self._postgres.major}: {self._postgres.url(_DATABASE)}")
         else:
-            say("Postgres: yours, by DATABASE_URL")
-        say(f"broker: gRPC on {settings.rpc}, metrics on http://{settings.http}/metrics")
-        say(f"{settings.fetchers} fetchers, queries in {settings.queries}")
-        say(f"logs in {self._data_dir.logs}")
+            note("Postgres: yours, by DATABASE_URL")
+        note(f"broker: gRPC on {settings.rpc}, metrics on http://{settings.http}/metrics")
+        note(f"{settings.fetchers} fetchers, queries in {settings.queries}")
+        note(f"logs in {self._data_dir.logs}")
         if settings.run_seconds is None:
-            say("Ctrl-C stops everything")
+            note("Ctrl-C stops everything")
 
     def _await(self, program: Program, ready: Callable[[], bool]) -> None:
-        """Go on showing events until *ready*; notice who ends or wants to stop meanwhile."""
+        """Handles events until *ready* is true."""
         deadline_s = time.monotonic() + _READY_TIMEOUT_S
         while not ready():
             if time.monotonic() > deadline_s:
@@ -192,14 +192,14 @@ class Stack:
             self._step()
 
     def _watch(self) -> None:
-        # Counted from here, so that a slow start doesn't eat up a short run.
+        # The clock starts here, so a slow start doesn't shorten the run.
         self._began_s = time.monotonic()
         while True:
             self._step()
             self._check_clock()
 
     def _step(self) -> None:
-        """Wait a moment for an event, deal with it, then with whoever ended."""
+        """Handles the next event; without one, tends the programs that ended."""
         try:
             self._handle(self._events.get(timeout=_POLL_S))
         except queue.Empty:
@@ -207,10 +207,10 @@ class Stack:
 
     def _handle(self, event: _Event) -> None:
         match event:
-            case _Said():
-                # All fetchers plan alike: those of the first are enough to read.
+            case _Logged():
+                # All fetchers have the same plan, so only the first one's is shown.
                 if event.line.event != PLAN_EVENT or event.name == FIRST_FETCHER:
-                    self._screen.tell(event.name, event.line)
+                    self._screen.show_line(event.name, event.line)
                 self._check_key(event)
             case Survey():
                 self._totals.note(event)
@@ -219,19 +219,19 @@ class Stack:
             case _StopAsked():
                 raise StopAskedError(event.reason)
 
-    def _check_key(self, said: _Said) -> None:
-        """Give up when the very first answer of Keepa is that the key won't do."""
-        failure = said.line.fields.get("failure")
-        if said.name == "broker" and failure in _KEY_FAILURES and not self._totals.synced:
-            raise StackError(f"KEEPA_API_KEY: {said.line.fields.get('reason', failure)}")
+    def _check_key(self, logged: _Logged) -> None:
+        """Raises `StackError` if Keepa's very first answer refuses the key."""
+        failure = logged.line.fields.get("failure")
+        if logged.name == "broker" and failure in _KEY_FAILURES and not self._totals.synced:
+            raise StackError(f"KEEPA_API_KEY: {logged.line.fields.get('reason', failure)}")
 
     def _tend(self) -> None:
         if self._simulator is not None and not self._simulator.running:
-            # Its bucket and its call log are gone: nothing would add up any more.
+            # Its bucket and its call log are lost, so the figures could no longer agree.
             self._simulator.check(self._simulator.wait(_READY_TIMEOUT_S))
             raise ProgramError("the simulator has ended")
         if self._postgres is not None and self._postgres.returncode is not None:
-            self._screen.say("Postgres ended; starting it again")
+            self._screen.note("Postgres ended; starting it again")
             self._postgres.start()
         self._broker.tend()
         self._fetchers.tend()
@@ -260,11 +260,11 @@ class Stack:
 
     def _stop(self, reason: str) -> None:
         self._screen.close()
-        self._screen.say(f"stopping: {reason}")
+        self._screen.note(f"stopping: {reason}")
         if self._surveyor is not None:
             self._surveyor.pause()
         for program in self._fetchers.stop():
-            self._screen.say(f"{program.name} did not end by itself and was killed")
+            self._screen.note(f"{program.name} did not end by itself and was killed")
         if self._surveyor is not None:
             self._totals.note(self._surveyor.take())
             self._surveyor.close()
@@ -276,24 +276,24 @@ class Stack:
         self._drain()
         if self._surveyor is not None:
             for line in self._totals.closing_lines():
-                self._screen.say(line)
+                self._screen.note(line)
 
     def _drain(self) -> None:
-        """Show what was said during the stop."""
+        """Shows the lines that were logged during the stop."""
         while True:
             try:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(event, _Said):
-                self._screen.tell(event.name, event.line)
+            if isinstance(event, _Logged):
+                self._screen.show_line(event.name, event.line)
 
-    def _hear(self, name: str, text: str) -> None:
-        self._events.put(_Said(name, LogLine.parse(text)))
+    def _on_line(self, name: str, text: str) -> None:
+        self._events.put(_Logged(name, LogLine.parse(text)))
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signals += 1
         if self._stop_signals > 1:
-            # Asked twice: whoever still waits for a reply is not waited for.
+            # A second signal kills fetchers that still wait for a reply.
             self._fetchers.kill()
         self._events.put(_StopAsked(signal.Signals(number).name))

@@ -1,4 +1,4 @@
-"""What a run came to.
+"""The closing figures of a run.
 
 Pure: figures in, lines out.
 """
@@ -11,7 +11,7 @@ from deploy.local.survey import SimulatorStats, Survey
 
 @dataclass(frozen=True, slots=True)
 class BrokerTotals:
-    """The broker's sums since one of its starts."""
+    """The broker's totals since one of its starts."""
 
     spent_tokens: int = 0
     settles: int = 0
@@ -22,13 +22,13 @@ class BrokerTotals:
 class RunTotals:
     """The figures of a run, gathered from its surveys.
 
-    The broker counts anew at every start, so its sums are kept by epoch; what it
-    counted between the last survey and a kill is lost to this summary.
+    The broker's totals restart at every start, so they are kept by epoch. Counts between
+    the last survey and a kill are missing here.
     """
 
     deals_before: int | None = None
     deals: int | None = None
-    # Whether the broker has ever heard from Keepa.
+    # Whether the broker has ever had Keepa's balance.
     synced: bool = False
     drift_tokens: int = 0
     foreign_tokens: int = 0
@@ -36,7 +36,7 @@ class RunTotals:
     by_epoch: dict[int, BrokerTotals] = field(default_factory=dict)
 
     def note(self, survey: Survey) -> None:
-        """Take in what a survey found; parts that did not answer change nothing."""
+        """Adds the figures of a survey; parts that did not answer change nothing."""
         if survey.deals is not None:
             self.deals = survey.deals
             if self.deals_before is None:
@@ -54,12 +54,12 @@ class RunTotals:
 
     @property
     def new_deals(self) -> int:
-        """Deals stored by this run that were not there before."""
+        """Number of deals that this run stored first."""
         return (self.deals or 0) - (self.deals_before or 0)
 
     @property
     def broker(self) -> BrokerTotals:
-        """The broker's sums over all its starts."""
+        """The broker's totals over all its starts."""
         starts = self.by_epoch.values()
         return BrokerTotals(
             spent_tokens=sum(totals.spent_tokens for totals in starts),
@@ -76,6 +76,6 @@ class RunTotals:
             yield f"tokens  {spent.spent_tokens} spent"
             yield f"calls   {spent.settles} leases settled, {spent.refusals} refused (429)"
         else:
-            yield f"tokens  {spent.spent_tokens} spent says the broker, {seen.spent_tokens} Keepa"
+            yield f"tokens  {spent.spent_tokens} spent per broker, {seen.spent_tokens} per Keepa"
             yield f"calls   {seen.calls} to Keepa, {seen.refused} refused (429)"
         yield f"drift   {self.drift_tokens} tokens, {self.foreign_tokens} spent by others"

@@ -1,6 +1,6 @@
-"""What the running stack looks like from outside, asked of each part in turn.
+"""Figures of the running stack, requested from each part in turn.
 
-A part that doesn't answer yields None; the stack runs on without the figure.
+A part that doesn't answer yields None; the stack goes on without the figure.
 """
 
 import threading
@@ -19,13 +19,13 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 _RPC_TIMEOUT_S: Final = 1.0
 _HTTP_TIMEOUT_S: Final = 2.0
 _CONNECT_TIMEOUT_S: Final = 2
-# After a restart of the broker, look again at once rather than in minutes.
+# After a restart of the broker, reconnect within a second rather than in minutes.
 _CHANNEL_OPTIONS: Final = (("grpc.max_reconnect_backoff_ms", 500),)
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorStats:
-    """What the simulator counted since its start; `/token`, which is free, left out."""
+    """The simulator's counts since its start, without the free `/token`."""
 
     calls: int
     refused: int
@@ -33,7 +33,7 @@ class SimulatorStats:
 
     @classmethod
     def ask(cls, base_url: str) -> Self | None:
-        """Ask the simulator at *base_url*."""
+        """Requests the counts from the simulator at *base_url*."""
         try:
             with requests.Session() as session:
                 # A proxy of the environment can't reach this machine's loopback interface.
@@ -57,13 +57,13 @@ class Survey:
 
 
 class Surveyor:
-    """Asks the parts for their figures.
+    """Requests the figures from the parts.
 
     Args:
         broker_address: The broker's gRPC address.
-        database_url: Where the deals are.
+        database_url: URL of the database with the deals.
         simulator_url: Base URL of the simulator; empty when another Keepa is used.
-        access: How to get at the broker.
+        access: Access to the broker: TLS and token.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Surveyor:
         self._thread: threading.Thread | None = None
 
     def take(self) -> Survey:
-        """Ask every part now."""
+        """Surveys every part now."""
         simulator = SimulatorStats.ask(self._simulator_url) if self._simulator_url else None
         return Survey(self._bucket(), self._deals(), simulator)
 
     def report_to(self, listener: Callable[[Survey], None], interval_s: float) -> None:
-        """Take a survey every *interval_s* seconds, in a thread of its own, until closed."""
+        """Takes a survey every *interval_s* seconds, in a thread of its own, until closed."""
 
         def repeat() -> None:
             while not self._stopping.wait(interval_s):
@@ -93,13 +93,13 @@ class Surveyor:
         self._thread.start()
 
     def pause(self) -> None:
-        """End the regular surveys."""
+        """Ends the regular surveys."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
 
     def close(self) -> None:
-        """End the regular surveys and the connections."""
+        """Ends the regular surveys and closes the connections."""
         self.pause()
         self._channel.close()
         if self._database is not None:

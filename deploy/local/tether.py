@@ -1,11 +1,10 @@
-"""Programs that end with the process that started them, however that one ends.
+"""Programs that end with the process that started them, in whatever way that one ends.
 
-Linux can send a signal to a child when its parent dies (PR_SET_PDEATHSIG, see
-prctl(2)). This file is run as a program between the two: it asks for that
-signal, drops root if told to, and becomes the program. A function run in the
-child between fork and exec would do as well, but isn't safe while other
-threads live. The signal is tied to the parent's *thread*, so start tethered
-programs from the main thread. Other systems lack the call; there a program
+Linux can send a signal to a child when its parent dies (PR_SET_PDEATHSIG, see prctl(2)).
+This file runs as a program between the two: it requests that signal, changes the user if
+one is given, and becomes the program. A function between fork and exec could do the same,
+but isn't safe while other threads run. The signal is tied to the parent's *thread*, so
+start tethered programs from the main thread. Other systems lack the call; there a program
 outlives a parent that is killed with SIGKILL.
 """
 
@@ -23,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An account to run a program as; only root can change to one."""
+    """An account that runs a program; only root can change to one."""
 
     name: str
     uid: int
@@ -31,7 +30,7 @@ class User:
 
     @classmethod
     def named(cls, name: str) -> "User":
-        """The account called *name*.
+        """The account with the name *name*.
 
         Raises:
             KeyError: the machine has no such account.
@@ -46,27 +45,27 @@ def tethered(
     death_signal: signal.Signals = signal.SIGKILL,
     user: User | None = None,
 ) -> list[str]:
-    """The command line that runs *command* for as long as this process lives.
+    """The command line that runs *command* while this process lives.
 
     Args:
         command: Path of the program, and its arguments.
-        death_signal: What the program receives when this process is gone.
-        user: Account to change to first; None keeps this process's own.
+        death_signal: The signal that the program gets at the end of this process.
+        user: The account to change to first; None keeps this process's own.
     """
     account = f"{user.uid}:{user.gid}" if user else "-"
-    # -I and -S keep the detour short: nothing is imported but the standard library.
+    # -I and -S keep the detour short: Python loads only its standard library.
     detour = [sys.executable, "-I", "-S", __file__]
     return [*detour, str(int(death_signal)), str(os.getpid()), account, *command]
 
 
 def tether_to_parent(death_signal: signal.Signals) -> None:
-    """Have this very process receive *death_signal* when its parent is gone."""
+    """Requests *death_signal* for this process at the end of its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
 
 
 def tether_to_make() -> None:
-    """If `make` started this process, end with it: who kills make means the stack."""
+    """Ends this process with `make`, if that started it: a kill of make means the stack."""
     comm = Path(f"/proc/{os.getppid()}/comm")
     if comm.exists() and comm.read_text().strip() in {"make", "gmake"}:
         tether_to_parent(signal.SIGTERM)
@@ -78,7 +77,7 @@ def _become(death_signal: str, parent_pid: str, account: str, program: str, *arg
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    # After the change of user, which would clear it.
+    # After the change of user, because that clears the setting.
     tether_to_parent(signal.Signals(int(death_signal)))
     if os.getppid() != int(parent_pid):
         sys.exit(f"{program}: its parent is gone already")

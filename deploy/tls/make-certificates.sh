@@ -3,10 +3,10 @@
 #
 #   deploy/tls/make-certificates.sh FOLDER [NAME_OF_BROKER …]
 #
-# The broker's certificate names localhost, and the broker as Compose (broker) and
-# Kubernetes (broker.keepa.svc) know it; further names follow the folder. An existing CA
-# in FOLDER is used again, so a second run renews the certificates: running programs take
-# them up by themselves. Keep ca.key away from all machines.
+# The broker's certificate names localhost, broker (Compose) and broker.keepa.svc
+# (Kubernetes); further names follow the folder. A second run reuses the CA in FOLDER and
+# renews the certificates; running programs load them by themselves. Keep ca.key away from
+# all machines.
 set -eu
 umask 077
 
@@ -28,7 +28,7 @@ issue() {
     printf 'subjectAltName=%s\nextendedKeyUsage=%s\nbasicConstraints=CA:FALSE\n' "$2" "$3" >"$1.ext"
     openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days "$days" \
         -extfile "$1.ext" -out "$1.crt.new" 2>/dev/null
-    # Into the old files: a container sees those, not others of the same name.
+    # Written into the old files, because a container keeps seeing those.
     cat "$1.key.new" >"$1.key"
     cat "$1.crt.new" >"$1.crt"
     rm "$1.key.new" "$1.crt.new" "$1.csr" "$1.ext"
@@ -50,9 +50,9 @@ for client in fetcher operator viewer; do
 done
 
 [ -e identities.toml ] || cat >identities.toml <<'TOML'
-# Who may do what. `certificates` are names in client certificates: a SPIFFE id, a DNS
-# name, or the common name where there is neither. A holder of leases is shown as
-# identity/holder. Changes count from the next call on.
+# The role of each identity. `certificates` are names in client certificates: a SPIFFE id, a
+# DNS name, or the common name where there is neither. Lists show a holder of leases as
+# identity/holder. Changes take effect with the next call.
 
 [fetchers]
 role = "fetcher"        # takes and settles leases
@@ -63,9 +63,9 @@ role = "operator"       # syncs, pauses, resumes
 certificates = ["operator"]
 
 [viewers]
-role = "viewer"         # only looks, as all the others may too
+role = "viewer"         # reads the state, as all others may too
 certificates = ["viewer"]
 TOML
-# The folder is closed to others; what containers get of it, their own user must be able to read.
+# Only the owner enters the folder; the containers' user must be able to read its own files.
 chmod 644 ./*.crt identities.toml broker.key fetcher.key operator.key viewer.key
 echo "written to $PWD: ca, broker, fetcher, operator, viewer, identities.toml"

@@ -1,8 +1,8 @@
 """docker-compose.yml on a real engine: build, start, collect, scale, kill, recover, stop.
 
-Run by `make compose-test` only: it takes minutes. The engine is found as the docker
-command finds it (context, DOCKER_HOST); BUILD_NETWORK=host builds where containers
-have no network of their own. The tests follow each other on one stack.
+Run by `make compose-test` only, because it takes minutes. The docker command finds the
+engine (context, DOCKER_HOST); BUILD_NETWORK=host builds where containers have no network
+of their own. The tests share one stack and run in order.
 """
 
 import json
@@ -30,7 +30,7 @@ STOP_MAX_S = 8
 
 
 def docker(*arguments: str, timeout_s: float = 120, **settings: str) -> str:
-    """What the docker command prints."""
+    """The output of a docker command."""
     run = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def docker(*arguments: str, timeout_s: float = 120, **settings: str) -> str:
 
 
 def no_engine() -> str:
-    """Why there is nothing to run on; empty when there is."""
+    """Why there is no engine to run on; empty if there is one."""
     if shutil.which("docker") is None:
         return "docker is not installed"
     for command in (["version"], ["compose", "version"]):
@@ -56,10 +56,10 @@ def no_engine() -> str:
 
 
 class Stack:
-    """The compose project under a name and on ports of its own.
+    """The compose project, with a name and ports of its own.
 
     Args:
-        certificates: With a folder of them, mutual TLS is laid over.
+        certificates: A folder of certificates; it turns on mutual TLS.
     """
 
     def __init__(self, certificates: Path | None = None) -> None:
@@ -67,7 +67,7 @@ class Stack:
         self._settings = {} if certificates is None else {"TLS_DIR": str(certificates)}
 
     def run(self, *arguments: str, timeout_s: float = 120) -> str:
-        """Run a docker compose command on it."""
+        """Runs a docker compose command on it."""
         files = [part for file in self._files for part in ("--file", file)]
         project = ("compose", "--project-name", "keepa-test", *files)
         return docker(*project, *arguments, timeout_s=timeout_s, **self._settings)
@@ -81,13 +81,13 @@ class Stack:
         return docker("inspect", "--format", what, container).strip()
 
     def number(self, statement: str) -> int:
-        """What a statement says in the database."""
+        """The number that a statement returns in the database."""
         psql = ("psql", "--username=deals", "--no-align", "--tuples-only", "--command")
         return int(self.run("exec", "--no-TTY", "postgres", *psql, statement))
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Block until *condition* holds; fails the test when it does not in time."""
+    """Blocks until *condition* holds; fails the test if it does not in time."""
     end_s = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end_s, f"no {what} within {DEADLINE_S} s"
@@ -96,7 +96,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """The stack, built and started; gone afterwards, volumes included."""
+    """The built and running stack; removed afterwards, volumes included."""
     if reason := no_engine():
         pytest.skip(f"no Docker engine: {reason}")
     running = Stack()
@@ -136,7 +136,7 @@ def test_fetchers_scale(stack: Stack) -> None:
 
 
 def test_collection_survives_a_killed_broker(stack: Stack) -> None:
-    """A broker that is killed comes back by itself, and pages are read again."""
+    """A killed broker restarts by itself, and fetchers read pages again."""
     broker = stack.containers("broker")[0]
     started = stack.inspect(broker, "{{.State.StartedAt}}")
     killed_at = stack.number("SELECT extract(epoch FROM now())::bigint")
@@ -150,8 +150,8 @@ def test_collection_survives_a_killed_broker(stack: Stack) -> None:
     wait_for(lambda: stack.number(read) > 0, "page read after the kill")
 
 
-def test_nothing_tells_the_key(stack: Stack) -> None:
-    """The key is in no log line, and in no environment."""
+def test_nothing_shows_the_key(stack: Stack) -> None:
+    """No log line and no environment holds the key."""
     containers = stack.run("ps", "--all", "--quiet").split()
 
     assert DEMO_KEY not in stack.run("logs")
@@ -159,7 +159,7 @@ def test_nothing_tells_the_key(stack: Stack) -> None:
 
 
 def test_everything_ends_when_asked_to(stack: Stack) -> None:
-    """Fetchers, broker and simulator each end by themselves, and soon."""
+    """Fetchers, broker and simulator each end by themselves within seconds."""
     services = ("fetcher", "broker", "simulator")
     containers = [one for service in services for one in stack.containers(service)]
     took_s = [stop_time_s(stack, service) for service in services]
@@ -168,35 +168,35 @@ def test_everything_ends_when_asked_to(stack: Stack) -> None:
     assert max(took_s) < STOP_MAX_S, took_s
 
 
-def test_mutual_tls_is_laid_over(stack: Stack, tmp_path: Path) -> None:
-    """Broker and fetcher show certificates to each other, also renewed ones; an operator too."""
+def test_mutual_tls_collects_pages(stack: Stack, tmp_path: Path) -> None:
+    """Broker, fetcher and operator authenticate with certificates, also with renewed ones."""
     make = [ROOT / "deploy/tls/make-certificates.sh", tmp_path / "tls"]
     subprocess.run(make, check=True)
     secured = Stack(tmp_path / "tls")
     secured.run("up", "--detach", "--no-build", "--scale", "fetcher=1")
     begun_at = stack.number("SELECT extract(epoch FROM now())::bigint")
     subprocess.run(make, check=True)
-    told = json.loads(secured.run("run", "--rm", "operator", "sync", "--output", "json"))
+    bucket = json.loads(secured.run("run", "--rm", "operator", "sync", "--output", "json"))
 
     read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({begun_at})"
     wait_for(lambda: stack.number(read) > 0, "page read with mutual TLS")
     logs = secured.run("logs", "broker", "fetcher")
 
     assert health(secured, "broker") == health(secured, "fetcher") == ["healthy"]
-    assert told["capacity"] > 0
+    assert bucket["capacity"] > 0
     assert "mutual TLS" in logs
     assert "PRIVATE KEY" not in logs
 
 
 def stop_time_s(stack: Stack, service: str) -> float:
-    """Stop *service* and say how long that took, in seconds."""
+    """Stops *service*; returns the seconds that it took."""
     started_s = time.monotonic()
     stack.run("stop", service)
     return time.monotonic() - started_s
 
 
 def health(stack: Stack, service: str) -> list[str]:
-    """What the engine thinks of the containers of *service*."""
+    """The engine's health states of the containers of *service*."""
     wait_for(
         lambda: (
             "starting"
@@ -210,7 +210,7 @@ def health(stack: Stack, service: str) -> list[str]:
 
 
 def kill_from_outside(pid: str) -> None:
-    """SIGKILL a process as a crash would: a `docker kill` counts as meant, and isn't undone."""
+    """Kills a process like a crash; after `docker kill`, the engine would not restart it."""
     program = f"import os; os.kill({pid}, 9)"
     docker(
         *("run", "--rm", "--pid=host", "--network=none", "--user=0"),

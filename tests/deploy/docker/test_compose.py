@@ -1,4 +1,4 @@
-"""docker-compose.yml fits the programs that it starts, and locks them down."""
+"""docker-compose.yml fits its programs and restricts them."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_services_are_locked_down(name: str) -> None:
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_services_are_restarted_and_checked(name: str) -> None:
-    """Whatever is to run for long comes back by itself and is asked whether it is well."""
+    """Every long-running service restarts by itself and has a health check."""
     service = SERVICES[name]
 
     assert service["restart"] == "unless-stopped"
@@ -59,7 +59,7 @@ def test_services_are_restarted_and_checked(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_ports_are_published_on_loopback_only(name: str) -> None:
-    """Nobody reaches the stack from another machine."""
+    """Other machines can't reach the stack."""
     ports = SERVICES[name].get("ports", [])
 
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
@@ -79,7 +79,7 @@ def test_settings_are_known_to_the_program(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_services_of_the_stack_are_reached_without_a_proxy(name: str) -> None:
-    """Docker may hand a proxy to every container; it can't reach the others by name."""
+    """Docker may pass a proxy to every container; that can't reach services by name."""
     environment = SERVICES[name]["environment"]
     exempt = set(environment["NO_PROXY"].split(","))
 
@@ -89,7 +89,7 @@ def test_services_of_the_stack_are_reached_without_a_proxy(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_secrets_are_files(name: str) -> None:
-    """No key and no password stands in an environment, where others could read it."""
+    """No environment, which others could read, holds a key or a password."""
     secret = re.compile(r"KEY|PASSWORD|DATABASE_URL")
     given = SERVICES[name].get("environment", {})
 
@@ -97,7 +97,7 @@ def test_secrets_are_files(name: str) -> None:
 
 
 def test_healthcheck_asks_where_the_broker_listens() -> None:
-    """The port that is asked, published and exposed is the one that the image listens on."""
+    """The checked, published and exposed port is the one on which the image listens."""
     listen = {
         setting: Listen.parse(found)
         for setting, found in re.findall(r"(BROKER\w*_LISTEN)=(\S+)", DOCKERFILE)
@@ -110,7 +110,7 @@ def test_healthcheck_asks_where_the_broker_listens() -> None:
 
 
 def test_fetchers_start_when_what_they_need_is_there() -> None:
-    """First a healthy Postgres, then the tables; fetchers wait for both and for the broker."""
+    """Fetchers wait for a healthy Postgres, the tables, and the broker."""
     wanted = {name: one["condition"] for name, one in SERVICES["fetcher"]["depends_on"].items()}
 
     assert wanted == {"broker": "service_healthy", "migrate": "service_completed_successfully"}
@@ -119,7 +119,7 @@ def test_fetchers_start_when_what_they_need_is_there() -> None:
 
 @pytest.mark.parametrize("name", sorted(TLS["services"]))
 def test_certificates_are_where_the_programs_look(name: str) -> None:
-    """Each file that a setting names is a secret of the service, and is made by the script."""
+    """Each file that a setting names is a secret of the service, and the script makes it."""
     service = TLS["services"][name]
     given = service["environment"]
     files = {value for value in given.values() if value.startswith("/")}
@@ -133,14 +133,14 @@ def test_certificates_are_where_the_programs_look(name: str) -> None:
 
 
 def test_simulator_has_an_account_for_the_key_given() -> None:
-    """The key file of the simulator's override is the one that it knows."""
+    """The key file of the simulator's override holds its account's key."""
     named = SIMULATOR["secrets"]["keepa_api_key"]["file"]
 
     assert (ROOT / named).read_text("utf-8").strip() == DEMO_KEY
 
 
 def test_volumes_are_declared() -> None:
-    """Data lives in named volumes; what is mounted from the checkout can't be written to."""
+    """Named volumes hold the data; mounts from the checkout are read-only."""
     mounts = [mount for one in SERVICES.values() for mount in one.get("volumes", [])]
     named = {mount.split(":")[0] for mount in mounts if not mount.startswith(".")}
     checkout = [mount for mount in mounts if mount.startswith(".")]
@@ -151,7 +151,7 @@ def test_volumes_are_declared() -> None:
 
 
 def test_images_hold_no_secrets() -> None:
-    """Only named folders reach the build, so no .env and no key ever does."""
+    """Only named folders enter the build, so no .env and no key ever does."""
     rules = [
         line
         for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
@@ -163,7 +163,7 @@ def test_images_hold_no_secrets() -> None:
 
 
 def test_images_run_as_nobody_special() -> None:
-    """Every image is built on the stage that gives up root, and needs no registry's syntax."""
+    """Every image derives from the stage without root, and needs no registry's syntax."""
     stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
     images = {one["build"]["target"] for one in SERVICES.values() if "build" in one}
 

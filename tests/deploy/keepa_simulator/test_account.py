@@ -1,4 +1,4 @@
-"""The simulated bucket does what Keepa's was measured to do."""
+"""The simulated bucket behaves as Keepa's was measured."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ PLAN = {"rate": 5, "tick_ms": KEEPA_TICK_MS}
 
 
 def test_worked_check_of_the_recordings() -> None:
-    """From -249 tokens, one call and an hour and three quarters later, it is 266 exactly."""
+    """A balance of -249 tokens is exactly 266 one call and an hour and three quarters later."""
     refused_at_ms, refill_in_ms = 1_758_036_697_230, 45_592
     account = Account(**PLAN, balance=-249, next_tick_ms=refused_at_ms + refill_in_ms)
     account.charge(5, 1_758_042_993_375)
@@ -18,7 +18,7 @@ def test_worked_check_of_the_recordings() -> None:
 
 
 def test_tokens_land_in_lumps() -> None:
-    """Nothing drips in between two ticks."""
+    """No token arrives between two ticks."""
     account = Account(**PLAN, balance=10, next_tick_ms=1_000)
     account.advance(999)
     before = account.balance
@@ -41,7 +41,7 @@ def test_a_call_runs_whatever_it_costs() -> None:
 
 
 def test_refill_stops_at_sixty_ticks_worth() -> None:
-    """What would go above the capacity lapses."""
+    """Tokens above the capacity lapse."""
     account = Account(**PLAN, balance=298, next_tick_ms=1_000)
     account.advance(1_000 + 3 * KEEPA_TICK_MS)
 
@@ -50,7 +50,7 @@ def test_refill_stops_at_sixty_ticks_worth() -> None:
 
 
 def test_downgrade_takes_nothing_away() -> None:
-    """A balance above the new capacity stays, but gets no more."""
+    """A balance above the new capacity stays, but gets no refill."""
     account = Account(rate=20, tick_ms=1_000, balance=1_200, next_tick_ms=1_000)
     account.change_plan(5, 0)
     account.advance(5_000)
@@ -77,7 +77,7 @@ def test_flow_reduction_may_be_a_fraction() -> None:
     )
 )
 def test_every_token_is_accounted_for(steps: list[tuple[str, int, int]]) -> None:
-    """Whatever happens, what came less what went is the balance; lumps stop at capacity."""
+    """After any events, income less spending is the balance; lumps stop at the capacity."""
     account, now_ms = Account(rate=7, tick_ms=1_000, balance=50, next_tick_ms=300), 0
     for step, amount, elapsed_ms in steps:
         now_ms += elapsed_ms

@@ -1,4 +1,4 @@
-"""ASINs and product numbers lead to one another."""
+"""ASINs and product numbers convert to each other."""
 
 import re
 
@@ -10,7 +10,7 @@ from deploy.keepa_simulator.asins import book_asin, general_asin, number_of
 
 @given(st.integers(0, 10**8))
 def test_number_survives_both_ways(number: int) -> None:
-    """The number of an ASIN is the one that it was made from."""
+    """A number converts to an ASIN and back."""
     book, general = book_asin(number), general_asin(number)
 
     assert number_of(book) == number_of(general) == number
@@ -29,7 +29,7 @@ def test_book_has_a_valid_isbn(number: int) -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_harmless(text: str) -> None:
-    """What is no ASIN has no number, and is no error."""
+    """A text that is no ASIN has no number, and raises nothing."""
     number = number_of(text)
 
     assert number is None or len(text) == 10

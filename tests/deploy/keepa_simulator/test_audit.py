@@ -1,4 +1,4 @@
-"""The audit names what was served and never stored."""
+"""The audit names deals that were served but never stored."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ CREATE TABLE deals (
 
 
 def serve_a_page(simulator: RunningSimulator) -> list[tuple[int, str, datetime]]:
-    """Ask for a page and return its rows as a table would hold them."""
+    """Requests a page; returns its rows in the form of the table."""
     reply = requests.get(
         f"{simulator.base_url}/deal",
         {"key": simulator.api_key, "selection": SELECTION},
@@ -38,7 +38,7 @@ def serve_a_page(simulator: RunningSimulator) -> list[tuple[int, str, datetime]]
 
 
 def store(database_url: str, rows: list[tuple[int, str, datetime]]) -> None:
-    """Make the table, and put *rows* into it."""
+    """Creates the table and inserts *rows*."""
     with psycopg.connect(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(TABLE)
         cursor.executemany("INSERT INTO deals VALUES (%s, %s, 1, %s)", rows)
@@ -60,7 +60,7 @@ def audit(database_url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
 def test_missing_deal_is_named(
     start_simulator: StartSimulator, empty_database_url: str, tmp_path: Path
 ) -> None:
-    """One row of a page was lost, one is stale: the command says which, and exits 1."""
+    """The command names a lost row and a stale one, and exits 1."""
     journal = tmp_path / "calls.jsonl"
     simulator = start_simulator(journal=journal)
     lost, (_, stale, updated), *rows = serve_a_page(simulator)
@@ -86,7 +86,7 @@ def test_missing_deal_is_named(
 def test_complete_database_passes(
     start_simulator: StartSimulator, empty_database_url: str
 ) -> None:
-    """With every served row stored the command exits 0."""
+    """With every served row stored, the command exits 0."""
     simulator = start_simulator()
     store(empty_database_url, serve_a_page(simulator))
     code, report = audit(empty_database_url, "--simulator-url", simulator.base_url)
@@ -98,7 +98,7 @@ def test_complete_database_passes(
 def test_reply_that_was_cut_is_not_expected(
     start_simulator: StartSimulator, tmp_path: Path
 ) -> None:
-    """What a client never got whole can't be missing."""
+    """Deals of an incomplete reply do not count as missing."""
     journal = tmp_path / "calls.jsonl"
     simulator = start_simulator(journal=journal, fault="cut:count=1")
     with pytest.raises(requests.RequestException):

@@ -1,4 +1,4 @@
-"""The catalogue lives: deals arise, change and vanish, and their stamps only grow."""
+"""Deals appear, change and vanish in the catalogue, and their stamps only grow."""
 
 from statistics import median, quantiles
 
@@ -20,12 +20,12 @@ def catalogue(**changes: float) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def at_start() -> Catalogue:
-    """A catalogue that nobody advances."""
+    """A catalogue in its state at the start."""
     return catalogue()
 
 
 def test_deals_are_there_at_once(at_start: Catalogue) -> None:
-    """The first moment looks like any other."""
+    """The start has as many deals as any other time."""
     assert len(at_start.deals) == 1_000
 
 
@@ -93,7 +93,7 @@ def test_number_of_deals_stays(at_start: Catalogue) -> None:
 
 
 def test_speed_makes_more_happen() -> None:
-    """Sixty times as fast, a minute brings about an hour's new deals."""
+    """At sixty times the speed, a minute brings about an hour's new deals."""
     slow, fast = catalogue(), catalogue(speed=60)
     slow.advance(START_MS + HOUR_MS)
     fast.advance(START_MS + HOUR_MS // 60)
@@ -122,7 +122,7 @@ def test_asins_are_the_same_on_every_site(at_start: Catalogue) -> None:
 
 
 def test_what_was_a_deal_keeps_its_history() -> None:
-    """A price change is still known after the deal has vanished."""
+    """A price change stays in the history after the deal has vanished."""
     living = catalogue()
     gone = {deal.facts.number: deal.history(1) for deal in living.deals}
     living.advance(START_MS + 2 * HOUR_MS)
@@ -134,7 +134,7 @@ def test_what_was_a_deal_keeps_its_history() -> None:
 
 
 def test_a_forced_update_moves_the_stamp_alone(at_start: Catalogue) -> None:
-    """Looking at a product anew changes when it was seen, not what it costs."""
+    """A forced update changes a product's stamp, not its prices."""
     living = catalogue()
     listing = next(
         it for it in map(living.listing, range(4_000)) if not living.is_deal(it.facts.number)

@@ -1,4 +1,4 @@
-"""The command says in one line what is wrong, and goes when it is told to."""
+"""The command reports errors in one line, and ends on a signal."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.fix_simulator import StartSimulator
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Runs the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "deploy.keepa_simulator", *arguments],
         capture_output=True,
@@ -42,7 +42,7 @@ def test_taken_port_is_one_line(start_simulator: StartSimulator) -> None:
     ],
 )
 def test_bad_option_is_explained(arguments: list[str], says: str) -> None:
-    """A malformed option is named, with exit code 2."""
+    """The error names a malformed option; the exit code is 2."""
     done = run("serve", *arguments)
 
     assert done.returncode == 2
@@ -56,7 +56,7 @@ def test_termination_is_clean(start_simulator: StartSimulator) -> None:
 
 
 def test_fixture_leaves_nothing_behind() -> None:
-    """A simulator dies with the process that started it, even when that is killed."""
+    """A simulator ends with the process that started it, even if that is killed."""
     script = (
         "import sys; from tests.fix_simulator import launch_simulator\n"
         "print(launch_simulator().process.pid, flush=True); sys.stdin.read()"
@@ -79,7 +79,7 @@ def test_fixture_leaves_nothing_behind() -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether the process runs; one that nobody has reaped yet doesn't."""
+    """Whether the process runs; a zombie doesn't."""
     try:
         os.kill(pid, 0)
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - /proc

@@ -1,4 +1,4 @@
-"""Filters and sort types act truthfully: checked on the rows that a client sees."""
+"""Filters and sort types, checked on the rows that a client gets."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
-    """3,000 deals that stand still."""
+    """3,000 deals that do not change."""
     return Catalogue(seed=5, domain=1, products=12_000, deals=3_000, speed=1, start_ms=START_MS)
 
 
@@ -34,7 +34,7 @@ def rows_of(catalogue: Catalogue, **fields: Any) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def everything(catalogue: Catalogue) -> list[Row]:
-    """All rows that a selection without filters gives."""
+    """All rows of a selection without filters."""
     return [row for page in range(30) for row in rows_of(catalogue, page=page)]
 
 
@@ -62,7 +62,7 @@ def test_sort_type_orders_by_its_own_field(
 
 @pytest.mark.parametrize("sort_type", [0, 1, 2, 3, 4, -2, -3, -4])
 def test_nothing_sorts_by_last_update(catalogue: Catalogue, sort_type: int) -> None:
-    """No value orders a page by lastUpdate, whatever some clients believe."""
+    """No value orders a page by lastUpdate, contrary to some clients."""
     updates = [row["lastUpdate"] for row in rows_of(catalogue, sortType=sort_type)]
 
     assert updates != sorted(updates, reverse=True)
@@ -70,7 +70,7 @@ def test_nothing_sorts_by_last_update(catalogue: Catalogue, sort_type: int) -> N
 
 
 def test_creation_date_is_the_last_change_of_the_price_type(catalogue: Catalogue) -> None:
-    """As in the recordings of September 2025."""
+    """The creationDate depends on the price type, as in the recordings of September 2025."""
     for price_type in (0, 1, 2):
         rows = rows_of(catalogue, priceTypes=[price_type])
 
@@ -112,19 +112,19 @@ def test_filter_holds_for_every_row_and_drops_no_other(
     fields: dict[str, Any],
     holds: Callable[[Row], bool],
 ) -> None:
-    """A filter lets through just the rows that fulfil it."""
+    """A filter passes exactly the rows that fulfil it."""
     rows = rows_of(catalogue, isRangeEnabled=True, isFilterEnabled=True, **fields)
     expected = sum(holds(row) for row in everything)
 
     assert all(holds(row) for row in rows)
-    # What is sold out, or of another date range, is not among everything.
+    # Sold-out products and those of other date ranges are not among everything.
     if not fields.keys() & {"isOutOfStock", "isLowestOffer", "dateRange"}:
         assert len(rows) == min(PAGE_ROWS, expected)
     assert rows
 
 
 def test_lowest_ever_is_below_the_whole_history(catalogue: Catalogue) -> None:
-    """IsLowest compares with all that was, isLowest90 with 90 days."""
+    """IsLowest compares with the whole history, isLowest90 with 90 days."""
     lowest = rows_of(catalogue, isFilterEnabled=True, isLowest=True)
     lowest90 = {row["asin"] for row in rows_of(catalogue, isFilterEnabled=True, isLowest90=True)}
 
@@ -138,7 +138,7 @@ def test_lowest_ever_is_below_the_whole_history(catalogue: Catalogue) -> None:
 
 
 def test_ranges_need_their_switch(catalogue: Catalogue) -> None:
-    """Without isRangeEnabled a range does nothing."""
+    """Without isRangeEnabled, a range has no effect."""
     rows = rows_of(catalogue, currentRange=[1, 2])
 
     assert len(rows) == PAGE_ROWS
@@ -216,7 +216,7 @@ def test_row_is_consistent(catalogue: Catalogue) -> None:
 
 
 def test_serialised_row_fits_every_price_type(catalogue: Catalogue) -> None:
-    """A row that is served again for another price type has that one's creationDate."""
+    """A row served again for another price type has the creationDate of that type."""
     deal = catalogue.deals[0]
     texts = [deal_json(deal, price_type) for price_type in (1, 2, 0, 1)]
 

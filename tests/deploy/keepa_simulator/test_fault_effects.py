@@ -1,4 +1,4 @@
-"""Faults as a client meets them."""
+"""The effects of faults on a client."""
 
 import json
 import threading
@@ -23,13 +23,13 @@ def shared_simulator() -> Iterator[RunningSimulator]:
 
 @pytest.fixture
 def simulator(shared_simulator: RunningSimulator) -> Iterator[RunningSimulator]:
-    """The shared simulator; a test's faults end with it."""
+    """The shared simulator; the end of a test clears its faults."""
     yield shared_simulator
     shared_simulator.clear_faults()
 
 
 def deal(simulator: RunningSimulator, timeout_s: float = 30) -> requests.Response:
-    """Ask for a page of deals."""
+    """Requests a page of deals."""
     return requests.get(
         f"{simulator.base_url}/deal",
         {"key": simulator.api_key, "selection": SELECTION},
@@ -38,7 +38,7 @@ def deal(simulator: RunningSimulator, timeout_s: float = 30) -> requests.Respons
 
 
 def spent_by(simulator: RunningSimulator, fault: str) -> int:
-    """Set *fault*, make a call that may fail, and return what it cost."""
+    """Sets *fault*, makes a call that may fail, and returns its cost."""
     before = int(simulator.stats()["spent"])
     simulator.set_fault(fault)
     with pytest.raises(requests.RequestException):
@@ -47,7 +47,7 @@ def spent_by(simulator: RunningSimulator, fault: str) -> int:
 
 
 def test_server_error_is_free_and_has_the_envelope(simulator: RunningSimulator) -> None:
-    """A 503 carries error and envelope; the next call is well again."""
+    """A 503 carries error and envelope; the next call succeeds."""
     simulator.set_fault("error:status=503,count=1")
     before = simulator.stats()["spent"]
     bad, good = deal(simulator), deal(simulator)
@@ -68,7 +68,7 @@ def test_error_may_come_with_status_200(simulator: RunningSimulator) -> None:
 
 
 def test_throttle_storm_costs_nothing(simulator: RunningSimulator) -> None:
-    """A 429 although there are tokens, as the bare envelope."""
+    """A 429 despite available tokens is the bare envelope."""
     simulator.set_fault("throttle:count=1")
     reply = deal(simulator)
 
@@ -79,9 +79,9 @@ def test_throttle_storm_costs_nothing(simulator: RunningSimulator) -> None:
 
 @pytest.mark.parametrize("fault", ["reset", "timeout", "cut:at=0.4"])
 def test_lost_reply_was_paid_for(simulator: RunningSimulator, fault: str) -> None:
-    """A reset, a hang and a cut body leave the client without reply and tokens."""
+    """A reset, a hang and a cut body cost the tokens and bring no reply."""
     assert spent_by(simulator, fault) == 5
-    # A hanging call is finished once the server has seen the client go.
+    # A hanging call ends once the server has noticed the disconnect.
     deadline = time.monotonic() + 60
     while simulator.calls()[-1]["delivered"] and time.monotonic() < deadline:
         pass
@@ -89,7 +89,7 @@ def test_lost_reply_was_paid_for(simulator: RunningSimulator, fault: str) -> Non
 
 
 def test_garbage_is_no_json(simulator: RunningSimulator) -> None:
-    """The status says ok, the body is a web page."""
+    """The status is 200, the body is a web page."""
     simulator.set_fault("garbage")
     reply = deal(simulator)
 
@@ -99,7 +99,7 @@ def test_garbage_is_no_json(simulator: RunningSimulator) -> None:
 
 
 def test_delay_and_drip_take_their_time(simulator: RunningSimulator) -> None:
-    """A late reply and a slow one are whole in the end."""
+    """A late reply and a slow one arrive completely."""
     simulator.set_fault("latency:ms=150")
     simulator.set_fault("drip:ms=200")
     started = time.monotonic()
@@ -112,7 +112,7 @@ def test_delay_and_drip_take_their_time(simulator: RunningSimulator) -> None:
 
 
 def test_skew_moves_the_timestamp_alone(simulator: RunningSimulator) -> None:
-    """A wrong clock is wrong in every envelope, and refillIn is still right."""
+    """A skewed clock shifts every timestamp, but refillIn stays right."""
     simulator.set_fault("skew:ms=-3600000")
     reply = deal(simulator).json()
 
@@ -120,7 +120,7 @@ def test_skew_moves_the_timestamp_alone(simulator: RunningSimulator) -> None:
 
 
 def test_order_can_be_ignored(simulator: RunningSimulator) -> None:
-    """With the fault, rows come in no order, as when a sortType is not known."""
+    """With the fault, rows have no order, as for an unknown sortType."""
 
     def drops() -> list[int]:
         return [row["deltaPercent"][3][1] for row in deal(simulator).json()["deals"]["dr"]]
@@ -133,8 +133,8 @@ def test_order_can_be_ignored(simulator: RunningSimulator) -> None:
     assert others != sorted(others, reverse=True)
 
 
-def test_somebody_else_uses_the_key(start_simulator: StartSimulator) -> None:
-    """Foreign spending goes on by schedule and is told apart from our own."""
+def test_another_client_uses_the_key(start_simulator: StartSimulator) -> None:
+    """Foreign spending follows its schedule and has a count of its own."""
     simulator = start_simulator(
         rate=100,
         tick_seconds=3600,
@@ -170,8 +170,8 @@ def test_two_clients_share_a_key(start_simulator: StartSimulator, charge_at: str
     refused = [reply.json() for reply in replies if reply.status_code == 429]
     late = deal(simulator)
     stats = simulator.stats()
-    # Charged at the start, 8 calls leave 2 tokens, the 9th is admitted for them. Charged at
-    # the end, calls run as long as none has ended: how many is a matter of timing.
+    # Charged at the start, 8 calls leave 2 tokens, which admit the 9th. Charged at the end,
+    # calls run until one has ended, so their number depends on timing.
     admitted = range(9, 10) if charge_at == "start" else range(9, 65)
 
     assert len(ran) + len(refused) == 64

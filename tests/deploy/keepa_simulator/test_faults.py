@@ -1,4 +1,4 @@
-"""Faults are read from text, and come when they should."""
+"""Faults parse from text, and follow their schedule."""
 
 from random import Random
 
@@ -24,7 +24,7 @@ def test_schedule_starts_ends_and_comes_back() -> None:
 
 
 def test_count_ends_a_fault() -> None:
-    """It happens so many times and no more."""
+    """A fault with a count of three has three effects."""
     plan = faults("throttle:count=2")
     hits = [plan.on_call("/deal", 0).throttled for _ in range(4)]
 
@@ -32,7 +32,7 @@ def test_count_ends_a_fault() -> None:
 
 
 def test_path_limits_a_fault() -> None:
-    """Calls of other paths are left alone."""
+    """A fault with a path spares calls of other paths."""
     plan = faults("reset:path=/deal")
 
     assert plan.on_call("/deal", 0).reset
@@ -60,14 +60,14 @@ def test_latency_may_be_spread() -> None:
 
 
 def test_error_is_free_unless_it_says_so() -> None:
-    """An error reply costs nothing by default; a lost reply does."""
+    """An error reply costs nothing by default; a lost reply costs its tokens."""
     assert not faults("error:status=500").on_call("/deal", 0).charged
     assert faults("error:status=500,charged=true").on_call("/deal", 0).charged
     assert faults("reset").on_call("/deal", 0).charged
 
 
 def test_account_fault_fires_once_for_each_time() -> None:
-    """Foreign spending every ten seconds is made up for after a pause, and ends."""
+    """Foreign spending every ten seconds catches up after a pause, and ends."""
     plan = faults("foreign:tokens=7,after=5,every=10,count=3")
     fired = [len(plan.on_accounts(s * 1000)) for s in (4, 5, 14, 16, 99, 200)]
 
@@ -75,7 +75,7 @@ def test_account_fault_fires_once_for_each_time() -> None:
 
 
 def test_cleared_faults_do_nothing() -> None:
-    """One fault or all can be taken back."""
+    """Clearing removes one fault or all."""
     plan = faults("throttle", "reset")
     plan.clear(1)
     left = plan.on_call("/deal", 0)
@@ -95,6 +95,6 @@ def test_cleared_faults_do_nothing() -> None:
     ],
 )
 def test_bad_fault_is_explained(text: str, says: str) -> None:
-    """A fault that is written wrongly says what is wrong."""
+    """The error for a malformed fault names the mistake."""
     with pytest.raises(FaultError, match=says):
         parse_fault(text)

@@ -1,4 +1,4 @@
-"""Averages are those of the price that held, minute by minute."""
+"""Averages follow the price minute by minute."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ def test_average_is_weighted_by_time(prices: dict[int, int], windows: list[int])
 
 
 def test_no_history_is_no_data() -> None:
-    """No data are told from no offer: -2 and -1."""
+    """The average is -2 without data, -1 without an offer."""
     assert averages([], END, (10, 20)) == (-2, -2)
     assert averages([(0, -1)], END, (10, 20)) == (-1, -1)
 

@@ -1,4 +1,4 @@
-"""Real clients can't tell: the public Python client works, and replies match recorded ones."""
+"""The public Python client works with the simulator, and replies match recorded ones."""
 
 import json
 from collections.abc import Iterator
@@ -26,27 +26,27 @@ BOOKS: Final = {
 }
 
 
-# Its methods return unions that depend on an argument; the tests know which it is.
+# Its methods return unions that depend on an argument; the tests narrow them.
 Client = Any
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[RunningSimulator]:
-    """A simulator with tokens enough for all."""
+    """A simulator with enough tokens for all tests."""
     running = launch_simulator(rate=1000, tick_seconds=3600)
     yield running
     running.stop()
 
 
 def point_client_at(monkeypatch: pytest.MonkeyPatch, base_url: str) -> None:
-    """Send the client's calls to *base_url*; its own code stays as it is."""
+    """Sends the client's calls to *base_url*; its own code stays unchanged."""
     get, async_get = requests.get, aiohttp.ClientSession.get
 
     def redirected(url: str, *args: Any, **kwargs: Any) -> requests.Response:
         return get(url.replace(KEEPA_URL, base_url), *args, **kwargs)
 
     def async_redirected(session: aiohttp.ClientSession, url: str, **kwargs: Any) -> Any:
-        # The client hands over seconds, which this aiohttp wants in an object of its own.
+        # The client passes seconds, but this version of aiohttp expects a ClientTimeout.
         kwargs["timeout"] = aiohttp.ClientTimeout(kwargs["timeout"])
         return async_get(session, url.replace(KEEPA_URL, base_url), **kwargs)
 
@@ -149,7 +149,7 @@ async def test_async_client_does_the_same(async_client: Client) -> None:
 def test_client_waits_for_the_refill(
     start_simulator: StartSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused with 429, the client waits as the envelope says, and is served."""
+    """After a 429, the client waits as long as the envelope states, and succeeds."""
     dry = start_simulator(rate=5, initial_tokens=0, tick_seconds=1)
     point_client_at(monkeypatch, dry.base_url)
     client: Client = keepa.Keepa(dry.api_key)
@@ -164,7 +164,7 @@ def test_client_waits_for_the_refill(
 async def test_async_client_waits_for_the_refill(
     start_simulator: StartSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The asynchronous client waits before it asks."""
+    """The asynchronous client waits before its call."""
     dry = start_simulator(rate=5, initial_tokens=0, tick_seconds=1)
     point_client_at(monkeypatch, dry.base_url)
     client: Client = await keepa.AsyncKeepa.create(dry.api_key)
@@ -176,9 +176,9 @@ async def test_async_client_waits_for_the_refill(
 
 
 def differences(recorded: Any, ours: Any, at: str = "") -> Iterator[str]:
-    """Where *ours* lacks something that *recorded* has, or has it in another type."""
+    """The fields of *recorded* that *ours* lacks, or has in another type."""
     if recorded is None or ours is None:
-        # Either may be unknown; that the key is there is checked above.
+        # Either value may be null; the check above covers the key.
         return
     if isinstance(recorded, dict) and isinstance(ours, dict):
         for name in recorded:
@@ -206,7 +206,7 @@ def ask(simulator: RunningSimulator, path: str, **parameters: Any) -> Any:
     return requests.get(simulator.base_url + path, parameters, timeout=30).json()
 
 
-# Written from the description of the fields, for machines without recordings.
+# From the description of the fields, for machines without recordings.
 OWN_DEAL: Final[dict[str, Any]] = {
     "asin": "0123456789",
     "avg": [[1] * 34] * 4,
@@ -263,7 +263,7 @@ OWN_STATS: Final[dict[str, Any]] = {
 
 
 def test_deal_reply_has_the_described_fields(simulator: RunningSimulator) -> None:
-    """Nothing of what is known of a /deal reply is missing, and types agree."""
+    """A /deal reply has every described field, and types agree."""
     reply = ask(simulator, "/deal", selection=json.dumps(BOOKS))
     row = reply["deals"]["dr"][0]
     found = list(differences(OWN_REPLY, reply))
@@ -284,7 +284,7 @@ def test_product_reply_has_the_described_statistics(simulator: RunningSimulator)
 
 @pytest.mark.skipif(not RECORDED_DEALS.exists(), reason="recordings are not on this machine")
 def test_deal_reply_is_a_superset_of_the_recording(simulator: RunningSimulator) -> None:
-    """Every key of a recorded /deal reply is there in the same type."""
+    """The reply has every key of a recorded /deal reply in the same type."""
     recorded = json.loads(RECORDED_DEALS.read_text())
     selection = json.loads((RECORDINGS / "deal-selection-2025-09-14.json").read_text())
     reply = ask(simulator, "/deal", selection=json.dumps(selection | {"currentRange": [100, -1]}))
@@ -301,13 +301,13 @@ def test_deal_reply_is_a_superset_of_the_recording(simulator: RunningSimulator) 
 
 @pytest.mark.skipif(not RECORDED_PRODUCT.exists(), reason="recordings are not on this machine")
 def test_product_reply_is_a_superset_of_the_recording(simulator: RunningSimulator) -> None:
-    """Every key of a recorded /product reply is there in the same type."""
+    """The reply has every key of a recorded /product reply in the same type."""
     recorded = json.loads(RECORDED_PRODUCT.read_text())
     selling = '{"current_SALES_lte": 2000, "current_SALES_gte": 1, "current_RATING_gte": 1}'
     asin = ask(simulator, "/query", domain=1, selection=selling)["asinList"][0]
     wanted = {"stats": 90, "buybox": 1, "rating": 1, "offers": 20}
     reply = ask(simulator, "/product", domain=1, asin=asin, **wanted)
-    # Its own categories and sellers are the keys of these, not names of fields.
+    # The keys of these are categories and sellers, not names of fields.
     del recorded["products"][0]["salesRanks"]
     del recorded["products"][0]["stats"]["buyBoxStats"]
 

@@ -1,4 +1,4 @@
-"""Selections are read as users paste them, and refused for the right reason."""
+"""Selections parse as users paste them; refusals give the right reason."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ BASE: dict[str, Any] = {"domainId": 1, "priceTypes": [2]}
 
 
 def test_numbers_may_be_strings() -> None:
-    """Keepa's own page shows "domainId": "1" and "dateRange": "3"."""
+    """Numbers in text parse: Keepa's own page shows "domainId": "1" and "dateRange": "3"."""
     wanted = parse_selection('{"domainId": "1", "priceTypes": ["2"], "dateRange": "3"}')
 
     assert (wanted.domain, wanted.price_type, wanted.date_range) == (1, 2, 3)
@@ -40,7 +40,7 @@ def test_open_end_has_no_bound() -> None:
     ],
 )
 def test_refusal_names_the_field(fields: Any, status: int, word: str) -> None:
-    """What Keepa would refuse is refused, and says what is wrong."""
+    """A selection that Keepa would refuse is refused, with the reason."""
     with pytest.raises(SelectionError) as caught:
         parse_selection(json.dumps(fields))
 

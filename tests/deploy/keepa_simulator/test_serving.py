@@ -1,4 +1,4 @@
-"""What a client sees over HTTP: replies, prices, refusals and the call log."""
+"""The HTTP interface: replies, prices, refusals and the call log."""
 
 import json
 import time
@@ -36,14 +36,14 @@ ENVELOPE = {
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[RunningSimulator]:
-    """A simulator with a full bucket that never ticks while a test runs."""
+    """A simulator with a full bucket and no tick during a test."""
     running = launch_simulator(rate=200, tick_seconds=3600)
     yield running
     running.stop()
 
 
 def get(simulator: RunningSimulator, path: str, **parameters: Any) -> requests.Response:
-    """Call *path* with the key."""
+    """Calls *path* with the key."""
     parameters = {"key": simulator.api_key} | parameters
     return requests.get(simulator.base_url + path, parameters, timeout=30)
 
@@ -56,7 +56,7 @@ def deal(simulator: RunningSimulator, **fields: Any) -> dict[str, Any]:
 
 
 def test_token_is_free_and_bare(simulator: RunningSimulator) -> None:
-    """/token tells the envelope and nothing else, for nothing."""
+    """/token returns the envelope and nothing else, for no tokens."""
     replies = [get(simulator, path).json() for path in ("/token", "/token/", "/token/?")]
 
     assert all(reply.keys() == ENVELOPE for reply in replies)
@@ -64,7 +64,7 @@ def test_token_is_free_and_bare(simulator: RunningSimulator) -> None:
 
 
 def test_everything_is_compressed(simulator: RunningSimulator) -> None:
-    """Gzip comes unasked, on errors too."""
+    """Every reply is gzipped without a request for it, errors too."""
     ok = requests.get(
         f"{simulator.base_url}/token?key={simulator.api_key}",
         headers={"Accept-Encoding": "identity"},
@@ -123,7 +123,7 @@ def test_get_and_post_are_the_same(simulator: RunningSimulator) -> None:
 
 
 def test_same_selection_is_cached_and_costs_the_same(simulator: RunningSimulator) -> None:
-    """A page is served again for 120 s, says so, and is paid for again."""
+    """A page is served again for 120 s, marked as cached, and paid for again."""
     first, second = deal(simulator, titleSearch="a"), deal(simulator, titleSearch="a")
 
     assert (first["dealsCached"], second["dealsCached"]) == (False, True)
@@ -141,7 +141,7 @@ def test_empty_page_past_the_end_costs_five(simulator: RunningSimulator) -> None
 
 
 def test_pages_do_not_repeat_and_add_up_to_the_count(simulator: RunningSimulator) -> None:
-    """Page by page, each row comes once, as many as the category's count says."""
+    """Page by page, each row comes once; their number is the category's count."""
     pages = [deal(simulator, page=page)["deals"] for page in range(8)]
     asins = [row["asin"] for page in pages for row in page["dr"]]
     books = pages[0]["categoryCount"][pages[0]["categoryIds"].index(283155)]
@@ -163,7 +163,7 @@ def test_pages_do_not_repeat_and_add_up_to_the_count(simulator: RunningSimulator
 def test_product_price(simulator: RunningSimulator, parameters: dict[str, int], cost: int) -> None:
     """Statistics are free; buy box and a forced update are not."""
     rows = deal(simulator)["deals"]["dr"]
-    # Seen an hour ago or more, so that update=0 has something to do.
+    # Updated an hour ago or earlier, so update=0 has an effect.
     asin = rows[-1 - cost]["asin"]
     reply = get(simulator, "/product", domain=1, asin=asin, **parameters).json()
 
@@ -172,7 +172,7 @@ def test_product_price(simulator: RunningSimulator, parameters: dict[str, int], 
 
 
 def test_offers_replace_the_base_price(simulator: RunningSimulator) -> None:
-    """Six tokens for each page of ten offers that was found, five at least."""
+    """Six tokens per page of ten offers found, five at least."""
     asins = [row["asin"] for row in deal(simulator)["deals"]["dr"][:40]]
     reply = get(simulator, "/product", domain=1, asin=",".join(asins), offers=20, stock=1).json()
     pages = [-(-len(product["offers"]) // 10) for product in reply["products"]]
@@ -183,7 +183,7 @@ def test_offers_replace_the_base_price(simulator: RunningSimulator) -> None:
 
 
 def test_product_agrees_with_its_deal(simulator: RunningSimulator) -> None:
-    """The history of a product ends with what its deal says."""
+    """The history of a product ends with the values of its deal."""
     row = deal(simulator)["deals"]["dr"][3]
     parameters = {"asin": row["asin"], "domain": 1, "stats": 90, "offers": 20}
     product = get(simulator, "/product", **parameters).json()["products"][0]
@@ -198,7 +198,7 @@ def test_product_agrees_with_its_deal(simulator: RunningSimulator) -> None:
 
 
 def test_unknown_asin_has_product_type_4(simulator: RunningSimulator) -> None:
-    """An ASIN that is no product's is told as such, and paid for."""
+    """The reply marks an ASIN without a product, and it costs tokens."""
     reply = get(simulator, "/product", domain=1, asin="B0ZZZZZZZZ").json()
 
     assert reply["products"][0]["productType"] == 4
@@ -227,7 +227,7 @@ def test_product_is_found_by_its_code(simulator: RunningSimulator) -> None:
 def test_other_prices(
     simulator: RunningSimulator, path: str, parameters: dict[str, Any], cost: int
 ) -> None:
-    """The remaining requests cost what Keepa takes."""
+    """The remaining requests have Keepa's prices."""
     reply = get(simulator, path, domain=1, **parameters)
 
     assert reply.status_code == 200
@@ -235,7 +235,7 @@ def test_other_prices(
 
 
 def test_finder_filters_and_sorts(simulator: RunningSimulator) -> None:
-    """Found products fulfil the selection, in the order asked for."""
+    """Found products fulfil the selection and have its order."""
     selection = {
         "current_USED_gte": 1000,
         "current_USED_lte": 4000,
@@ -255,7 +255,7 @@ def test_finder_filters_and_sorts(simulator: RunningSimulator) -> None:
 
 
 def test_finder_refuses_what_it_can_not_do(simulator: RunningSimulator) -> None:
-    """A filter that is not simulated is named instead of being ignored."""
+    """The error names a filter that is not simulated."""
     reply = get(simulator, "/query", domain=1, selection='{"returnRate": 1}')
 
     assert reply.status_code == 400
@@ -263,7 +263,7 @@ def test_finder_refuses_what_it_can_not_do(simulator: RunningSimulator) -> None:
 
 
 def test_refusal_is_the_bare_envelope(start_simulator: StartSimulator) -> None:
-    """Without tokens a call gets 429, no error object, and loses nothing."""
+    """Without tokens a call gets 429 without an error object, and costs nothing."""
     broke = start_simulator(initial_tokens=-249, tick_seconds=3600)
     reply = get(broke, "/deal", selection=json.dumps(BOOKS))
     tokens = get(broke, "/token")
@@ -294,7 +294,7 @@ def test_envelopes_name_the_next_tick(start_simulator: StartSimulator) -> None:
 
 
 def test_log_accounts_for_every_token(start_simulator: StartSimulator) -> None:
-    """Calls tell balances before and after, and add up to the statistics."""
+    """Calls carry the balances before and after, and add up to the statistics."""
     simulator = start_simulator(rate=100, tick_seconds=3600)
     rows = deal(simulator)["deals"]["dr"]
     get(simulator, "/product", domain=1, asin=f"{rows[0]['asin']},{rows[1]['asin']}")
@@ -315,7 +315,7 @@ def test_log_accounts_for_every_token(start_simulator: StartSimulator) -> None:
 
 
 def test_deals_keep_coming_at_speed(start_simulator: StartSimulator) -> None:
-    """Sixty times as fast, new deals are seen within seconds."""
+    """At sixty times the speed, new deals appear within seconds."""
     fast = start_simulator(deal_speed=60, cache_seconds=0, rate=1000)
     first = {row["asin"]: row["lastUpdate"] for row in deal(fast)["deals"]["dr"]}
     deadline = time.monotonic() + 90
@@ -327,7 +327,7 @@ def test_deals_keep_coming_at_speed(start_simulator: StartSimulator) -> None:
 
 
 def test_each_key_has_its_own_account(start_simulator: StartSimulator) -> None:
-    """What one key spends, the other keeps; their ticks differ."""
+    """Spending of one key leaves the other's balance; their ticks differ."""
     simulator = start_simulator(api_key=["alpha" * 13, "omega" * 13], tick_seconds=3600)
     get(simulator, "/category", key="alpha" * 13, domain=1, category=283155)
     first, second = simulator.stats()["accounts"]
@@ -337,7 +337,7 @@ def test_each_key_has_its_own_account(start_simulator: StartSimulator) -> None:
 
 
 def test_plan_can_change(start_simulator: StartSimulator) -> None:
-    """Rate, flow reduction, foreign spending and balance are changed by a word."""
+    """One request changes rate, flow reduction, foreign spending or balance."""
     simulator = start_simulator(rate=5, tick_seconds=3600)
     simulator.change_account(rate=60, token_flow_reduction=1.5, spend=40)
     reply = get(simulator, "/token").json()

@@ -34,7 +34,7 @@ Manifest = dict[str, Any]
 
 @cache
 def manifests(overlay: str) -> list[Manifest]:
-    """What `kubectl apply -k` of *overlay* would send."""
+    """The manifests of `kubectl apply -k` for *overlay*."""
     folder = ROOT / "deploy/kubernetes/overlays" / overlay
     run = subprocess.run(
         ["kubectl", "kustomize", str(folder)],
@@ -69,12 +69,12 @@ def containers(overlay: str) -> list[tuple[str, Manifest]]:
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    """What *container* sets."""
+    """The variables of *container*."""
     return {one["name"]: one["value"] for one in container.get("env", [])}
 
 
 def matches(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label *selector* picks a pod with *labels*."""
+    """Whether a label *selector* matches a pod with *labels*."""
     wanted = selector.get("matchLabels", {})
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
         labels.get(one["key"]) in one["values"] for one in selector.get("matchExpressions", [])
@@ -167,7 +167,7 @@ def test_pods_are_restricted(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_are_files(overlay: str) -> None:
-    """Keys and passwords are mounted, never variables."""
+    """Keys and passwords are mounted files, never variables."""
     wrong = [
         (name, variable)
         for name, container in containers(overlay)
@@ -190,7 +190,7 @@ def test_secrets_are_files(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_plaintext_stays_in_the_local_cluster(overlay: str) -> None:
-    """Elsewhere broker and fetchers show each other certificates that are mounted."""
+    """Elsewhere broker and fetchers authenticate each other with mounted certificates."""
     for name, container in containers(overlay):
         if name not in {"broker", "fetcher"}:
             continue
@@ -203,8 +203,8 @@ def test_plaintext_stays_in_the_local_cluster(overlay: str) -> None:
         assert {str(Path(file).parent) for file in files.values()} <= set(mounts)
 
 
-def test_the_broker_knows_the_fetchers_of_the_cluster(tmp_path: Path) -> None:
-    """By the name that their certificates have; and it reads the file that it is given."""
+def test_the_identities_name_the_fetchers_of_the_cluster(tmp_path: Path) -> None:
+    """The mounted identities file names the fetchers' certificates."""
     [book] = [one for one in of_kind("production", "ConfigMap") if "identities" in str(one)]
     broker = next(one for name, one in containers("production") if name == "broker")
     path = Path(environment(broker)["BROKER_IDENTITIES_FILE"])
@@ -217,7 +217,7 @@ def test_the_broker_knows_the_fetchers_of_the_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_budget_blocks_a_drain(overlay: str) -> None:
-    """Every disruption budget lets at least one pod go, of a lone broker too."""
+    """Every disruption budget allows one eviction at least, also of the only broker."""
     budgets = [one["spec"] for one in of_kind(overlay, "PodDisruptionBudget")]
 
     assert budgets
@@ -227,7 +227,7 @@ def test_no_budget_blocks_a_drain(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_one_broker_for_one_account(overlay: str) -> None:
-    """Each namespace has one broker, whose successor starts when it has gone."""
+    """Each namespace has one broker; its successor starts after its end."""
     brokers = [
         one for one in of_kind(overlay, "Deployment") if one["metadata"]["name"] == "broker"
     ]
@@ -240,7 +240,7 @@ def test_one_broker_for_one_account(overlay: str) -> None:
 
 
 def allowed(overlay: str, source: str, target: str, port: int) -> bool:
-    """Whether the policies let pods of *source* reach *port* of pods of *target*."""
+    """Whether the policies allow pods of *source* to reach *port* of pods of *target*."""
     labels = {name: {"app.kubernetes.io/name": name} for name in (source, target)}
     policies = [one["spec"] for one in of_kind(overlay, "NetworkPolicy")]
 
@@ -279,7 +279,7 @@ def allowed(overlay: str, source: str, target: str, port: int) -> bool:
 def test_network_is_open_where_needed(
     source: str, target: str, port: int, *, expected: bool
 ) -> None:
-    """Pods reach what they work with, and nothing else."""
+    """Pods reach the peers that they need, and no others."""
     assert allowed("local", source, target, port) is expected
 
 
@@ -295,7 +295,7 @@ def test_everything_else_is_denied() -> None:
 
 
 def test_probes_ask_over_http() -> None:
-    """The broker is probed on its HTTP port, under paths that it serves."""
+    """The probes use the broker's HTTP port and paths that it serves."""
     broker = next(one for name, one in containers("production") if name == "broker")
     probes = {
         kind: broker[kind]["httpGet"]
@@ -308,7 +308,7 @@ def test_probes_ask_over_http() -> None:
 
 
 def test_local_cluster_uses_the_simulators_key() -> None:
-    """The demonstration needs no key, and never asks the real Keepa."""
+    """The demonstration needs no key, and never calls the real Keepa."""
     secret = next(one for one in yaml_generators() if one["name"] == "keepa")
     urls = {
         environment(one)["KEEPA_BASE_URL"]
@@ -321,7 +321,7 @@ def test_local_cluster_uses_the_simulators_key() -> None:
 
 
 def yaml_generators() -> list[Manifest]:
-    """The Secrets that the local overlay makes."""
+    """The Secrets that the local overlay generates."""
     path = ROOT / "deploy/kubernetes/overlays/local/kustomization.yaml"
     return list(yaml.safe_load(path.read_text("utf-8"))["secretGenerator"])
 
@@ -337,7 +337,7 @@ def test_every_query_file_reaches_the_cluster() -> None:
 
 
 def test_scaling_asks_each_account_about_itself() -> None:
-    """With two accounts, each fleet grows with its own work and its own tokens."""
+    """With two accounts, each fleet scales with its own work and its own tokens."""
     scaled = of_kind("two-accounts", "ScaledObject")
     wrong = [
         one["metadata"]["namespace"]

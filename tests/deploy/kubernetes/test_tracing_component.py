@@ -1,4 +1,4 @@
-"""The component that turns tracing on fits the programs, and opens the way to the collector."""
+"""The tracing component fits the programs, and opens the network to the collector."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_broker_and_fetcher_reach_the_collector_that_they_are_told(tmp_path: Path) -> None:
-    """Both get the endpoint, and a network policy lets both through to its port."""
+def test_broker_and_fetcher_reach_their_collector(tmp_path: Path) -> None:
+    """Both get the endpoint, and a network policy allows both to reach its port."""
     base, component = (
         os.path.relpath(KUBERNETES / part, tmp_path) for part in ("base", "components/tracing")
     )
@@ -37,17 +37,17 @@ def test_broker_and_fetcher_reach_the_collector_that_they_are_told(tmp_path: Pat
         if kind == "Deployment"
         for container in manifest["spec"]["template"]["spec"]["containers"]
     }
-    told = {
+    variables = {
         name: {key: value for key, value in environment.items() if key.startswith("OTEL_")}
         for name, environment in environments.items()
     }
-    settings = {key.lower(): value for key, value in told["broker"].items()}
+    settings = {key.lower(): value for key, value in variables["broker"].items()}
     protocol = TracingSettings.model_validate(settings).protocol
     endpoint = urlsplit(settings["otel_exporter_otlp_endpoint"])
     policy = manifests["NetworkPolicy", "to-collector"]["spec"]
     [way] = policy["egress"]
 
-    assert told["broker"] == told["fetcher"]
+    assert variables["broker"] == variables["fetcher"]
     assert protocol == "http/protobuf"
     assert sorted(policy["podSelector"]["matchExpressions"][0]["values"]) == ["broker", "fetcher"]
     assert way["ports"] == [{"protocol": "TCP", "port": endpoint.port}]

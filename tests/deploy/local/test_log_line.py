@@ -1,4 +1,4 @@
-"""Programs' log lines as people see them."""
+"""Programs' log lines in readable form."""
 
 import json
 
@@ -22,7 +22,7 @@ from deploy.local.log_line import LogLine
     ],
 )
 def test_an_entry_becomes_one_short_line(entry: dict[str, object], shown: str) -> None:
-    """The event first, then what belongs to it; times and tracebacks stay in the log."""
+    """The event comes first, then its fields; times and tracebacks stay in the log."""
     line = LogLine.parse(json.dumps(entry))
 
     assert str(line) == shown
@@ -30,5 +30,5 @@ def test_an_entry_becomes_one_short_line(entry: dict[str, object], shown: str) -
 
 @pytest.mark.parametrize("text", ["plain words", "{broken", "[1, 2]", '{"no": "event"}', "7"])
 def test_other_text_is_shown_as_it_stands(text: str) -> None:
-    """Not everything that programs write is a log entry."""
+    """Output that is no log entry stays unchanged."""
     assert str(LogLine.parse(text)) == text

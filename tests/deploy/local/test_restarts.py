@@ -1,4 +1,4 @@
-"""When programs that ended are started again."""
+"""Delays before programs that ended are restarted."""
 
 from deploy.local.restarts import DELAY_S_MAX, DELAY_S_MIN, STEADY_S, Restart
 
@@ -14,7 +14,7 @@ def test_a_program_that_keeps_ending_is_started_ever_less_eagerly() -> None:
 
 
 def test_a_steady_program_comes_back_soon() -> None:
-    """Whoever ran long has recovered, and isn't punished for an old trouble."""
+    """A program that ran long restarts after the shortest delay."""
     restart = Restart()
     for _ in range(5):
         restart.ended(started_s=0, now_s=1)
@@ -24,7 +24,7 @@ def test_a_steady_program_comes_back_soon() -> None:
 
 
 def test_a_start_is_due_once() -> None:
-    """The plan says so when its time has come, and then is done."""
+    """A plan is due at its time, and only once."""
     restart = Restart()
     delay_s = restart.ended(started_s=0, now_s=100)
     answers = [restart.take_due(now_s) for now_s in (100, 100 + delay_s, 101 + delay_s)]

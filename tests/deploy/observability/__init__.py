@@ -1,1 +1,1 @@
-"""Tests of what is measured: metrics, alerts, dashboards."""
+"""Tests of metrics, alerts and dashboards."""

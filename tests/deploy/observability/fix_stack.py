@@ -1,4 +1,4 @@
-"""A whole collection for tests of what is measured: simulator, broker, fetcher, metrics."""
+"""A whole collection for tests of metrics: simulator, broker, fetcher, metrics command."""
 
 import json
 import time
@@ -35,7 +35,7 @@ QUERY = {
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """Where a running collection tells its metrics: host:port each."""
+    """The addresses of a running collection's metrics, host:port each."""
 
     broker: str
     metrics: str
@@ -46,7 +46,7 @@ class RunningStack:
 
 
 def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Block until *condition* holds; fails the test when it does not in time."""
+    """Blocks until *condition* holds; fails the test if it does not in time."""
     end_s = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end_s, f"no {what} within {deadline_s:.0f} s"
@@ -61,7 +61,7 @@ def stack(
     database_url: str,
     tmp_path: Path,
 ) -> RunningStack:
-    """A collection that has judged its first deals."""
+    """A collection after the first verdicts."""
     queries = tmp_path / "queries"
     queries.mkdir()
     (queries / "books.json").write_text(json.dumps(QUERY), encoding="utf-8")
@@ -78,7 +78,7 @@ def stack(
     )
     address = f"127.0.0.1:{free_port()}"
     running = RunningStack(broker.http_url.removeprefix("http://"), address)
-    # Started when there is something to measure: it measures at intervals.
+    # Started once there is something to measure, because it measures at intervals.
     rejected = "SELECT count(*) FROM verdicts WHERE state = 'rejected'"
     with psycopg.connect(database_url, autocommit=True) as connection:
         wait_for(lambda: connection.execute(rejected).fetchone() != (0,), "verdict")

@@ -16,7 +16,7 @@ needs_promtool = pytest.mark.skipif(
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run promtool in the repository."""
+    """Runs promtool in the repository."""
     assert PROMTOOL is not None
     return subprocess.run(
         [PROMTOOL, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -33,14 +33,14 @@ def test_alerts_fire_in_their_unit_tests() -> None:
 
 @needs_promtool
 def test_prometheus_accepts_its_configuration() -> None:
-    """Prometheus would start with this configuration and these rules."""
+    """Prometheus accepts this configuration and these rules."""
     run = promtool("check", "config", "deploy/prometheus/prometheus.yml")
 
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_every_alert_has_a_unit_test() -> None:
-    """No alert is left without a test that names it."""
+    """Every alert has a test that names it."""
     rules = (ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8")
     tests = (ROOT / "tests/deploy/observability/alerts.test.yml").read_text(encoding="utf-8")
     names = [line.split()[-1] for line in rules.splitlines() if "- alert:" in line]
@@ -50,7 +50,7 @@ def test_every_alert_has_a_unit_test() -> None:
 
 
 def test_kubernetes_has_the_same_alerts() -> None:
-    """The Prometheus operator is given the rules of the file; `make alerts` copies them."""
+    """The PrometheusRule has the rules of the file; `make alerts` copies them."""
     path = "deploy/kubernetes/components/monitoring/prometheus-rule.yaml"
     rules, copied = (
         yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 PROMETHEUS = shutil.which("prometheus")
 METRIC = re.compile(r"\b(?:tokenbroker|dealfetcher)_[a-z_]+")
 
-# What an operator watches, and where to see it.
+# The figures for operators, and their metrics.
 WATCHED = {
     "balance as observed": "tokenbroker_observed_balance_tokens",
     "balance as projected": "tokenbroker_balance_tokens",
@@ -55,7 +55,7 @@ WATCHED = {
 
 
 def dashboards() -> list[dict[str, Any]]:
-    """Every dashboard that Grafana is given."""
+    """Every provisioned dashboard of Grafana."""
     folder = ROOT / "deploy/grafana/dashboards"
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
@@ -73,7 +73,7 @@ def alert_expressions() -> list[str]:
 
 
 def scaling_queries() -> list[str]:
-    """What KEDA asks Prometheus."""
+    """KEDA's queries to Prometheus."""
     path = ROOT / "deploy/kubernetes/components/keda/scaled-object.yaml"
     triggers = yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["triggers"]
     return [trigger["metadata"]["query"] for trigger in triggers]
@@ -87,7 +87,7 @@ def scraped_names(exposition: str) -> set[str]:
 
 @contextmanager
 def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
-    """A Prometheus with our configuration but for the addresses and the pace."""
+    """A Prometheus with the deployed configuration, except for addresses and interval."""
     config = yaml.safe_load(
         (ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8")
     )
@@ -110,7 +110,7 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        # Until its storage is open it refuses every question with 503.
+        # Until its storage is open, it answers every query with 503.
         wait_for(lambda: is_ready(f"http://{address}"), "Prometheus to be ready", 60)
         yield f"http://{address}"
     finally:
@@ -119,7 +119,7 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
 
 
 def is_ready(prometheus: str) -> bool:
-    """Whether it takes questions yet."""
+    """Whether Prometheus answers queries yet."""
     try:
         with urlopen(f"{prometheus}/-/ready", timeout=60) as reply:
             return bool(reply.status == HTTPStatus.OK)
@@ -128,13 +128,13 @@ def is_ready(prometheus: str) -> bool:
 
 
 def answers(prometheus: str, expression: str) -> bool:
-    """Whether *expression* brings data back. A refused one raises `HTTPError`."""
+    """Whether *expression* returns data. A refused one raises `HTTPError`."""
     with urlopen(f"{prometheus}/api/v1/query?query={quote(expression)}", timeout=60) as reply:
         return bool(json.load(reply)["data"]["result"])
 
 
 def panels_without_data(stack: RunningStack, folder: Path) -> list[str]:
-    """Expressions of panels that bring no data from a Prometheus that scrapes *stack*."""
+    """Expressions of panels without data in a Prometheus that scrapes *stack*."""
     waiting = panel_expressions()
     with running_prometheus(stack, folder) as prometheus:
 
@@ -161,7 +161,7 @@ def test_expressions_find_what_they_name(stack: RunningStack, tmp_path: Path) ->
         timeout=60,
         check=False,
     )
-    # Without Prometheus (apt-get install prometheus) the names alone are compared.
+    # Without Prometheus (apt-get install prometheus), only the names are compared.
     silent = panels_without_data(stack, tmp_path) if PROMETHEUS else []
 
     assert wanted - scraped_names(exposition) == set()
@@ -170,14 +170,14 @@ def test_expressions_find_what_they_name(stack: RunningStack, tmp_path: Path) ->
 
 
 def test_whatever_is_watched_has_a_panel() -> None:
-    """No number that an operator needs is missing on the dashboards."""
+    """The dashboards show every figure for operators."""
     shown = set(METRIC.findall("\n".join(panel_expressions())))
 
     assert {what for what, metric in WATCHED.items() if metric not in shown} == set()
 
 
 def test_dashboards_are_whole() -> None:
-    """Dashboards and panels have names of their own, and ask the provisioned data source."""
+    """Dashboards and panels have unique names, and use the provisioned data source."""
     path = ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml"
     source = yaml.safe_load(path.read_text(encoding="utf-8"))["datasources"][0]["uid"]
     boards = dashboards()
