@@ -2,7 +2,7 @@
 
 This module installs nothing and touches no service. A server listens on 127.0.0.1 and a
 free port, trusts local connections, and ends with the process that started it. Postgres
-refuses to run as root, so under root it runs as the account ``nobody``.
+refuses to run as root, so under root it runs as the unprivileged account.
 """
 
 import contextlib

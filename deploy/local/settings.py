@@ -32,7 +32,7 @@ _FETCHERS_MAX: Final = 200
 
 
 class Keepa(StrEnum):
-    """The Keepa whose tokens the stack spends."""
+    """The source of the tokens that the stack spends."""
 
     SIMULATOR = "simulator"
     REAL = "the real one"

@@ -49,7 +49,7 @@ def tethered(
 
     Args:
         command: Path of the program, and its arguments.
-        death_signal: The signal that the program gets at the end of this process.
+        death_signal: The signal to the program at the end of this process.
         user: The account to change to first; None keeps this process's own.
     """
     account = f"{user.uid}:{user.gid}" if user else "-"

@@ -1,12 +1,12 @@
-"""How old deals are when they are written: adaptive intervals, fixed ones, and the bound.
+"""The age of deals when written: adaptive intervals, fixed ones, and the bound.
 
     python -m tests.bench.bench_freshness [--hours 8]
 
-Hours in virtual time. Deals come from the simulator's catalogue, whose events tell to the
-millisecond when a price changed; tokens come from its account. Due scans, stops, intervals
-and the write to Postgres are the fetcher's own code. One query polled evenly can't beat
-max(2.5 / rate, 1) minutes: a page costs 5 tokens, and Keepa's cache holds it for 2 minutes.
-Several queries share the bound that the square-root rule gives them.
+Hours are virtual. Deals come from the simulator's catalogue, which dates each price change
+to the millisecond; tokens come from its account. Due scans, stops, intervals and the write
+to Postgres are the fetcher's own code. One query polled evenly can't beat max(2.5 / rate, 1)
+minutes: a page costs 5 tokens, and Keepa's cache holds it for 2 minutes. Several queries
+share the bound of the square-root rule.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TOGETHER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """What some hours came to; the ages are means, in minutes."""
+    """The result of some hours; the ages are means, in minutes."""
 
     age: float
     bound: float
@@ -55,7 +55,7 @@ class Freshness:
 
     @property
     def ratio(self) -> float:
-        """The mean age by the bound."""
+        """The mean age divided by the bound."""
         return self.age / self.bound
 
 
@@ -78,7 +78,7 @@ class Course:
         self._numbers = count(1)
 
     def live(self, asked: Sequence[DealQuery], *, rate: int) -> Freshness:
-        """Collect at *rate* tokens per tick."""
+        """Collects at *rate* tokens per tick."""
         url = self._server.create_database(f"freshness_{next(self._numbers)}")
         migrate(url)
         with VirtualReader(url, asked, rate=rate) as reader:
@@ -86,7 +86,7 @@ class Course:
         return freshness(reader.ages_ms, rate)
 
     def compare(self, label: str, selections: Selections, rate: int) -> bool:
-        """Print one line of the table; whether the adaptive intervals are near the bound."""
+        """Prints one line of the table; returns whether adaptive intervals are near the bound."""
         adaptive = self.live(queries(selections), rate=rate)
         fixed = [self.live(queries(selections, minutes), rate=rate) for minutes in FIXED_MINUTES]
         ages = "".join(f"{some.age:8.2f}" for some in fixed)
@@ -99,7 +99,7 @@ class Course:
 
 
 def freshness(ages_ms: Mapping[str, Sequence[float]], rate: int) -> Freshness:
-    """The mean age, beside the least one that even polling allows for such yields."""
+    """The mean age, and the least one that even polling allows for such yields."""
     per_minute = rate * MS_PER_MINUTE / TICK_MS
     yields = [len(ages) for ages in ages_ms.values() if ages]
     spread = sum(map(sqrt, yields)) ** 2 / sum(yields)
@@ -111,7 +111,7 @@ def freshness(ages_ms: Mapping[str, Sequence[float]], rate: int) -> Freshness:
 
 
 def main() -> None:
-    """Print the table; exit 1 if the adaptive intervals are too far from the bound."""
+    """Prints the table; exits 1 if the adaptive intervals are too far from the bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=8.0)
     hours = parser.parse_args().hours

@@ -1,9 +1,10 @@
-"""Migrating a full database of version 0.1: how long it takes, and how long others wait.
+"""Migrating a full database of version 0.1: its duration, and the waits of others.
 
     python -m tests.bench.bench_migration [ROWS]
 
-Beside each migration one connection reads deals and verdicts all the time and another one
-writes a row of each; printed are the longest waits and the strongest lock on each table.
+Beside each migration, one connection reads deals and verdicts all the time, and another
+writes a row of each. The benchmark prints the longest waits and the strongest lock on each
+table.
 """
 
 import json
@@ -28,7 +29,7 @@ PAUSE_S: Final = 0.02
 READ: Final = """
 SELECT (SELECT asin FROM deals LIMIT 1), (SELECT asin FROM verdicts LIMIT 1)
 """
-# Two rows that no migration has to wait for long.
+# Two rows that hold up no migration for long.
 WRITE: Final = """
 WITH d AS (UPDATE deals SET first_seen = first_seen WHERE asin = 'B000000000')
 UPDATE verdicts SET judged_at = judged_at WHERE asin = 'B000000000'
@@ -55,7 +56,7 @@ STRENGTH: Final = (
 
 
 class Beside:
-    """What happens to others while a migration runs."""
+    """Reads and writes of others while a migration runs."""
 
     def __init__(self, database_url: str) -> None:
         self.longest_wait_s = {"read": 0.0, "write": 0.0}
@@ -106,7 +107,7 @@ class Beside:
 
 
 def measure(server: PostgresServer, rows: int) -> None:
-    """Fill a database, migrate it step by step and print one line each."""
+    """Fills a database, migrates it step by step and prints one line each."""
     url = server.create_database("old")
     started_s = time.perf_counter()
     fill_first_schema(url, rows)
@@ -131,7 +132,7 @@ def _print(line: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure on a server of our own."""
+    """Measures on a private server."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

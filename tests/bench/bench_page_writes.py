@@ -1,4 +1,4 @@
-"""Writing pages of 150 deals to Postgres: our way beside COPY and a merge.
+"""Writing pages of 150 deals to Postgres: the fetcher's way beside COPY and a merge.
 
     python -m tests.bench.bench_page_writes
 
@@ -48,12 +48,12 @@ TABLES: Final[Mapping[str, tuple[str, Record]]] = {
 
 
 def write_ours(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
-    """As the fetcher does."""
+    """Writes as the fetcher does."""
     upsert_deals(connection, deals, reply_time_ms=served_ms)
 
 
 def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) -> None:
-    """COPY into temporary tables, then one merge each."""
+    """Copies into temporary tables, then merges each."""
     for table, (upsert, record_of) in TABLES.items():
         columns = upsert.split("(", 1)[1].split(")", 1)[0]
         connection.execute(
@@ -77,7 +77,7 @@ def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) 
 
 
 def pages(round_number: int) -> Pages:
-    """Pages of which half the rows were in the round before."""
+    """Pages with half of their rows from the previous round."""
     served_ms = NOON_MS + round_number * MINUTE_MS
     first = round_number * PAGES * ROWS // 2
     return [
@@ -102,7 +102,7 @@ def rate(connection: Connection, write: Write, arrived: Pages) -> float:
 
 
 def measure(server: PostgresServer) -> dict[str, list[float]]:
-    """Rows per second of both by turns, so that whatever else runs slows both alike."""
+    """Rows per second of both by turns, so other load slows both alike."""
     writes: dict[str, Write] = {"ours": write_ours, "copy + merge": write_copied}
     rates: dict[str, list[float]] = {label: [] for label in writes}
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def measure(server: PostgresServer) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure both on a server of our own and print them side by side; exit 1 if too slow."""
+    """Measures both on a private server and prints them side by side; exits 1 if too slow."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

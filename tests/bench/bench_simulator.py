@@ -1,7 +1,7 @@
 """How the simulator scales: start, pages and memory, from the default to a million products.
 
-Run with ``python -m tests.bench.bench_simulator``. Every line is a fresh process that is
-reached over HTTP, so the figures hold what a client would see.
+Run with ``python -m tests.bench.bench_simulator``. Every line measures a fresh process over
+HTTP, so the figures are those of a client.
 """
 
 import json
@@ -31,7 +31,7 @@ SELECTION: Final[dict[str, Any]] = {
 
 
 def page_ms(simulator: RunningSimulator, session: requests.Session, **fields: Any) -> float:
-    """Milliseconds for one page, the client's own work included."""
+    """Milliseconds for one page, including the client's own work."""
     selection = json.dumps(SELECTION | fields)
     parameters = {"key": simulator.api_key, "selection": selection}
     started = time.perf_counter()
@@ -42,7 +42,7 @@ def page_ms(simulator: RunningSimulator, session: requests.Session, **fields: An
 
 
 def server_ms(simulator: RunningSimulator) -> list[int]:
-    """What the server says each page took, by its own clock."""
+    """The server's own times of each page."""
     return [call["duration_ms"] for call in simulator.calls() if call["path"] == "/deal"]
 
 
@@ -54,19 +54,19 @@ def resident_mb(simulator: RunningSimulator) -> float:
 
 
 def measure(products: int, deals: int) -> bool:
-    """Print the figures of one size; whether they are within the aims."""
+    """Prints the figures of one size; returns whether they meet the aims."""
     started = time.perf_counter()
     simulator = launch_simulator(products=products, deals=deals, rate=10_000, deal_speed=60)
     start_s = time.perf_counter() - started
     with requests.Session() as session:
         first_ms = page_ms(simulator, session)
-        # Selections that differ, so that no page comes from the cache.
+        # Different selections, so no page comes from the cache.
         times = [page_ms(simulator, session, currentRange=[500 + n, -1]) for n in range(PAGES)]
     memory_mb = resident_mb(simulator)
     own = server_ms(simulator)
     simulator.stop()
     median_ms, worst_ms = statistics.median(times), max(times)
-    print(  # noqa: T201 - the figures are what it is for
+    print(  # noqa: T201 - the result
         f"{products:>9,} products {deals:>7,} deals: start {start_s:5.2f} s, "
         f"first page {first_ms:.0f} ms, page median {median_ms:.0f} ms, worst {worst_ms:.0f} ms "
         f"(server: {statistics.median(own):.0f} ms), memory {memory_mb:.0f} MB"
@@ -75,7 +75,7 @@ def measure(products: int, deals: int) -> bool:
 
 
 def main() -> None:
-    """Measure all sizes; exit 1 if one misses the aims."""
+    """Measures all sizes; exits 1 if one misses the aims."""
     results = [measure(products, deals) for products, deals in SIZES]
     raise SystemExit(0 if all(results) else 1)
 

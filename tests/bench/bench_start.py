@@ -1,4 +1,4 @@
-"""How soon the first deal is there, and what each process weighs.
+"""The time to the first deal, and the memory of each process.
 
 Run it with `python -m tests.bench.bench_start`: it starts the stack several times, each
 with an empty database, so a first deal is a first deal; the programs are warm.
@@ -34,7 +34,7 @@ class Start:
 
 
 def measure(folder: Path) -> Start:
-    """Start the stack, wait for the first deal, weigh the processes, stop it."""
+    """Starts the stack, waits for the first deal, measures the processes, stops it."""
     stack = Program(
         "stack",
         [sys.executable, "-m", "deploy.local"],
@@ -57,7 +57,7 @@ def measure(folder: Path) -> Start:
 
 
 def has_deals(folder: Path) -> bool:
-    """Whether a deal has been written."""
+    """Whether the database holds a deal."""
     try:
         url = (folder / "database-url").read_text().strip()
         with psycopg.connect(url, connect_timeout=1) as connection:
@@ -67,7 +67,7 @@ def has_deals(folder: Path) -> bool:
 
 
 def resident_mb(stack_pid: int) -> dict[str, float]:
-    """Resident memory of the stack and of each program, by what it is."""
+    """Resident memory of the stack and of each program, by its kind."""
     listing = subprocess.run(
         ["ps", "-o", "pid=,rss=,args=", "--pid", str(stack_pid), "--ppid", str(stack_pid)],
         capture_output=True,
@@ -84,7 +84,7 @@ def resident_mb(stack_pid: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Prints the figures."""
     with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)

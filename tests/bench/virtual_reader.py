@@ -1,4 +1,4 @@
-"""A fetcher in virtual time: the simulator's deals and tokens, our scans, a real Postgres."""
+"""A fetcher in virtual time: simulated deals and tokens, the real scans and Postgres."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ CLAIM_TTL_S: Final = 3_600.0
 
 
 class WatchedCatalogue(Catalogue):
-    """A catalogue that remembers when each of its events happened."""
+    """A catalogue that keeps the times of its events."""
 
     def __init__(self, *, products: int, deals: int, seed: int) -> None:
         # Before the first event.
@@ -57,13 +57,13 @@ class VirtualReader:
 
     Args:
         database_url: A migrated database.
-        queries: What is collected.
+        queries: The queries to collect.
         rate: Tokens that a tick brings.
         products: Products of the catalogue.
-        deals: About how many of them are deals at any moment.
+        deals: Approximate number of current deals.
         seed: Equal seeds give equal events.
-        warm_up_ms: Deals that change so soon after the start don't count: meanwhile all
-            that is listed has to be read once.
+        warm_up_ms: Deals that change this soon after the start don't count, because the
+            first scans have to read all listed deals once.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VirtualReader:
         seed: int = 1,
         warm_up_ms: int = 2 * HOUR_MS,
     ) -> None:
-        # Of every deal written for the first time, by query: how long ago its price changed.
+        # By query: the time since the price change, for every deal written for the first time.
         self.ages_ms: dict[str, list[float]] = {query.name: [] for query in queries}
         self._counts_from_ms = START_MS + warm_up_ms
         self._queries = {query.name: query for query in queries}
@@ -101,11 +101,11 @@ class VirtualReader:
 
     @property
     def spent_tokens(self) -> int:
-        """What all calls have cost."""
+        """The cost of all calls."""
         return self._account.spent
 
     def read_for(self, duration_ms: int) -> None:
-        """Read whatever is due, as tokens allow, for so long."""
+        """Reads all due pages that tokens allow, for this long."""
         end_ms = self._now_ms + duration_ms
         self._look()
         pages_open = False
@@ -162,7 +162,7 @@ class VirtualReader:
             open_pages(connection, scan_id, [plan.first_page])
 
     def _read_page(self) -> bool:
-        """Read one page, or wait a moment for tokens; False if there is none to read."""
+        """Reads one page, or waits a moment for tokens; returns False without a page to read."""
         self._account.advance(self._now_ms)
         if self._account.balance < TOKENS_PER_DEAL_PAGE:
             self._now_ms += min(LOOK_EVERY_MS, self._account.refill_in_ms(self._now_ms))
@@ -197,7 +197,7 @@ class VirtualReader:
         return PageReply(page, server_ms=asked_ms, tokens=answer.cost)
 
     def _note(self, query: DealQuery, page: DealPage) -> None:
-        """Remember how old each deal is that has never been written before."""
+        """Records the age of each deal that is written for the first time."""
         for deal in page.deals:
             key = (deal.asin, ms_to_minutes(deal.creation_ms or 0))
             event_ms = self._catalogue.events_ms.get(key)

@@ -1,4 +1,4 @@
-"""What a collection must satisfy, told from the simulator's journal and the database."""
+"""Checks of a collection, from the simulator's journal and the database."""
 
 import itertools
 import json
@@ -11,14 +11,14 @@ import psycopg
 
 KEEPA_EPOCH_MINUTES = 21_564_000
 PAGE_TOKENS = 5
-# Every deal of the simulator: many pages, so a fleet has something to share.
+# Every deal of the simulator: many pages, so a fleet has work to share.
 WIDE = {"domainId": 1, "priceTypes": [1], "dateRange": 3, "sortType": 1, "page": 0}
 
 Call = dict[str, Any]
 
 
 def write_query(folder: Path, name: str, selection: dict[str, Any], **head: Any) -> Path:
-    """Put a query into *folder*, made if need be, and return the folder."""
+    """Writes a query into *folder*, creates that if missing, and returns it."""
     folder.mkdir(exist_ok=True)
     query = {"name": name, "sort": 1, **head, "selection": {**WIDE, **selection}}
     (folder / f"{name}.json").write_text(json.dumps(query))
@@ -49,7 +49,7 @@ def paid_calls(calls: Iterable[Call]) -> list[Call]:
 
 
 def times_dry(calls: Iterable[Call]) -> int:
-    """How often the bucket sank below the price of a page and was filled again."""
+    """Number of times that the bucket sank below the price of a page and refilled."""
     balances = itertools.chain.from_iterable(
         (call["before"], call["before"] - call["consumed"]) for call in calls
     )

@@ -1,10 +1,10 @@
 """A day of collecting, accelerated: a fleet, a simulator, a broker and Postgres, all real.
 
     python -m tests.e2e.day --seconds 240            # faults, kills, broker restarts
-    python -m tests.e2e.day --seconds 240 --quiet    # nothing goes wrong: what it costs
+    python -m tests.e2e.day --seconds 240 --quiet    # no faults: the cost of the day
 
-Deals come, change and go as fast as a day fits into the seconds; ticks, Keepa's cache and
-the intervals pass as fast. The exit code is 1 if anything was lost, doubled or overpaid.
+Deals, ticks, Keepa's cache and the intervals all run at the speed that fits a day into the
+seconds. The exit code is 1 if anything was lost, doubled or overpaid.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from tests.fix_simulator import RunningSimulator, launch_simulator
 
 HOUR_S: Final = 3_600
 KEEPA_TICK_S: Final = 60.2
-# Not as much faster as the rest: fewer and larger lumps bring as many tokens.
+# Slower than the rest: fewer and larger lumps bring as many tokens.
 TICK_S: Final = 1.0
 CACHE_S: Final = 120.0
-# Of the day: after this nothing goes wrong any more, so that all can be made good.
+# Share of the day after which no fault occurs, so the fleet can catch up.
 TROUBLE_ENDS: Final = 0.85
 START_TIMEOUT_S: Final = 60.0
 
-# Times are shares of the day, so that a short one has its storms too.
+# Times are shares of the day, so a short one has its storms too.
 STORMS: Final = (
     ("error:status=503,path=/deal", 0.21, 0.02),
     ("throttle:path=/deal", 0.17, 0.02),
@@ -51,7 +51,7 @@ MISHAPS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DayPlan:
-    """How a day is set up: *hours* of it pass in *seconds*, *rate* is tokens per minute."""
+    """The settings of a day: *hours* of it pass in *seconds*, *rate* is tokens per minute."""
 
     hours: float = 24.0
     seconds: float = 240.0
@@ -65,7 +65,7 @@ class DayPlan:
 
     @property
     def speed(self) -> float:
-        """How many times as fast time passes."""
+        """The speed-up of time."""
         return self.hours * HOUR_S / self.seconds
 
     @property
@@ -87,7 +87,7 @@ class DayPlan:
 
 @dataclass
 class Day:
-    """A day under way; *kills* are when fetchers were killed, in Unix milliseconds."""
+    """A day under way; *kills* are the times of killed fetchers, in Unix milliseconds."""
 
     plan: DayPlan
     database_url: str
@@ -106,14 +106,14 @@ class Day:
             "broker_address": self.broker.address,
             "queries": write_queries(self.folder / "queries"),
             "poll_speed": self.plan.speed,
-            # Where nobody dies, there is no reason for haste.
+            # Without kills, claims need no short expiry.
             "claim_ttl_s": 30 if self.plan.quiet else 1,
             "retry_delay_s": 0.1,
             "log_format": "json",
         }
 
     def begin(self) -> None:
-        """Start the fleet, and wait until all of it is at work."""
+        """Starts the fleet, and waits until all of it is at work."""
         for number in range(self.plan.fetchers):
             name = f"fetcher-{number}"
             fetcher = Program(
@@ -127,14 +127,14 @@ class Day:
         self._await_fleet()
 
     def pass_by(self) -> None:
-        """Live through the day, and through what goes wrong on it."""
+        """Runs the day with its faults."""
         started_s = time.monotonic()
         for share, happen in sorted(self._troubles(), key=lambda trouble: trouble[0]):
             time.sleep(max(0.0, started_s + share * self.plan.seconds - time.monotonic()))
             happen()
 
     def end(self) -> DayReport:
-        """Stop the fleet and say what came of the day."""
+        """Stops the fleet and returns the report of the day."""
         self._await_fleet()
         stop_together(self.fleet)
         return report_on(
@@ -148,7 +148,7 @@ class Day:
         )
 
     def _await_fleet(self) -> None:
-        """Wait until every fetcher has begun; sooner it could not end in good order."""
+        """Waits until every fetcher has begun; before that, none could end in good order."""
         for number, fetcher in enumerate(self.fleet):
             starts = 1 + len(range(number, len(self.kills_ms), len(self.fleet)))
             fetcher.await_ready(partial(has_started, fetcher, starts), START_TIMEOUT_S)
@@ -189,12 +189,12 @@ class Day:
 
 
 def has_started(fetcher: Program, times: int) -> bool:
-    """Whether *fetcher* has begun to work after its latest start."""
+    """Whether *fetcher* works since its latest start."""
     return fetcher.output().count("fetcher started") >= times
 
 
 def write_queries(folder: Path) -> Path:
-    """A wide query, one with details to buy, and one whose order supports no watermark."""
+    """A wide query, one with details to buy, and one with an order that supports no watermark."""
     if not folder.exists():
         write_query(folder, "wide", {}, priority="high", full_scan_every="6h")
         narrow = {"priceTypes": [2], "isRangeEnabled": True, "deltaPercentRange": [40, 100]}
@@ -205,7 +205,7 @@ def write_queries(folder: Path) -> Path:
 
 
 def live_through(plan: DayPlan, database_url: str, folder: Path) -> DayReport:
-    """Run a whole day with a broker and a simulator of its own."""
+    """Runs a whole day with a broker and a simulator of its own."""
     simulator = launch_simulator(**plan.simulator)
     try:
         broker = launch_broker(
@@ -227,7 +227,7 @@ def live_through(plan: DayPlan, database_url: str, folder: Path) -> DayReport:
 
 
 def main() -> None:
-    """Live through a day on a Postgres of its own and print what came of it."""
+    """Runs a day on a Postgres of its own and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     usual = DayPlan()
     parser.add_argument("--seconds", type=float, default=usual.seconds)

@@ -1,7 +1,7 @@
-"""What came of a day: told from the simulator's journal, a second catalogue and Postgres.
+"""The report of a day, from the simulator's journal, a second catalogue and Postgres.
 
-A catalogue of the same seed and start has the same events at the same moments, so it tells
-what matched a selection at any time, and nobody pays for looking.
+A catalogue with equal seed and start has equal events at equal times, so it shows at no cost
+which deals matched a selection at any time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from deploy.keepa_simulator.selection import Selection, parse_selection
 from tests.e2e.collection import PAGE_TOKENS, Call, fetch, stored_deals
 from tests.fix_simulator import RunningSimulator, price_type_of
 
-# A process that is killed may have a reply in hand that it had no time to write.
+# A killed process may hold a reply that it had no time to write.
 IN_HAND_MS: Final = 2_000
 OVERPAID_MAX: Final = 0.02
 
@@ -26,7 +26,7 @@ SELECT s.id, s.kind, s.selection::text, (extract(epoch FROM p.reply_time) * 1000
    AND p.state = 'done' AND (s.plan ->> 'first_page')::int = 0
  ORDER BY s.id, p.page
 """
-# Pages that a scan needs: each once, none beyond its end, and none without a row.
+# Necessary pages of a scan: each once, none beyond its end, none without a row.
 NEEDED_PAGES: Final = """
 SELECT count(*) FROM scan_pages p JOIN scans s ON s.id = p.scan_id
  WHERE p.state = 'done' AND p.row_count > 0 AND (s.end_page IS NULL OR p.page <= s.end_page)
@@ -54,7 +54,7 @@ Key = tuple[int, str, int]
 class WholeScan:
     """A scan that read down to the last row; *times_ms* are those of its pages.
 
-    Only full ones look again where rows have moved over a border meanwhile.
+    Only full scans read a border again after rows have moved over it.
     """
 
     is_full: bool
@@ -69,15 +69,15 @@ class DayReport:
     Args:
         lost: Rows that were served whole, and never stored.
         stale: Stored in an older state than the newest one served.
-        in_hand: Rows like these that only a process served that was killed then.
+        in_hand: Lost or stale rows that only a process killed at that time had received.
         unseen: Deals that matched throughout a completed full scan, and aren't stored.
-        slipped: The same of other scans that happened to read down to the last row; what
-            moved over a border under them is left to the next, and may be gone by then.
+        slipped: The same of other scans that reached the last row. They leave rows that
+            moved over a border to the next scan, which may come too late.
         doubled: Changes written twice into the history.
         unjudged: Deals without any verdict.
         pages_reread: Pages of full scans read again, as rows had moved over their border.
         pages_needed: Pages that a perfect reader would have read for the same scans.
-        products_needed: Products whose details were bought, each once.
+        products_needed: Products with bought details, each once.
     """
 
     served: int
@@ -111,11 +111,11 @@ class DayReport:
 
     @property
     def overpaid(self) -> float:
-        """Share of the bill that a perfect reader would have saved."""
+        """Share of the cost that a perfect reader would have saved."""
         return self.spent_tokens / self.needed_tokens - 1 if self.needed_tokens else 0.0
 
     def figures(self) -> dict[str, Any]:
-        """What is worth printing."""
+        """The figures to print."""
         shown = {name: getattr(self, name) for name in self.__slots__}
         lists = {name: len(shown[name]) for name in ("lost", "stale", "unseen", "slipped")}
         return {
@@ -126,7 +126,7 @@ class DayReport:
         }
 
     def losses(self) -> list[str]:
-        """What must never be, however short the day and whatever went wrong."""
+        """Violations of guarantees that hold on every day."""
         checks = {
             "nothing was collected": self.stored > 0,
             f"served, but not stored: {self.lost[:5]}": not self.lost,
@@ -140,7 +140,7 @@ class DayReport:
         return [text for text, fine in checks.items() if not fine]
 
     def problems(self, *, quiet: bool) -> list[str]:
-        """What must not be after a whole day; on a quiet one the bill counts as well."""
+        """Violations after a whole day; on a quiet one they include the cost."""
         checks = {
             "no full scan was followed by another": self.full_scans > 0,
             "an order without a watermark stop was not complained of": self.order_warnings > 0,
@@ -164,7 +164,7 @@ def report_on(
     exit_codes: list[int | None],
     output: str,
 ) -> DayReport:
-    """Compare what *simulator* has served, and what there was, with the database."""
+    """Compares the deals of *simulator*, served or not, with the database."""
     calls, stats = simulator.calls(), simulator.stats()
     stored = stored_deals(database_url)
     everything, certain = newest_served(calls), newest_served(calls, without=kills_ms)
@@ -202,7 +202,7 @@ def report_on(
 
 
 def newest_served(calls: Iterable[Call], without: Sequence[int] = ()) -> dict[Key, int]:
-    """The newest lastUpdate served of every deal, calls that a kill met left out."""
+    """The newest lastUpdate served of every deal, without calls that a kill hit."""
     newest: dict[Key, int] = {}
     for call in calls:
         begun_ms = call["time_ms"]
@@ -215,15 +215,15 @@ def newest_served(calls: Iterable[Call], without: Sequence[int] = ()) -> dict[Ke
 
 
 def products_served(calls: Iterable[Call]) -> set[str]:
-    """The products whose details were bought at least once."""
+    """The products with details bought at least once."""
     return {asin for call in calls for asin in call["asins"]}
 
 
 def completed_scans(database_url: str) -> list[WholeScan]:
     """The scans that have read down to the last row, in the order of their start.
 
-    A row that changes its place while a scan reads may slip by; the next one shows it. So
-    the last scan of each query claims nothing.
+    A scan may miss a row that moves during it; the next scan finds it. So the last scan of
+    each query proves nothing.
     """
     pages: dict[int, tuple[str, str, list[int]]] = {}
     for scan, kind, selection, reply_ms in fetch(database_url, WHOLE_SCANS):
@@ -240,7 +240,7 @@ def matched_throughout(
     scans: Sequence[WholeScan], options: dict[str, Any], *, start_ms: int
 ) -> set[Key]:
     """The deals that matched at each page of at least one of *scans*."""
-    # Time only goes forward in a catalogue.
+    # Time in a catalogue only moves forward.
     moments = sorted(
         (at_ms, number) for number, scan in enumerate(scans) for at_ms in scan.times_ms
     )
@@ -261,7 +261,7 @@ def matched_throughout(
 
 
 def matching(catalogue: Catalogue, wanted: Selection, at_ms: int) -> set[Key]:
-    """The deals of *catalogue* that *wanted* asks for, however many pages they fill."""
+    """The deals of *catalogue* that *wanted* selects, over all pages."""
     found: set[Key] = set()
     page = 0
     while rows := answer(

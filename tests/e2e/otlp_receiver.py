@@ -1,4 +1,4 @@
-"""A loopback OpenTelemetry collector: keeps what it is sent over OTLP/HTTP."""
+"""A loopback OpenTelemetry collector: keeps the spans that it receives over OTLP/HTTP."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ TRACES_PATH: Final = "/v1/traces"
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSpan:
-    """A span as it was sent; *text* is all of it, for finding what must not be there."""
+    """A received span; *text* is all of it, for a search for secrets."""
 
     service: str
     name: str
@@ -26,7 +26,7 @@ class ReceivedSpan:
 
 
 class OtlpReceiver:
-    """What has been received so far."""
+    """The spans received so far."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -47,7 +47,7 @@ class OtlpReceiver:
         return found
 
     def take(self, body: bytes) -> None:
-        """Keep the spans of one export."""
+        """Keeps the spans of one export."""
         spans = list(_spans(ExportTraceServiceRequest.FromString(body)))
         with self._lock:
             self._spans += spans
@@ -55,7 +55,7 @@ class OtlpReceiver:
 
 @contextmanager
 def receiving() -> Iterator[OtlpReceiver]:
-    """A receiver on a free port, as long as the block runs."""
+    """A receiver on a free port, for the length of the block."""
 
     class Exchange(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -68,7 +68,7 @@ def receiving() -> Iterator[OtlpReceiver]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-            """Say nothing."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Exchange) as server:
         receiver = OtlpReceiver(f"http://127.0.0.1:{server.server_port}")

@@ -1,4 +1,4 @@
-"""What the commands say, and how they exit, when the broker does not let them in."""
+"""Messages and exit codes of commands that the broker rejects."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def office(tmp_path_factory: pytest.TempPathFactory) -> Company:
-    """Issues what the broker below knows."""
+    """The issuer of the broker's certificates and tokens."""
     return Company(tmp_path_factory.mktemp("office"))
 
 
@@ -25,7 +25,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Company:
 def broker(
     simulator: RunningSimulator, office: Company, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningBroker]:
-    """A broker with TLS that knows a viewer by token."""
+    """A broker with TLS and a viewer's token."""
     server, token = office.issue("broker", "127.0.0.1"), office.token("viewer")
     broker = launch_broker(
         simulator.base_url,
@@ -44,7 +44,7 @@ def broker(
 
 
 def run(command: str, folder: Path, **settings: object) -> tuple[int, str]:
-    """Exit code and error output of a command, "broker status" say."""
+    """Exit code and error output of a command such as "broker status"."""
     done = subprocess.run(
         [sys.executable, "-m", *command.split()],
         env=environment(queries=ROOT / "deploy/queries", **settings),
@@ -58,7 +58,7 @@ def run(command: str, folder: Path, **settings: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("broker pause", "viewers has the role viewer, but PauseGrants needs operator"),
         ("fetcher verify-sort", "viewers has the role viewer, but AcquireLease needs fetcher"),
@@ -67,10 +67,10 @@ def run(command: str, folder: Path, **settings: object) -> tuple[int, str]:
 )
 def test_a_wrong_role_ends_a_command(
     broker: RunningBroker, simulator: RunningSimulator, office: Company, tmp_path: Path,
-    command: str, told: str,
+    command: str, message: str,
 ) -> None:  # fmt: skip
-    """With exit code 1 and one line that names the remedy, at once."""
-    code, said = run(
+    """The command exits 1 at once, with one line that names the remedy."""
+    code, output = run(
         command,
         tmp_path,
         broker_address=broker.address,
@@ -81,16 +81,16 @@ def test_a_wrong_role_ends_a_command(
     )
 
     assert code == 1
-    assert told in said
-    assert said.count("\n") == 1
+    assert message in output
+    assert output.count("\n") == 1
 
 
 def test_a_wrong_token_is_not_shown(
     broker: RunningBroker, office: Company, tmp_path: Path
 ) -> None:
-    """The line says where it came from instead."""
+    """The line names the token's source instead."""
     stranger = office.token("stranger")
-    code, said = run(
+    code, output = run(
         "broker status",
         tmp_path,
         broker_address=broker.address,
@@ -99,15 +99,15 @@ def test_a_wrong_token_is_not_shown(
     )
 
     assert code == 1
-    assert "does not know this token: check BROKER_TOKEN_FILE" in said
-    assert stranger.read_text().strip() not in said
-    assert said.count("\n") == 1
+    assert "does not know this token: check BROKER_TOKEN_FILE" in output
+    assert stranger.read_text().strip() not in output
+    assert output.count("\n") == 1
 
 
 def test_a_failed_handshake_is_explained_in_one_line(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Without the lines that gRPC's core would write beside it."""
+    """The lines of gRPC's core do not appear beside it."""
     strangers = Company(tmp_path / "strangers")
     plain = run("broker status", tmp_path, broker_address=broker.address)
     distrust = run(
@@ -117,7 +117,7 @@ def test_a_failed_handshake_is_explained_in_one_line(
     assert [code for code, _ in (plain, distrust)] == [1, 1]
     assert "if it uses TLS, set BROKER_TLS_CA_FILE" in plain[1]
     assert "not from the CA in BROKER_TLS_CA_FILE" in distrust[1]
-    assert [said.count("\n") for _, said in (plain, distrust)] == [1, 1]
+    assert [output.count("\n") for _, output in (plain, distrust)] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_a_failed_handshake_is_explained_in_one_line(
     ],
 )
 def test_a_missing_file_is_a_wrong_setting(command: str, setting: str, tmp_path: Path) -> None:
-    """One line that names it, and exit code 2."""
+    """One line names the file, and the exit code is 2."""
     missing = tmp_path / "missing"
-    code, said = run(
+    code, output = run(
         command,
         tmp_path,
         keepa_api_key="k" * 64,
@@ -146,20 +146,22 @@ def test_a_missing_file_is_a_wrong_setting(command: str, setting: str, tmp_path:
     )
 
     assert code == 2
-    assert f"{setting}: {missing} can't be read (No such file or directory)" in said
-    assert said.count("\n") == 1
+    assert f"{setting}: {missing} can't be read (No such file or directory)" in output
+    assert output.count("\n") == 1
 
 
 def test_a_token_in_plaintext_to_another_machine_is_a_wrong_setting(
     office: Company, tmp_path: Path
 ) -> None:
-    """It is refused before anything is sent."""
+    """The command refuses it before it sends anything."""
     token = office.token("careless")
-    told = [
+    endings = [
         run(command, tmp_path, broker_address="broker.example:50051", broker_token_file=token,
             keepa_api_key="k" * 64, database_url="postgresql://127.0.0.1:1/deals")
         for command in ("broker status", "fetcher run")
     ]  # fmt: skip
 
-    assert [code for code, _ in told] == [2, 2]
-    assert all("must not travel to broker.example:50051 in plaintext" in said for _, said in told)
+    assert [code for code, _ in endings] == [2, 2]
+    assert all(
+        "must not travel to broker.example:50051 in plaintext" in output for _, output in endings
+    )

@@ -1,4 +1,4 @@
-"""A short piece of an accelerated day; `make day` lives through a whole one."""
+"""A short piece of an accelerated day; `make day` runs a whole one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ SHORT = DayPlan(hours=0.25, seconds=5.0, rate=30, deals=300, fetchers=3)
 
 @pytest.mark.slow
 def test_a_quiet_day_costs_what_a_perfect_reader_pays(database_url: str, tmp_path: Path) -> None:
-    """All that was there is stored, and nothing is paid for twice but moved borders."""
+    """Every deal is stored, and only moved borders are paid for twice."""
     report = live_through(replace(SHORT, quiet=True), database_url, tmp_path)
     borders_tokens = report.pages_reread * PAGE_TOKENS
 

@@ -1,4 +1,4 @@
-"""The commands that README, broker and fetcher documents give work on a running stack."""
+"""The commands in README, broker and fetcher documents work on a running stack."""
 
 import re
 import shutil
@@ -17,13 +17,13 @@ from tests.test_documents import ROOT, of
 from tests.waiting import wait_until
 
 PROGRAMS = {"tokenbroker": "broker", "dealfetcher": "fetcher"}
-# They run until they are stopped; what they serve is tested elsewhere.
+# They run until they are stopped; other tests cover what they serve.
 ENDLESS = (("tokenbroker", "serve"), ("dealfetcher", "run"), ("dealfetcher", "metrics"))
 COMMAND_TIMEOUT_S = 120
 
 
 class RunningStack:
-    """What `make run` started, and how its second terminal reaches it."""
+    """A stack from `make run`, and the settings of a second terminal."""
 
     def __init__(self, program: Program, data_dir: Path) -> None:
         output = program.output()
@@ -74,7 +74,7 @@ def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory)
 
 
 def documented(program: str) -> list[list[str]]:
-    """The commands of *program* in the documents, each once; docker's own are tried there."""
+    """The commands of *program* in the documents, each once, except those for docker."""
     found = {
         (program, *words)
         for place, words in of(program)

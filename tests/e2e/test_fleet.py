@@ -22,7 +22,7 @@ from tests.fix_broker import RunningBroker, StartBroker, StartProgram
 from tests.fix_simulator import RunningSimulator, StartSimulator
 from tests.waiting import wait_until
 
-# Looks like no other text, so that finding it in an output means a leak.
+# Unlike any other text, so finding it in an output means a leak.
 KEY = "k3y" + "0123456789abcdef" * 4
 
 
@@ -35,17 +35,17 @@ class Fleet:
         self.fetchers: list[Program] = []
 
     def add(self, count: int) -> None:
-        """Start *count* more fetchers."""
+        """Starts *count* more fetchers."""
         for _ in range(count):
             self.fetchers.append(self._start("fetcher", "run", **self._settings))
 
     def stop(self) -> list[int | None]:
-        """Ask all to end, and return their exit codes."""
+        """Stops all; returns their exit codes."""
         stop_together(self.fetchers)
         return [fetcher.returncode for fetcher in self.fetchers]
 
     def holding(self, lease: pb.Lease) -> Program:
-        """The fetcher that holds *lease*; holders name their process."""
+        """The fetcher with *lease*; a holder's name contains its process id."""
         pid = int(lease.holder.split("-")[-2])
         return next(fetcher for fetcher in self.fetchers if fetcher.pid == pid)
 
@@ -60,7 +60,7 @@ def queries(tmp_path: Path) -> Path:
 
 
 def open_leases(broker: RunningBroker) -> list[pb.Lease]:
-    """The broker's leases that are open."""
+    """The broker's open leases."""
     with grpc.insecure_channel(broker.address) as channel:
         stub = pb_grpc.TokenBrokerServiceStub(channel)
         leases = stub.ListLeases(pb.ListLeasesRequest(), timeout=10).leases
@@ -68,7 +68,7 @@ def open_leases(broker: RunningBroker) -> list[pb.Lease]:
 
 
 def calls_under_way(simulator: RunningSimulator) -> int:
-    """How many page calls the simulator has not answered yet."""
+    """Number of page calls without an answer from the simulator so far."""
     return sum(call["path"] == "/deal" and call["status"] is None for call in simulator.calls())
 
 
@@ -128,7 +128,7 @@ def test_another_fetcher_finishes_the_page_of_a_killed_one(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """A fetcher killed in mid-call loses its claim, and the page is read by another."""
+    """A fetcher killed in mid-call loses its claim, and another reads the page."""
     simulator = start_simulator(rate=60, deals=400, cache_seconds=0)
     broker = start_broker(simulator.base_url, simulator.api_key, broker_lease_ttl_ms=2_000)
     fleet = Fleet(

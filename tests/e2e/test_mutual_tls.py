@@ -1,4 +1,4 @@
-"""A whole stack with mutual TLS, from the certificates of our own script to deals in Postgres."""
+"""A whole stack with mutual TLS, from the script's certificates to deals in Postgres."""
 
 import os
 import shutil
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(
 
 
 def make_certificates(folder: Path) -> None:
-    """Run the script, once more if *folder* has certificates already."""
+    """Runs the script; a second run renews the certificates in *folder*."""
     subprocess.run([SCRIPT, folder], check=True, capture_output=True, timeout=30)
 
 
 def server_settings(folder: Path) -> dict[str, object]:
-    """What the broker is given."""
+    """The broker's settings."""
     return {
         "broker_tls_cert_file": folder / "broker.crt",
         "broker_tls_key_file": folder / "broker.key",
@@ -40,7 +40,7 @@ def server_settings(folder: Path) -> dict[str, object]:
 
 
 def client_settings(folder: Path, name: str) -> dict[str, object]:
-    """What a client is given that is called *name*."""
+    """The settings of the client *name*."""
     return {
         "broker_tls_ca_file": folder / "ca.crt",
         "broker_tls_client_cert_file": folder / f"{name}.crt",
@@ -63,7 +63,7 @@ def operate(command: str, name: str, folder: Path, address: str) -> tuple[int, s
 
 
 def has_read(stack: Program, pages: int) -> bool:
-    """Whether the fetchers have said so often that they read a page."""
+    """Whether the fetchers have logged so many pages."""
     return stack.output().count("page read") >= pages
 
 
@@ -73,7 +73,7 @@ def test_a_stack_with_mutual_tls_collects_deals(
     empty_database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Before and after all certificates are renewed; each role does its own work."""
+    """Fetchers, operator and viewer work before and after the certificates are renewed."""
     folder = tmp_path / "certificates"
     make_certificates(folder)
     simulator = start_simulator(
@@ -103,20 +103,20 @@ def test_a_stack_with_mutual_tls_collects_deals(
     }
     wait_until(lambda: has_read(stack, 3), "pages read after the renewal")
     stack.stop()
-    said = stack.output()
+    output = stack.output()
     keys = [line for path in folder.glob("*.key") for line in path.read_text().splitlines()[1:-1]]
 
-    assert stack.returncode == 0, said
+    assert stack.returncode == 0, output
     assert stored_deals(empty_database_url) == simulator.served_deals() != {}
     assert all(before[path] != path.read_bytes() for path in before if path.stem != "ca")
     assert [code for code, _ in done["operator"]] == [0, 0]
     assert [code for code, _ in done["viewer"]] == [0, 1]
     assert "viewers has the role viewer, but SyncBucket needs operator" in done["viewer"][1][1]
-    assert [line for line in keys if line in said] == []
+    assert [line for line in keys if line in output] == []
 
 
-def test_a_stack_says_at_once_what_is_wrong_with_its_certificates(tmp_path: Path) -> None:
-    """One line that names the setting, and exit code 2; nothing was started."""
+def test_a_stack_names_a_wrong_certificate_at_once(tmp_path: Path) -> None:
+    """One line names the setting, the exit code is 2, and nothing starts."""
     done = subprocess.run(
         [sys.executable, "-m", "deploy.local"],
         env=environment(

@@ -1,4 +1,4 @@
-"""A running broker explains itself to tools that know nothing of it."""
+"""A running broker describes its services to tools without the contract."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ LIST = "list"
 
 
 def readme_commands() -> list[tuple[str, str]]:
-    """What the README of the contract asks grpcurl: the symbol, and the data that goes with it."""
+    """The grpcurl calls in the README of the contract: symbol and data of each."""
     found = []
     for line in README.read_text(encoding="utf-8").splitlines():
         if line.startswith("grpcurl -plaintext "):
@@ -35,7 +35,7 @@ def readme_commands() -> list[tuple[str, str]]:
 
 
 def buf_curl(broker: RunningBroker, symbol: str, data: str) -> Any:
-    """What `buf curl`, grpcurl's like, is told through reflection; of a stream the beginning."""
+    """The reply to `buf curl`, an equal of grpcurl; of a stream, the first message."""
     buf = shutil.which("buf", path=str(Path(sys.executable).parent))
     assert buf is not None
     command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
@@ -48,7 +48,7 @@ def buf_curl(broker: RunningBroker, symbol: str, data: str) -> Any:
         text = ""
         for line in process.stdout:
             text += line
-            # Messages are laid out over many lines; this one ends the first.
+            # A message spans many lines; this line ends the first message.
             if line.rstrip() == "}":
                 break
         process.terminate()
@@ -64,7 +64,7 @@ def starving_broker(start_simulator: StartSimulator, start_broker: StartBroker) 
 
 @pytest.fixture
 def waiting(starving_broker: RunningBroker) -> Iterator[str]:
-    """The name of somebody who waits for the broker's tokens."""
+    """The name of a holder that waits for tokens."""
 
     def wait() -> None:
         with pytest.raises(WaitCancelledError), client.lease("deal", tokens_per_unit=5):

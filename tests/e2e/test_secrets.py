@@ -1,4 +1,4 @@
-"""Whatever a full run puts out, in good times and bad: neither key nor password is in it."""
+"""No output of a full run, with or without failures, holds a key or a password."""
 
 import json
 import subprocess
@@ -26,13 +26,13 @@ from tests.fix_certificates import table
 from tests.fix_simulator import StartSimulator
 from tests.waiting import wait_until
 
-# Each with a core that stands in no other text and that no quoting changes, and with
-# characters that URLs, JSON and SQL write differently.
+# Each has a core that no other text contains and no quoting changes, and characters that
+# URLs, JSON and SQL write differently.
 KEY_CORE, PASSWORD_CORE = "k3ycore0123456789abcdef", "passwordcore4711"
 KEY, PASSWORD = f'/{KEY_CORE}+"\\=', f'"{PASSWORD_CORE}@/ \\é'
 OTHER_KEY = f"{KEY}other"
 TOKEN_CORE = "tokencore0815"
-# Each with the words by which a log tells of it.
+# Each fault with its words in a log.
 FAULTS = {
     "error:status=503,path=/deal,count=2": "HTTP 503",
     "reset:path=/deal,count=1": "the connection broke",
@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 def pages(*urls: str) -> Iterator[tuple[str, str]]:
-    """What each URL serves, be it an error."""
+    """The body of each URL, also of an error."""
     for url in urls:
         try:
             with urlopen(url, timeout=10) as reply:
@@ -59,7 +59,7 @@ def pages(*urls: str) -> Iterator[tuple[str, str]]:
 
 
 def printed(module: str, arguments: str, **settings: object) -> tuple[str, str]:
-    """A command, and everything that it prints."""
+    """The output of a command."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments.split()],
         env=environment(**settings),
@@ -73,11 +73,11 @@ def printed(module: str, arguments: str, **settings: object) -> tuple[str, str]:
 
 
 def command_outputs(wrong: Path, **settings: object) -> Iterator[tuple[str, str]]:
-    """What every command prints, and what those print that can't work, or have a *wrong* token."""
+    """The output of every command, also of failing ones and those with a *wrong* token."""
     password = quote(PASSWORD, safe="")
     away = f"postgresql://postgres:{password}@127.0.0.1:{free_port()}/deals"
     with ThreadPoolExecutor(4) as pool:
-        # Those that can't work first: they wait for a while.
+        # The failing ones first, because they wait for a while.
         tasks = [
             pool.submit(printed, "fetcher", "doctor", **{**settings, "database_url": away}),
             pool.submit(
@@ -92,7 +92,7 @@ def command_outputs(wrong: Path, **settings: object) -> Iterator[tuple[str, str]
             for command in commands
         ]
     yield from (task.result() for task in tasks)
-    # One after the other: what is paused would stay so.
+    # One after the other, because a pause must end in a resume.
     for command in ("pause", "resume"):
         yield printed("broker", f"{command} --output json", **settings)
 
@@ -110,7 +110,7 @@ def dump(database_url: str) -> str:
 
 
 def words_missing(programs: Iterable[Program]) -> set[str]:
-    """Faults that no log has told of yet."""
+    """Faults that no log contains yet."""
     logs = "".join(program.output() for program in programs)
     return {words for words in FAULTS.values() if words not in logs}
 
@@ -122,13 +122,13 @@ def test_no_output_of_a_full_run_holds_a_secret(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Logs, metrics, commands, spans and the database never tell key, password or token."""
+    """Logs, metrics, commands, spans and the database never hold key, password or token."""
     token, wrong = tmp_path / "token", tmp_path / "wrong-token"
     token.write_text(f"{TOKEN_CORE}-fetcher\n")
     wrong.write_text(f"{TOKEN_CORE}-nobody\n")
     identities = tmp_path / "identities.toml"
     identities.write_text(table("fetchers", "fetcher", token=token.read_text()))
-    # So few tokens at first that the broker has to ask for more.
+    # So few tokens at first that fetchers must wait.
     simulator = start_simulator(
         api_key=KEY, initial_tokens=6, rate=200, tick_seconds=1, deals=300, cache_seconds=1
     )
@@ -181,7 +181,7 @@ def test_no_output_of_a_full_run_holds_a_secret(
 
 
 def test_a_line_is_blanked_however_a_secret_is_written() -> None:
-    """Should a library log a secret after all, plain, quoted or in JSON, it does not show."""
+    """The log blanks a secret that a library logs, plain, quoted or in JSON."""
     redaction = Renderer(JSONRenderer(), [KEY, PASSWORD])
     written = [form(secret) for secret in (KEY, PASSWORD) for form in (str, quote, quote_plus)]
     line = redaction(None, "info", {"event": " ".join(written), "more": {"key": KEY}})

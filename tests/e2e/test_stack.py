@@ -1,4 +1,4 @@
-"""The whole stack by one command: what it does, how it ends, what it says when it can't."""
+"""The whole stack by one command: its work, its end, its errors."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.fix_simulator import StartSimulator
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-# Looks like no other text, so that finding it in an output means a leak.
+# Unlike any other text, so finding it in an output means a leak.
 KEY = "k3y" + "fedcba9876543210" * 4
 ANY_PORTS = {"broker_listen": "127.0.0.1:0", "broker_http_listen": "127.0.0.1:0"}
 QUERIES = {"queries": ROOT / "deploy" / "queries"}
@@ -28,14 +28,14 @@ QUERIES = {"queries": ROOT / "deploy" / "queries"}
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A folder that every account of the machine can enter, as Postgres under root needs."""
+    """A folder that every account can enter, which Postgres under root needs."""
     with tempfile.TemporaryDirectory(prefix="keepa-stack-") as name:
         Path(name).chmod(0o755)
         yield Path(name) / "data"
 
 
 def run_stack(folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Run the stack to its end."""
+    """Runs the stack to its end."""
     given = environment(**{**ANY_PORTS, **QUERIES, "data_dir": folder / "data", **settings})
     return subprocess.run(
         [sys.executable, "-m", "deploy.local"],
@@ -49,7 +49,7 @@ def run_stack(folder: Path, **settings: object) -> subprocess.CompletedProcess[s
 
 
 def descendants(pid: int) -> set[int]:
-    """The process and all that it started, directly or not."""
+    """The process and all its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -64,7 +64,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def living(pids: set[int]) -> set[int]:
-    """Those of *pids* that run; one that nobody has reaped yet doesn't."""
+    """Those of *pids* that run; a zombie doesn't."""
     alive = set()
     for pid in pids:
         try:
@@ -77,7 +77,7 @@ def living(pids: set[int]) -> set[int]:
 
 
 def has_deals(stack: Program) -> bool:
-    """Whether the stack said that it read a page."""
+    """Whether the stack has shown a page that was read."""
     return "page read" in stack.output()
 
 
@@ -115,7 +115,7 @@ def test_a_timed_run_stores_exactly_what_was_served(
 def test_a_dead_proxy_does_not_stand_before_the_parts_of_this_machine(
     start_simulator: StartSimulator, empty_database_url: str, tmp_path: Path
 ) -> None:
-    """Calls to the broker and to the simulator pass it by."""
+    """Calls to the broker and to the simulator bypass the proxy."""
     simulator = start_simulator(api_key=KEY, rate=20, initial_tokens=100, tick_seconds=1)
     dead = f"http://127.0.0.1:{free_port()}"
     done = run_stack(
@@ -138,7 +138,7 @@ def test_a_dead_proxy_does_not_stand_before_the_parts_of_this_machine(
 def test_nothing_survives_a_stack_that_is_killed(
     start_program: StartProgram, data_dir: Path
 ) -> None:
-    """SIGKILL of the parent takes the simulator, Postgres, broker and fetchers along."""
+    """SIGKILL of the parent ends the simulator, Postgres, broker and fetchers."""
     stack = start_program("deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir)
     wait_until(lambda: has_deals(stack) or not stack.running, "the first page")
     family = descendants(stack.pid)
@@ -153,7 +153,7 @@ def test_nothing_survives_a_stack_that_is_killed(
 def test_an_interrupt_ends_everything_in_order_and_the_data_stays(
     start_program: StartProgram, data_dir: Path
 ) -> None:
-    """Ctrl-C ends with a summary and exit code 0; the next run finds the deals again."""
+    """Ctrl-C ends with a summary and exit code 0; the next run has the deals still."""
     first = start_program("deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir, fetchers=1)
     wait_until(lambda: has_deals(first) or not first.running, "the first page")
     family = descendants(first.pid)
@@ -178,7 +178,7 @@ def test_an_interrupt_ends_everything_in_order_and_the_data_stays(
 def test_a_killed_broker_or_fetcher_is_started_again(
     start_program: StartProgram, database_url: str, data_dir: Path
 ) -> None:
-    """The stack notices who ended, says so, and goes on collecting."""
+    """The stack reports and restarts them, and goes on collecting."""
     stack = start_program(
         "deploy.local",
         **ANY_PORTS,
@@ -221,7 +221,7 @@ def test_a_killed_broker_or_fetcher_is_started_again(
 def test_a_wrong_setting_is_named_in_one_line(
     settings: dict[str, str], exit_code: int, complaint: str, tmp_path: Path
 ) -> None:
-    """A setting that can't be used is named, and nothing is started."""
+    """The error names an unusable setting, and nothing starts."""
     done = run_stack(tmp_path, **settings)
 
     assert done.returncode == exit_code
@@ -232,7 +232,7 @@ def test_a_wrong_setting_is_named_in_one_line(
 
 
 def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
-    """Whoever has the port is left alone, and the line says what to change."""
+    """The line names the setting of the port; the other server stays untouched."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -245,7 +245,7 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_down_is_named_without_its_password(tmp_path: Path) -> None:
-    """The stack ends with one line that says which setting leads nowhere."""
+    """The stack ends with one line that names the wrong setting."""
     url = f"postgresql://deals:hush-hush@127.0.0.1:{free_port()}/deals"
     done = run_stack(tmp_path, database_url=url)
 
@@ -256,10 +256,10 @@ def test_a_database_that_is_down_is_named_without_its_password(tmp_path: Path) -
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_key_that_keepa_does_not_know_ends_the_stack(
+def test_a_key_that_keepa_refuses_ends_the_stack(
     start_simulator: StartSimulator, database_url: str, tmp_path: Path
 ) -> None:
-    """No try mends a wrong key, so the stack says so and ends."""
+    """No retry mends a wrong key, so the stack names it and ends."""
     simulator = start_simulator()
     done = run_stack(
         tmp_path, keepa_base_url=simulator.base_url, keepa_api_key=KEY, database_url=database_url
@@ -275,7 +275,7 @@ def test_a_key_that_keepa_does_not_know_ends_the_stack(
 def test_an_unreachable_keepa_is_asked_again_without_a_flood(
     database_url: str, tmp_path: Path
 ) -> None:
-    """Keepa may come back: one line says that it is away, and the stack waits for it."""
+    """The stack reports the outage in one line and waits, because Keepa may come back."""
     done = run_stack(
         tmp_path,
         keepa_base_url=f"http://127.0.0.1:{free_port()}",

@@ -32,7 +32,7 @@ from tests.fix_simulator import StartSimulator
 from tests.waiting import wait_until
 
 SERVICE = "tokenbroker.v1.TokenBrokerService"
-# Each step of a page, and the step within which it happens.
+# Each step of a page, and its parent step.
 PARENTS = {
     ("dealfetcher", "page"): None,
     ("dealfetcher", "wait"): "page",
@@ -58,7 +58,7 @@ def parents(trace: list[ReceivedSpan]) -> dict[tuple[str, str], str | None]:
 
 
 def lines(program: Program, event: str) -> list[dict[str, object]]:
-    """The log lines of *program* that tell of *event*."""
+    """The log lines of *program* about *event*."""
     found = (json.loads(line) for line in program.output().splitlines() if line.startswith("{"))
     return [line for line in found if line["event"] == event]
 
@@ -110,7 +110,7 @@ def test_a_page_is_one_trace(
 
 
 def end_after_a_span(protocol: OtlpProtocol | None, endpoint: str) -> float:
-    """Have a process make one span and end; returns how long the end took, in seconds."""
+    """Runs a process that makes one span; returns the seconds that its end took."""
     program = (
         "import sys, time\n"
         "from opentelemetry import trace\n"
@@ -143,14 +143,14 @@ class GrpcCollector(TraceServiceServicer):
     def Export(  # noqa: N802 - gRPC's name
         self, request: ExportTraceServiceRequest, _context: grpc.ServicerContext
     ) -> ExportTraceServiceResponse:
-        """Keep their names."""
+        """Keeps their names."""
         groups = (scope.spans for one in request.resource_spans for scope in one.scope_spans)
         self.names += [span.name for spans in groups for span in spans]
         return ExportTraceServiceResponse()
 
 
 def test_spans_travel_by_grpc_too() -> None:
-    """OTEL_EXPORTER_OTLP_PROTOCOL=grpc is served as well; nothing is lost at the end."""
+    """OTEL_EXPORTER_OTLP_PROTOCOL=grpc works as well; no span is lost at the end."""
     collector, server = GrpcCollector(), grpc.server(ThreadPoolExecutor(1))
     add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # theirs
     port = server.add_insecure_port("127.0.0.1:0")
@@ -162,7 +162,7 @@ def test_spans_travel_by_grpc_too() -> None:
 
 
 def test_a_collector_that_is_away_holds_nothing_up() -> None:
-    """Spans that nobody takes delay the end by a second at most."""
+    """Spans without a collector delay the end by a second at most."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         took_s = end_after_a_span("http/protobuf", endpoint)
@@ -171,7 +171,7 @@ def test_a_collector_that_is_away_holds_nothing_up() -> None:
 
 
 def test_nothing_is_loaded_without_a_collector() -> None:
-    """Who doesn't trace doesn't even load OpenTelemetry's SDK."""
+    """A process without tracing doesn't load OpenTelemetry's SDK."""
     assert end_after_a_span(None, "") < FLUSH_S
 
 
@@ -207,16 +207,16 @@ def test_the_standard_variables_decide(
     assert TracingSettings.load().protocol == protocol
 
 
-def test_a_collector_that_is_away_is_not_told_of_at_every_attempt() -> None:
-    """The exporter is heard at once and then every five minutes; others always."""
+def test_a_collector_that_is_away_is_not_logged_at_every_attempt() -> None:
+    """The exporter's lines pass at once and then every five minutes; others always."""
     seldom = Seldom()
 
-    def heard(name: str, at_s: float) -> bool:
+    def passes(name: str, at_s: float) -> bool:
         record = logging.makeLogRecord({"name": name, "created": at_s})
         return bool(seldom.filter(record))
 
-    exporter = [heard("opentelemetry.exporter.otlp", at_s) for at_s in (0, 1, 299, 300, 301, 600)]
-    ours = [heard("fetcher.work.worker", at_s) for at_s in (0, 1)]
+    exporter = [passes("opentelemetry.exporter.otlp", at_s) for at_s in (0, 1, 299, 300, 301, 600)]
+    ours = [passes("fetcher.work.worker", at_s) for at_s in (0, 1)]
 
     assert exporter == [True, False, False, True, False, True]
     assert ours == [True, True]

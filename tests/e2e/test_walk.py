@@ -1,6 +1,6 @@
 """Every command in every broken state: one clear line, an exit code, no secret, no traceback.
 
-The commands are taken from the applications themselves, so a new one walks along.
+The applications list their commands, so the walk includes new ones.
 """
 
 import tempfile
@@ -18,10 +18,10 @@ from deploy.local.postgres import PostgresServer
 from tests.e2e.walk import Ending, Step, leaves, walk
 from tests.fix_fetcher import StartWorld, World
 
-# These go on until they are stopped, so each gets a process of its own.
+# These run until they are stopped, so each gets a process of its own.
 LASTING = {"run", "metrics", "serve"}
 
-# States of the database that differ to a process that waits, and those to one that measures.
+# States of the database that matter to `run`, and those that matter to `metrics`.
 OUTLIVED = ("no server", "wrong password", "no rights", "no tables", "read-only", "SQL_ASCII")
 MEASURED = ("no server", "no tables", "SQL_ASCII")
 
@@ -32,11 +32,11 @@ LATIN1 = "KEEPA_API_KEY=Schlüssel".encode("latin-1")
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """What is wrong, and a word of the remedy that each affected command must name.
+    """A broken state, and a word of the remedy that each affected command must name.
 
     Attributes:
         all_fail: Whether each command that uses the broken part fails; a read-only
-            database still answers those that read.
+            database still serves those that read.
     """
 
     settings: Mapping[str, object]
@@ -46,14 +46,14 @@ class Broken:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """An empty folder to run in: no `.env` is read by accident."""
+    """An empty working folder, so no command reads a stray `.env`."""
     with tempfile.TemporaryDirectory(prefix="walk-") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def world(start_world: StartWorld) -> World:
-    """Everything that is not broken."""
+    """The settings of a world without faults."""
     world = start_world()
     world.write_query("used")
     return world
@@ -109,12 +109,12 @@ def databases(postgres_server: PostgresServer, database_url: str) -> Iterator[di
 
 
 def make_url(database_url: str, user: str) -> str:
-    """*database_url* for another *user*, with a password perhaps."""
+    """*database_url* for another *user*, optionally with a password."""
     return database_url.replace("//postgres@", f"//{user}@")
 
 
 class asking_for_passwords:  # noqa: N801 - reads as what it does
-    """While entered, the server asks *role* for its password; it trusts all others."""
+    """In the block, the server requires a password of *role*; it trusts all others."""
 
     def __init__(self, server: PostgresServer, role: str) -> None:
         self._server, self._role = server, role
@@ -134,7 +134,7 @@ class asking_for_passwords:  # noqa: N801 - reads as what it does
 
 
 def unreadable(folder: Path) -> dict[str, Broken]:
-    """A file of each setting that is missing, or no text."""
+    """Settings that name a missing file, or a file that is no text."""
     missing, binary = folder / "missing", folder / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     return {
@@ -166,7 +166,7 @@ def fetcher_commands() -> list[list[str]]:
 def walk_fetcher(
     states: Mapping[str, tuple[Path, Mapping[str, object]]],
 ) -> dict[str, dict[str, Ending]]:
-    """How each `dealfetcher` command ends in each state; migrations come last."""
+    """The ending of each `dealfetcher` command in each state; migrations come last."""
     commands = fetcher_commands()
     others = [words for words in commands if words != ["migrate"]]
     endings: dict[str, dict[str, Ending]] = {state: {} for state in states}
@@ -183,7 +183,7 @@ def walk_fetcher(
 
 
 def faults_of(endings: Mapping[str, Ending]) -> list[str]:
-    """What no command may do."""
+    """Forbidden behaviour in *endings*."""
     return [
         f"{name}: {fault}" for name, ending in endings.items() for fault in ending.faults(SECRETS)
     ]
@@ -201,7 +201,7 @@ def flat(endings: Mapping[str, Mapping[str, Ending]]) -> dict[str, Ending]:
 def test_commands_without_a_usable_database(
     world: World, databases: dict[str, Broken], folder: Path
 ) -> None:
-    """Each one that needs Postgres names the remedy, and so does doctor."""
+    """Each command that needs Postgres names the remedy, and so does doctor."""
     endings = walk_fetcher(
         {state: (folder, world.settings(**broken.settings)) for state, broken in databases.items()}
     )
@@ -224,7 +224,7 @@ def test_commands_without_a_usable_database(
 
 
 def test_commands_without_a_broker_a_key_or_readable_files(world: World, folder: Path) -> None:
-    """At least one command needs each of them; whichever fails names the setting."""
+    """Each one that fails names the setting; each part has a command that needs it."""
     folder_with_env = folder / "env"
     folder_with_env.mkdir()
     (folder_with_env / ".env").write_bytes(LATIN1)
@@ -258,10 +258,10 @@ def test_commands_without_a_broker_a_key_or_readable_files(world: World, folder:
     assert all(".env" in ending.stderr for ending in endings["no .env"].values())
 
 
-def test_what_lasts_waits_in_a_clear_line_and_stops_when_told(
+def test_lasting_commands_wait_in_a_clear_line_and_stop_on_a_signal(
     world: World, databases: dict[str, Broken], folder: Path
 ) -> None:
-    """`run` and `metrics` outlive a broken database; whatever they can't wait for ends them."""
+    """`run` and `metrics` outlive a broken database; a permanent fault ends them."""
     states = {
         **{state: databases[state] for state in OUTLIVED},
         "no broker": Broken({"broker_address": f"127.0.0.1:{free_port()}"}, "no broker answers"),
@@ -295,7 +295,7 @@ def test_what_lasts_waits_in_a_clear_line_and_stops_when_told(
 
 
 def test_the_brokers_commands(world: World, folder: Path) -> None:
-    """Without a broker, with files that can't be used, or addresses that are none."""
+    """Commands without a broker, with unusable files, or with malformed addresses."""
     missing = folder / "missing"
     address = {"broker_address": world.broker.address}
     states = {
@@ -324,8 +324,8 @@ def test_the_brokers_commands(world: World, folder: Path) -> None:
     assert silent == []
 
 
-def test_a_broker_that_can_not_serve_names_the_setting(world: World, folder: Path) -> None:
-    """Each setting that names a file, and each address."""
+def test_a_broker_that_can_not_serve_names_its_setting(world: World, folder: Path) -> None:
+    """The broker names each wrong file and each wrong address by its setting."""
     missing, binary = folder / "missing", folder / "nothing"
     binary.write_bytes(b"\xff\xfe\x00")
     base = {
@@ -360,7 +360,7 @@ def test_a_broker_that_can_not_serve_names_the_setting(world: World, folder: Pat
 
 
 def test_the_simulators_commands(databases: dict[str, Broken], folder: Path) -> None:
-    """An audit without a simulator, a journal or a database; a server on a taken port."""
+    """The audit needs simulator or journal and a database; a server needs a free port."""
     nowhere = f"127.0.0.1:{free_port()}"
     journal, binary = folder / "journal.jsonl", folder / "noise"
     journal.write_text("")

@@ -1,7 +1,7 @@
 """Walks commands through a broken world, many in one process.
 
-A start of Python for each command in each state would take minutes. `walk` hands the
-steps to a few processes of this module, and each of those runs them one after the other.
+A start of Python for each command in each state would take minutes. `walk` divides the
+steps among a few processes of this module, and each of those runs its part in order.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ import typer
 
 from tests.fix_broker import environment
 
-# What an argument without a default is given; a new one has to be added here.
+# Values of arguments without a default; a new argument needs one here.
 ARGUMENTS: Mapping[str, str] = {"asin": "B0D8W1YVBX"}
 DEADLINE_S = 60
 TOO_LATE = -1
-# For all steps of one process, on a busy machine.
+# For all steps of one process on a busy machine.
 WALK_TIMEOUT_S = 300
 
 
 class TooLateError(BaseException):
-    """A command did not end in time; no handler of its own catches this."""
+    """A command did not end in time; none of its handlers catches this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a command ended.
+    """The ending of a command.
 
     Attributes:
-        text: What it wrote to stderr, and behind it what it wrote to stdout.
+        text: Its output: stderr, then stdout.
     """
 
     command: str
@@ -55,11 +55,11 @@ class Ending:
 
     @property
     def text(self) -> str:
-        """All that it wrote."""
+        """All of its output."""
         return self.stderr + self.stdout
 
     def faults(self, secrets: Mapping[str, str]) -> Iterator[str]:
-        """What no command may do, whatever is wrong around it."""
+        """Forbidden behaviour, which no broken state excuses."""
         if "Traceback" in self.text:
             yield f"{self.command}: a traceback: {self.text[-2000:]}"
         if self.code not in {0, 1, 2}:
@@ -82,7 +82,7 @@ def _leaves(command: Any, words: list[str]) -> Iterator[list[str]]:
     children = getattr(command, "commands", {})
     for name, child in children.items():
         yield from _leaves(child, [*words, name])
-    # A group that works without a subcommand is a command too, but not the program itself.
+    # A group that runs without a subcommand is a command too, except the program itself.
     if not children or (command.invoke_without_command and words):
         params = (param for param in command.params if param.param_type_name == "argument")
         required = [param.name for param in params if param.required]
@@ -94,8 +94,8 @@ class Step:
     """One command in one state.
 
     Attributes:
-        module: Whose `main` is called.
-        until: For a command that lasts: once it has written this, it is told to stop.
+        module: The module of the command's `main`.
+        until: For a command that lasts: the output after which it gets SIGTERM.
     """
 
     module: str
@@ -106,7 +106,7 @@ class Step:
 
 
 def walk(steps: Mapping[str, Step], *, processes: int = 3) -> dict[str, Ending]:
-    """How each step ended, by its name."""
+    """The ending of each step, by its name."""
     names = list(steps)
     with ThreadPoolExecutor(processes) as pool:
         parts = [names[start::processes] for start in range(processes)]
@@ -131,7 +131,7 @@ def _walk_part(steps: Mapping[str, Step]) -> dict[str, Ending]:
 
 
 def run_step(step: Step) -> Ending:
-    """Run a command in this process as its own process would."""
+    """Runs a command in this process as its own process would."""
     main = import_module(step.module).main
     stdout, stderr = io.StringIO(), io.StringIO()
     started_s = time.monotonic()
@@ -190,5 +190,5 @@ if __name__ == "__main__":
     ends = {name: asdict(run_step(step)) for name, step in given.items()}
     sys.stdout.write("\n" + json.dumps(ends) + "\n")
     sys.stdout.flush()
-    # Threads of commands that were cut off must not hold the process.
+    # Threads of interrupted commands must not keep the process alive.
     os._exit(0)

@@ -24,7 +24,7 @@ def test_schedule_starts_ends_and_comes_back() -> None:
 
 
 def test_count_ends_a_fault() -> None:
-    """A fault with a count of three has three effects."""
+    """A fault with a count of two has two effects."""
     plan = faults("throttle:count=2")
     hits = [plan.on_call("/deal", 0).throttled for _ in range(4)]
 
