@@ -79,8 +79,8 @@ class Stack:
         self._shown_s = self._began_s
         self._postgres: PostgresServer | None = None
         self._simulator: Program | None = None
-        self._broker = Crew(screen.say)
-        self._fetchers = Crew(screen.say)
+        self._broker = Crew(screen.note)
+        self._fetchers = Crew(screen.note)
         self._surveyor: Surveyor | None = None
         self._totals = RunTotals()
         self._stop_signals = 0

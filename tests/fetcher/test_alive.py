@@ -36,6 +36,6 @@ def test_a_fetcher_that_does_not_work_is_not_alive(
     recently = start_program("fetcher", "alive", database_url=database_url).wait(ENDED_S)
 
     assert code == 1
-    assert f"fetcher {holder} has not worked for " in alive.last_words
-    assert alive.last_words.endswith("stuck: scans: claiming")
+    assert f"fetcher {holder} has not worked for " in alive.last_message
+    assert alive.last_message.endswith("stuck: scans: claiming")
     assert recently == 0

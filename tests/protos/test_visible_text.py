@@ -115,8 +115,8 @@ def test_the_screen_of_the_stack_shows_codes(capsys: pytest.CaptureFixture[str])
     """A program's line comes out of a log, where JSON had escaped it."""
     screen = Screen()
     text = HOSTILE.replace("\ud800", "")
-    screen.tell("fetcher-1", LogLine.parse(json.dumps({"event": text, "title": text})))
-    screen.tell("fetcher-1", LogLine.parse(text))
+    screen.show_line("fetcher-1", LogLine.parse(json.dumps({"event": text, "title": text})))
+    screen.show_line("fetcher-1", LogLine.parse(text))
     screen.fail(text)
     printed = capsys.readouterr()
 

@@ -29,7 +29,7 @@ def test_an_unknown_key_ends_the_fetcher(start_world: StartWorld) -> None:
     code = fetcher.wait(90)
 
     assert code == 1
-    assert "KEEPA_API_KEY" in fetcher.last_words
+    assert "KEEPA_API_KEY" in fetcher.last_message
     assert "another-key-of-somebody" not in fetcher.output()
     assert_no_traceback(fetcher)
 
@@ -83,8 +83,8 @@ def test_a_missing_key_is_named_with_its_remedy(
     code = fetcher.wait(90)
 
     assert code == 2
-    assert "KEEPA_API_KEY" in fetcher.last_words
-    assert ".env" in fetcher.last_words
+    assert "KEEPA_API_KEY" in fetcher.last_message
+    assert ".env" in fetcher.last_message
 
 
 def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
@@ -96,7 +96,7 @@ def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
     code = fetcher.wait(90)
 
     assert code == 1
-    assert "402" in fetcher.last_words
+    assert "402" in fetcher.last_message
     assert world.rows("SELECT state, attempts FROM scan_pages") == [("ready", 0)]
     assert_no_traceback(fetcher)
 
