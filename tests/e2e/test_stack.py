@@ -90,7 +90,7 @@ def test_a_timed_run_stores_exactly_what_was_served(
     )
     done = run_stack(
         tmp_path,
-        run_seconds=12,
+        run_seconds=20,
         keepa_base_url=simulator.base_url,
         keepa_api_key=KEY,
         database_url=empty_database_url,

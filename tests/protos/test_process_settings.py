@@ -31,7 +31,13 @@ def complaint(settings: type[ServeSettings | Settings]) -> str:
     [
         (None, "KEEPA_API_KEY_FILE: can't read {path}: No such file or directory"),
         (b"\n", "KEEPA_API_KEY_FILE: {path} is empty: put the key in it"),
-        (b"\xff\xfe", "KEEPA_API_KEY_FILE: can't read {path}: not a text file"),
+        (
+            b"\xff\xfe",
+            (
+                "KEEPA_API_KEY_FILE: can't read {path}: it is UTF-16, which Windows calls Unicode,"
+                " not UTF-8: save it as UTF-8"
+            ),
+        ),
         (b"two words", "KEEPA_API_KEY holds blanks or odd characters: copy it again"),
     ],
 )
