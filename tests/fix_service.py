@@ -38,9 +38,11 @@ class ServedBroker:
 
 
 @asynccontextmanager
-async def running(simulator: RunningSimulator, *, key: str = "") -> AsyncIterator[ServedBroker]:
+async def running(
+    simulator: RunningSimulator, *, key: str = "", config: AllocatorConfig | None = None
+) -> AsyncIterator[ServedBroker]:
     """Serve the account of *simulator*, or of *key* there, until the context ends."""
-    config = AllocatorConfig(recovery_grace_ms=0)
+    config = config or AllocatorConfig(recovery_grace_ms=0)
     allocator = Allocator(config, epoch=7, started_ms=BrokerRuntime.now_ms())
     keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))
     runtime = BrokerRuntime(allocator, keepa)

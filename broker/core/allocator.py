@@ -12,7 +12,7 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Envelope, Observation, Source
@@ -23,6 +23,7 @@ from broker.core.errors import LeaseConflictError, LeaseEndedError
 from broker.core.events import Event
 from broker.core.evidence import UNPROBED_TICKS_MAX, Doubts
 from broker.core.forecast import CallTimes, foresee
+from broker.core.holds import Holds
 from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settled, Settlement
 from broker.core.ledger import LEASE_AGE_MS_MAX, ROUNDING_TOKENS, Ledger
 from broker.core.limits import DEFAULT_LIMITS, Limits
@@ -62,22 +63,32 @@ class AllocatorConfig:
     limits: Limits = DEFAULT_LIMITS
 
 
+class Claim(NamedTuple):
+    """What a settle reports that a call of *caller* has cost."""
+
+    operation: str
+    units: int
+    cost_tokens: int
+    caller: str
+
+
 class Allocator:
     """The broker's whole logic, driven from outside."""
 
     def __init__(self, config: AllocatorConfig, *, epoch: int, started_ms: int) -> None:
         self.config = config
-        self.ledger = Ledger(epoch, config.lease_age_ms_max)
+        caller = config.limits.caller
+        self.ledger = Ledger(epoch, config.lease_age_ms_max, holds=Holds(caller))
         self.costs = CostBook()
-        self.waitlist = Waitlist()
+        self.waitlist = Waitlist(caller)
         self.budgets = BudgetBook(config.budgets)
         self.offers = Offers(
             self.ledger, self.costs, self.budgets, config.floor_tokens, config.debt_horizon_ms
         )
         self.probing = Probing()
         self.doubts = Doubts()
-        # Operation, units and cost of calls whose reports a probe has yet to decide on.
-        self._claims: list[tuple[str, int, int]] = []
+        # Costs in reports that a probe has yet to decide on.
+        self._claims: list[Claim] = []
         self.call_times = CallTimes()
         self.paused = False
         self.denials: dict[DenialReason, int] = dict.fromkeys(DenialReason, 0)
@@ -128,11 +139,12 @@ class Allocator:
 
     def _check_limits(self, waiting: Waiting) -> None:
         limits, holder, ledger = self.config.limits, waiting.request.holder, self.ledger
-        limits.check_waits(holder, self.waitlist)
-        limits.check_leases(holder, ledger)
+        limits.check_waits(holder, self.waitlist.waits_of(holder))
+        share = ledger.holds.share(holder)
+        limits.check_leases(holder, share.leases)
         if ledger.bucket.observation is not None:
             least_tokens = waiting.quote.least_tokens
-            limits.check_share(holder, least_tokens, ledger, ledger.bucket_tokens)
+            limits.check_share(holder, least_tokens, share.tokens, ledger.bucket_tokens)
 
     def cancel(self, lease_id: str, now_ms: int) -> None:
         """The client stopped waiting; a grant that never reached it is taken back."""
@@ -161,7 +173,8 @@ class Allocator:
         """Prolong a lease; see `Ledger.renew`."""
         self.ledger.expire(now_ms)
         if self.ledger.lease(renewal.lease_id) is None:
-            self.config.limits.check_leases(renewal.holder, self.ledger)
+            share = self.ledger.holds.share(renewal.holder)
+            self.config.limits.check_leases(renewal.holder, share.leases)
         lease = self.ledger.renew(renewal, now_ms)
         self._decide(now_ms)
         return lease
@@ -187,11 +200,12 @@ class Allocator:
             if lease.request is not None and not settled.late:
                 self.call_times.learn(now_ms - lease.granted_ms)
             if cost > 0:
-                price = settlement.operation, settlement.units, cost
+                caller = self.config.limits.caller(settlement.holder)
+                claim = Claim(settlement.operation, settlement.units, cost, caller)
                 if settled.doubt is None:
-                    self.costs.learn(*price, now_ms)
+                    self._learn(claim, now_ms)
                 elif len(self._claims) < CLAIMS_MAX:
-                    self._claims.append(price)
+                    self._claims.append(claim)
             self._correct(lease, cost - lease.tokens)
         self._decide(now_ms)
         return settled
@@ -254,8 +268,13 @@ class Allocator:
         """
         claims, self._claims = self._claims, []
         if self.ledger.drift.last_unexplained_tokens <= ROUNDING_TOKENS:
-            for operation, units, cost in claims:
-                self.costs.learn(operation, units, cost, now_ms)
+            for claim in claims:
+                self._learn(claim, now_ms)
+
+    def _learn(self, claim: Claim, now_ms: int) -> None:
+        self.costs.learn(
+            claim.operation, claim.units, claim.cost_tokens, now_ms, caller=claim.caller
+        )
 
     def probe_failed(self, now_ms: int) -> None:
         """Keepa gave no count; until it does, the projection must serve."""
@@ -420,7 +439,8 @@ class Allocator:
     def _share_room(self, waiting: Waiting) -> int:
         """Tokens that the caller may be granted within its share of a full bucket."""
         ledger, holder = self.ledger, waiting.request.holder
-        room = self.config.limits.room(holder, ledger, ledger.bucket_tokens)
+        held = ledger.holds.share(holder).tokens
+        room = self.config.limits.room(held, ledger.bucket_tokens)
         return waiting.quote.tokens if room is None else room
 
     def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:

@@ -114,24 +114,53 @@ class Band:
 
 
 class CostBook:
-    """Learned costs of every operation."""
+    """Learned costs of every operation that is in use."""
 
     def __init__(self) -> None:
+        # The operation learned of longest ago comes first.
         self._bands: dict[str, dict[int, Band]] = {}
+        # Of each caller, the operations that it was the first to use, ordered alike.
+        self._introduced: dict[str, dict[str, None]] = {}
+        self._introducers: dict[str, str] = {}
 
-    def learn(self, operation: str, units: int, tokens: int, now_ms: int) -> None:
-        """Remember that a call for *units* units cost *tokens*."""
+    def __len__(self) -> int:
+        return len(self._bands)
+
+    def learn(
+        self, operation: str, units: int, tokens: int, now_ms: int, *, caller: str = ""
+    ) -> None:
+        """Remember that a call of *caller* for *units* units cost *tokens*.
+
+        Beyond `OPERATIONS_MAX` the caller that introduced the most operations loses the
+        one that was learned of longest ago: made-up names push out none of others' costs.
+        """
         assert units > 0
         assert tokens >= 0
-        bands = self._bands.get(operation)
+        bands = self._bands.pop(operation, None)
         if bands is None:
             if len(self._bands) >= OPERATIONS_MAX:
-                del self._bands[next(iter(self._bands))]
-            bands = self._bands[operation] = {}
+                self._forget_one()
+            bands = {}
+            self._introducers[operation] = caller
+        self._bands[operation] = bands
+        introduced = self._introduced.setdefault(self._introducers[operation], {})
+        introduced.pop(operation, None)
+        introduced[operation] = None
         band = bands.get(units.bit_length())
         if band is None:
             band = bands[units.bit_length()] = Band()
         band.add(tokens / units, now_ms)
+
+    def _forget_one(self) -> None:
+        most = max(map(len, self._introduced.values()))
+        greediest = {name for name, of in self._introduced.items() if len(of) == most}
+        oldest = (name for name in self._bands if self._introducers[name] in greediest)
+        operation = next(oldest)
+        del self._bands[operation]
+        caller = self._introducers.pop(operation)
+        del self._introduced[caller][operation]
+        if not self._introduced[caller]:
+            del self._introduced[caller]
 
     def estimate(self, operation: str, units: int, prior: float) -> int:
         """Tokens to reserve for a call for *units* units; at least 1.

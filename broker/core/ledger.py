@@ -1,6 +1,7 @@
 """The token ledger: leases over the bucket.
 
-Rule 1: every change to balance, leases and holds lives in this file.
+Rule 1: every change to balance and leases starts in this file; the sums of what is held
+        are kept by holds.py.
 Rule 2: no I/O, no await, no logging and no clock; callers pass now_ms.
 Rule 3: reserved is everything that the current observation does not certainly
         include. It may err low by what is in flight; it never errs high.
@@ -29,6 +30,7 @@ from broker.core.errors import (
 )
 from broker.core.events import Event, EventKind
 from broker.core.evidence import Doubt, doubt_of
+from broker.core.holds import Holds
 from broker.core.leases import (
     Ended,
     Lease,
@@ -39,7 +41,6 @@ from broker.core.leases import (
     Settled,
     Settlement,
 )
-from broker.core.settled_calls import SettledCalls
 from broker.core.totals import Totals
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
@@ -69,16 +70,9 @@ class Ledger:
     bucket: Bucket = field(default_factory=Bucket)
     drift: Drift = field(default_factory=Drift)
     totals: Totals = field(default_factory=Totals)
-    reserved: int = 0
-    open_leases: int = 0
+    holds: Holds = field(default_factory=Holds)
     # What has happened since the events were taken last.
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
-    # Open and lapsed, in the order of their grants.
-    _leases: dict[str, Lease] = field(default_factory=dict)
-    _lapsed: dict[str, Lease] = field(default_factory=dict)
-    # Open leases whose calls may cost more than they hold.
-    _risky: dict[str, Lease] = field(default_factory=dict)
-    _settled: SettledCalls = field(default_factory=SettledCalls)
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -89,22 +83,26 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Lease]:
         """All holds: open and lapsed leases, then settled but uncertain calls."""
-        yield from self._leases.values()
-        yield from self._settled.uncertain.values()
+        return iter(self.holds)
 
     @property
-    def holds_leases(self) -> bool:
-        """Whether a call may be under way: a lease is open, or lapsed without a settle."""
-        return bool(self._leases)
+    def reserved(self) -> int:
+        """Tokens of all holds."""
+        return self.holds.reserved
+
+    @property
+    def open_leases(self) -> int:
+        """Leases that are open."""
+        return self.holds.open_leases
 
     @property
     def uncertain_tokens(self) -> int:
         """Costs that the headroom lacks although Keepa's count probably includes them."""
-        return 0 if self.rests_on_probe else self._settled.uncertain_tokens
+        return 0 if self.rests_on_probe else self.holds.uncertain_tokens
 
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
-        return self._leases.get(lease_id)
+        return self.holds.lease(lease_id)
 
     def has_ended(self, lease_id: str) -> bool:
         """Whether *lease_id* was settled, abandoned or written off."""
@@ -112,7 +110,7 @@ class Ledger:
 
     def holder(self, lease_id: str) -> str | None:
         """Whose the lease *lease_id* is that can still be settled at a cost; None: nobody's."""
-        lease = self._leases.get(lease_id)
+        lease = self.holds.lease(lease_id)
         if lease is not None:
             return lease.holder
         ended = self._ended.get(lease_id)
@@ -132,8 +130,8 @@ class Ledger:
 
     def oldest_open_ms(self, now_ms: int) -> int | None:
         """The age of the oldest open lease; None without one."""
-        opened = (p.granted_ms for p in self._leases.values() if p.state is LeaseState.OPEN)
-        granted_ms = min(opened, default=None)
+        opened = self.holds.leases(LeaseState.OPEN)
+        granted_ms = min((lease.granted_ms for lease in opened), default=None)
         return None if granted_ms is None else now_ms - granted_ms
 
     @property
@@ -155,12 +153,8 @@ class Ledger:
         return self.bucket.observed - self.reserved < booked <= most
 
     def _booked(self, probed: Observation) -> int:
-        return probed.envelope.tokens_left - self._spent_since_probe - self._held_open
-
-    @property
-    def _held_open(self) -> int:
-        """Tokens held for calls of which no settle has come."""
-        return self.reserved - self._settled.uncertain_tokens
+        spent = self._spent_since_probe + self.holds.unsettled_tokens
+        return probed.envelope.tokens_left - spent
 
     def headroom_if_asked(self, now_ms: int) -> int:
         """The most headroom that a probe asked now could show.
@@ -182,18 +176,15 @@ class Ledger:
     def in_flight_tokens(self, now_ms: int) -> int:
         """Tokens held for calls that may still run."""
         over_ms = now_ms - CALL_MS_MAX
-        over = sum(lost.tokens for lost in self._lapsed.values() if lost.granted_ms <= over_ms)
-        return self._held_open - over
+        lapsed = self.holds.leases(LeaseState.LAPSED)
+        over = sum(lost.tokens for lost in lapsed if lost.granted_ms <= over_ms)
+        return self.holds.unsettled_tokens - over
 
     def next_over_ms(self, now_ms: int) -> int | None:
         """When the next lost call must be over, so that a probe can end its hold."""
-        times = (lost.granted_ms + CALL_MS_MAX for lost in self._lapsed.values())
+        lapsed = self.holds.leases(LeaseState.LAPSED)
+        times = (lost.granted_ms + CALL_MS_MAX for lost in lapsed)
         return min((time for time in times if time > now_ms), default=None)
-
-    @property
-    def overrun_tokens(self) -> int:
-        """The most by which a call in flight may plausibly exceed its hold."""
-        return max((lease.overrun for lease in self._risky.values()), default=0)
 
     def reserve(
         self, request: LeaseRequest, units: int, tokens: int, now_ms: int, *, overrun: int = 0
@@ -204,7 +195,6 @@ class Ledger:
         """
         assert tokens > 0
         assert units > 0
-        assert request.lease_id not in self._leases
         assert request.lease_id not in self._ended
         lease = Lease(
             request.lease_id,
@@ -225,9 +215,9 @@ class Ledger:
 
     def revoke(self, lease_id: str) -> Lease | None:
         """Take back a grant that never reached its client; leaves no trace."""
-        lease = self._leases.get(lease_id)
+        lease = self.holds.lease(lease_id)
         if lease is not None:
-            self._drop(lease)
+            self.holds.remove(lease)
             self.totals.grants -= 1
         return lease
 
@@ -241,7 +231,7 @@ class Ledger:
             LeaseConflictError: Another holder has it.
             LeaseTooOldError: It has reached its greatest age; it lapses, and is not refunded.
         """
-        lease = self._leases.get(renewal.lease_id)
+        lease = self.holds.lease(renewal.lease_id)
         if lease is None:
             if renewal.lease_id in self._ended:
                 raise LeaseEndedError(renewal.lease_id)
@@ -254,9 +244,7 @@ class Ledger:
         if now_ms >= last_ms:
             raise LeaseTooOldError(renewal.lease_id, self.lease_age_ms_max)
         if lease.state is LeaseState.LAPSED:
-            lease.state = LeaseState.OPEN
-            del self._lapsed[lease.lease_id]
-            self._count_open(lease)
+            self.holds.revive(lease)
             lease.timer_ms = None
         lease.expires_ms = min(now_ms + renewal.ttl_ms, last_ms)
         # A heartbeat moves the end; the timer that is set finds that out when it rings.
@@ -272,7 +260,7 @@ class Ledger:
             LeaseConflictError: Another holder has it.
         """
         lease_id = settlement.lease_id
-        lease = self._leases.get(lease_id)
+        lease = self.holds.lease(lease_id)
         if lease is None:
             return self._settle_without_hold(settlement, now_ms)
         if lease.holder != settlement.holder:
@@ -280,16 +268,16 @@ class Ledger:
         late = lease.state is LeaseState.LAPSED
         if settlement.outcome is Outcome.UNKNOWN:
             if not late:
-                self._lapse(lease)
+                self.holds.lapse(lease)
                 self._note_unknown(lease)
             return Settled(late, lease)
         self._end(lease_id, Ended(late))
-        self._drop(lease)
+        self.holds.remove(lease)
         return self._take_cost(lease, settlement, now_ms, late=late)
 
     def abandon(self, lease_id: str) -> None:
         """Remember that nobody will use *lease_id*, so that a late acquire is refused."""
-        assert lease_id not in self._leases
+        assert self.holds.lease(lease_id) is None
         if lease_id not in self._ended:
             self._end(lease_id, Ended(late=False))
 
@@ -297,8 +285,9 @@ class Ledger:
         """Lapse every lease whose client has fallen silent. The hold stays."""
         while (expires_ms := self.next_expiry_ms()) is not None and expires_ms <= now_ms:
             _, lease_id = heappop(self._expiries)
-            lease = self._leases[lease_id]
-            self._lapse(lease)
+            lease = self.holds.lease(lease_id)
+            assert lease is not None
+            self.holds.lapse(lease)
             self.totals.expiries += 1
             self.events.append(Event(EventKind.EXPIRED, lease.holder))
 
@@ -306,7 +295,7 @@ class Ledger:
         """When the next lease may lapse."""
         while self._expiries:
             timer_ms, lease_id = self._expiries[0]
-            lease = self._leases.get(lease_id)
+            lease = self.holds.lease(lease_id)
             if lease is None or lease.state is not LeaseState.OPEN or lease.timer_ms != timer_ms:
                 heappop(self._expiries)
             elif lease.expires_ms > timer_ms:
@@ -352,7 +341,7 @@ class Ledger:
         self.totals.spent_tokens += lease.cost
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
-            self._settled.add(lease)
+            self.holds.remember(lease)
             self._book(lease)
         doubt = None
         if envelope is not None and envelope.is_observation:
@@ -388,18 +377,16 @@ class Ledger:
     @property
     def _adoptable_tokens(self) -> int:
         """What leases of earlier epochs may still claim, all together a full bucket."""
-        adopted = sum(lease.held for lease in self if lease.request is None)
-        return self.bucket_tokens - adopted
+        return self.bucket_tokens - self.holds.adopted_tokens
 
     def _trim_adopted(self, first: Observation) -> None:
         """Cut what was adopted before Keepa told a capacity to what a bucket can hold."""
         room = max(first.envelope.capacity, first.envelope.tokens_left)
-        for lease in self._leases.values():
-            if lease.request is None:
-                tokens = min(lease.tokens, room)
-                self.reserved -= lease.tokens - tokens
-                lease.tokens = tokens
-                room -= tokens
+        for state in (LeaseState.OPEN, LeaseState.LAPSED):
+            for lease in self.holds.leases(state):
+                if lease.request is None:
+                    self.holds.resize(lease, min(lease.tokens, room))
+                    room -= lease.tokens
 
     def _doubt(self, own: Observation, lease: Lease) -> Doubt | None:
         """Why the reply to the call of *lease* is not taken for Keepa's count; None if it is."""
@@ -413,10 +400,10 @@ class Ledger:
         included = Included()
         included.add(lease.tokens, lease.cost)
         in_flight = self.reserved
-        for settled in self._settled.included_by(own):
+        for settled in self.holds.included_by(own):
             included.add(settled.tokens, settled.cost)
             in_flight -= settled.cost
-        for settled in self._settled.missing_from(own, lease):
+        for settled in self.holds.missing_from(own, lease):
             included.remove(settled.tokens, settled.cost)
             in_flight += settled.cost
         rest = self.drift.unexplained(
@@ -439,21 +426,21 @@ class Ledger:
     def _include_or_reserve(self, lease: Lease) -> None:
         """A settled call whose envelope is no news: is it in the current observation?"""
         known = self.bucket.observation
-        if known is not None and self._settled.includes(known, lease):
+        if known is not None and self.holds.includes(known, lease):
             self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
         else:
-            self._reserve_cost(lease)
+            self.holds.keep(lease)
 
     def _adopt_observation(self, observation: Observation, own: Lease | None) -> None:
         """Make *observation* the balance, and reserve what it may not include."""
         included = Included()
         if own is not None:
             included.add(own.tokens, own.cost)
-        for lease in self._settled.included_by(observation):
-            self._release_cost(lease)
+        for lease in self.holds.included_by(observation):
+            self.holds.release(lease)
             included.add(lease.tokens, lease.cost)
-        for lease in self._settled.missing_from(observation, own):
-            self._reserve_cost(lease)
+        for lease in self.holds.missing_from(observation, own):
+            self.holds.keep(lease)
             included.remove(lease.tokens, lease.cost)
         self._compare(observation, included)
         capacity = self.bucket.capacity
@@ -465,7 +452,7 @@ class Ledger:
         self._write_off_lost(observation)
         if observation.source is Source.PROBE:
             self._spent_after_probe = 0
-            self._spent_since_probe = self._settled.cost_since(observation.requested_ms)
+            self._spent_since_probe = self.holds.cost_since(observation.requested_ms)
 
     def _compare(self, observation: Observation, included: Included) -> None:
         known = self.bucket.observation
@@ -492,19 +479,19 @@ class Ledger:
 
     def _write_off_lost(self, observation: Observation) -> None:
         """Give up lapsed leases whose charge the observation must show, or shows."""
-        if not self._lapsed:
+        lapsed = self.holds.leases(LeaseState.LAPSED)
+        if not lapsed:
             return
         asked_ms = observation.requested_ms
-        lost = [p for p in self._lapsed.values() if asked_ms >= p.granted_ms + CALL_MS_MAX]
+        lost = [lease for lease in lapsed if asked_ms >= lease.granted_ms + CALL_MS_MAX]
         shown = self.drift.shown_in_flight
         # With nothing else in flight, a charge that shows can only be theirs; but a
         # lump that the reply may lack looks like one.
-        alone = len(self._lapsed) == len(self._leases) and not self._settled.uncertain
-        alone = alone and not self.bucket.straddles_tick
-        if alone and shown and (len(self._lapsed) == 1 or shown >= self.reserved):
-            lost = list(self._lapsed.values())
+        alone = len(lapsed) == len(self.holds) and not self.bucket.straddles_tick
+        if alone and shown and (len(lapsed) == 1 or shown >= self.reserved):
+            lost = lapsed
         for lease in lost:
-            self._drop(lease)
+            self.holds.remove(lease)
             cost = self.drift.written_off(lease.tokens)
             # The last probe may lack it as well.
             self._spent_since_probe += lease.tokens
@@ -564,7 +551,7 @@ class Ledger:
     def _adopt_lapsed(self, settlement: Settlement, now_ms: int) -> Lease:
         lease = self._stranger(settlement, now_ms)
         self._hold(lease)
-        self._lapse(lease)
+        self.holds.lapse(lease)
         self._note_unknown(lease)
         return lease
 
@@ -573,36 +560,8 @@ class Ledger:
         self.events.append(Event(EventKind.COST_UNKNOWN, lease.holder))
 
     def _hold(self, lease: Lease) -> None:
-        self._leases[lease.lease_id] = lease
-        self.reserved += lease.tokens
-        self._count_open(lease)
+        self.holds.add(lease)
         self._set_timer(lease)
-
-    def _count_open(self, lease: Lease) -> None:
-        self.open_leases += 1
-        if lease.overrun > 0:
-            self._risky[lease.lease_id] = lease
-
-    def _lapse(self, lease: Lease) -> None:
-        lease.state = LeaseState.LAPSED
-        self.open_leases -= 1
-        self._lapsed[lease.lease_id] = lease
-        self._risky.pop(lease.lease_id, None)
-
-    def _drop(self, lease: Lease) -> None:
-        del self._leases[lease.lease_id]
-        self._lapsed.pop(lease.lease_id, None)
-        self._risky.pop(lease.lease_id, None)
-        self.reserved -= lease.tokens
-        self.open_leases -= lease.state is LeaseState.OPEN
-
-    def _reserve_cost(self, lease: Lease) -> None:
-        self._settled.uncertain[lease.lease_id] = lease
-        self.reserved += lease.cost
-
-    def _release_cost(self, lease: Lease) -> None:
-        del self._settled.uncertain[lease.lease_id]
-        self.reserved -= lease.cost
 
     def _end(self, lease_id: str, ended: Ended) -> None:
         self._ended[lease_id] = ended

@@ -5,13 +5,10 @@ keep a broken or hostile caller from taking everything; the defaults leave room 
 whole fleet under one name.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from broker.core.errors import LimitReachedError
-from broker.core.leases import Lease, LeaseState
-from broker.core.waitlist import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,51 +28,46 @@ class Limits:
         """The caller behind *holder*."""
         return holder.partition("/")[0] if self.signed else holder
 
-    def check_waits(self, holder: str, waits: Iterable[Waiting]) -> None:
-        """Refuse one more of *waits* beyond the limit.
+    def check_waits(self, holder: str, waits: int) -> None:
+        """Refuse one more beside the caller's *waits* beyond the limit.
 
         Raises:
             LimitReachedError: The caller has as many as one may have.
         """
-        caller = self.caller(holder)
-        if sum(self.caller(w.request.holder) == caller for w in waits) >= self.waits:
+        if waits >= self.waits:
             raise LimitReachedError(
-                f"{caller} has {self.waits} requests waiting, the most that one caller may have"
-                " (BROKER_CALLER_WAITS_MAX): wait for their answers"
+                f"{self.caller(holder)} has {self.waits} requests waiting, the most that one"
+                " caller may have (BROKER_CALLER_WAITS_MAX): wait for their answers"
             )
 
-    def check_leases(self, holder: str, holds: Iterable[Lease]) -> None:
-        """Refuse one more open lease beyond the limit.
+    def check_leases(self, holder: str, leases: int) -> None:
+        """Refuse one more beside the caller's open *leases* beyond the limit.
 
         Raises:
             LimitReachedError: The caller has as many as one may have.
         """
-        caller = self.caller(holder)
-        opened = (hold for hold in holds if hold.state is LeaseState.OPEN)
-        if sum(self.caller(hold.holder) == caller for hold in opened) >= self.leases:
+        if leases >= self.leases:
             raise LimitReachedError(
-                f"{caller} has {self.leases} open leases, the most that one caller may have"
-                " (BROKER_CALLER_LEASES_MAX): settle some first"
+                f"{self.caller(holder)} has {self.leases} open leases, the most that one"
+                " caller may have (BROKER_CALLER_LEASES_MAX): settle some first"
             )
 
-    def check_share(
-        self, holder: str, tokens: int, holds: Iterable[Lease], bucket_tokens: int
-    ) -> None:
+    def check_share(self, holder: str, tokens: int, held: int, bucket_tokens: int) -> None:
         """Refuse *tokens* more beyond the caller's share of a full bucket.
 
         Raises:
             LimitReachedError: Its leases hold its share.
         """
-        room = self.room(holder, holds, bucket_tokens)
+        room = self.room(held, bucket_tokens)
         if room is not None and tokens > room:
-            caller, most = self.caller(holder), int(self.reserved_share * bucket_tokens)
+            most = int(self.reserved_share * bucket_tokens)
             raise LimitReachedError(
-                f"{caller} holds {most - room} tokens and may hold {most}"
+                f"{self.caller(holder)} holds {held} tokens and may hold {most}"
                 " (BROKER_CALLER_SHARE_MAX): settle some leases first"
             )
 
-    def room(self, holder: str, holds: Iterable[Lease], bucket_tokens: int) -> int | None:
-        """Tokens that the caller may be granted beside its *holds*.
+    def room(self, held: int, bucket_tokens: int) -> int | None:
+        """Tokens that a caller may be granted beside the *held* ones.
 
         None: any number. A caller that holds nothing is never refused for its share,
         which might be less than one call. A share of 1 limits nothing: what a caller
@@ -84,8 +76,6 @@ class Limits:
         """
         if self.reserved_share >= 1:
             return None
-        caller = self.caller(holder)
-        held = sum(hold.held for hold in holds if self.caller(hold.holder) == caller)
         return int(self.reserved_share * bucket_tokens) - held if held else None
 
 

@@ -58,8 +58,8 @@ class Offers(NamedTuple):
         """The largest batch that *tokens* cover now; None if they do not cover the least."""
         request, quote, ledger = waiting.request, waiting.quote, self.ledger
         if ledger.open_leases:
-            tokens = quote.usable(tokens, ledger.overrun_tokens)
-        debt = 0 if ledger.holds_leases else self.debt_tokens
+            tokens = quote.usable(tokens, ledger.holds.overrun_tokens)
+        debt = 0 if ledger.holds.holds_leases else self.debt_tokens
         if self.budgets:
             capacity = ledger.bucket.capacity
             room = self.budgets.room(request.holder, request.operation, capacity, now_ms)

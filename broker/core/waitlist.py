@@ -13,8 +13,8 @@ Theory: start-time fair queueing (Goyal, Vin, Cheng 1996). Tags of backlogged
 holders differ by at most the largest request.
 """
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, NamedTuple
@@ -170,7 +170,15 @@ class PriorityClass:
 class Waitlist:
     """Everybody who waits, in the order in which they will be served."""
 
-    def __init__(self) -> None:
+    def __init__(self, caller: Callable[[str], str] = str) -> None:
+        """Start with nothing queued.
+
+        Args:
+            caller: The caller behind a holder, for `waits_of`.
+        """
+        self._caller = caller
+        # Requests that wait, by caller.
+        self._waits: Counter[str] = Counter()
         self._classes = {priority: PriorityClass() for priority in Priority}
         self._waiting: dict[str, Waiting] = {}
         # Soonest to be forgotten first: everybody is kept equally long.
@@ -186,6 +194,10 @@ class Waitlist:
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._waiting.values())
 
+    def waits_of(self, holder: str) -> int:
+        """How many requests of the caller behind *holder* wait."""
+        return self._waits[self._caller(holder)]
+
     def get(self, lease_id: str) -> Waiting | None:
         """The request waiting under *lease_id*."""
         return self._waiting.get(lease_id)
@@ -197,13 +209,14 @@ class Waitlist:
         if not klass.flows:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.join(waiting)
-        self._waiting[waiting.request.lease_id] = waiting
+        self._enter(waiting)
 
     def remove(self, lease_id: str) -> Waiting | None:
         """Take a request out unserved; None if it does not wait."""
         self._absent.pop(lease_id, None)
-        waiting = self._waiting.pop(lease_id, None)
+        waiting = self._waiting.get(lease_id)
         if waiting is not None:
+            self._leave(waiting)
             self._classes[waiting.request.priority].leave(waiting)
         return waiting
 
@@ -212,7 +225,8 @@ class Waitlist:
 
         Until then it neither is the head nor delays anybody.
         """
-        waiting = self._waiting.pop(lease_id)
+        waiting = self._waiting[lease_id]
+        self._leave(waiting)
         klass = self._classes[waiting.request.priority]
         flow = klass.flows[waiting.request.holder]
         self._absent[lease_id] = Absent(waiting, flow.tag, flow.arrival, until_ms)
@@ -232,7 +246,7 @@ class Waitlist:
             return None
         waiting = absent.waiting
         self._classes[waiting.request.priority].rejoin(absent)
-        self._waiting[lease_id] = waiting
+        self._enter(waiting)
         return waiting
 
     def forget_absent(self, now_ms: int) -> None:
@@ -250,8 +264,19 @@ class Waitlist:
         self._virtual_time = max(self._virtual_time, klass.tag)
         klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
         klass.charge(waiting.request.holder, tokens)
-        del self._waiting[waiting.request.lease_id]
+        self._leave(waiting)
         klass.leave(waiting)
+
+    def _enter(self, waiting: Waiting) -> None:
+        self._waiting[waiting.request.lease_id] = waiting
+        self._waits[self._caller(waiting.request.holder)] += 1
+
+    def _leave(self, waiting: Waiting) -> None:
+        del self._waiting[waiting.request.lease_id]
+        caller = self._caller(waiting.request.holder)
+        self._waits[caller] -= 1
+        if not self._waits[caller]:
+            del self._waits[caller]
 
     def correct(self, priority: Priority, holder: str, tokens: int) -> None:
         """A served request really cost *tokens* more (or less, if negative)."""

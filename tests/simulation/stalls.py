@@ -80,7 +80,7 @@ def is_stalled(broker: BrokerProcess, model: KeepaModel) -> bool:
     """Whether the next call could be made at its likely cost, and none is under way."""
     allocator = broker.allocator
     head = allocator.waitlist.head()
-    if head is None or allocator.ledger.holds_leases or model.balance <= 0:
+    if head is None or allocator.ledger.holds.holds_leases or model.balance <= 0:
         return False
     request = head.request
     price = allocator.costs.price(request.operation, request.least, request.tokens_per_unit)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from broker.core.costs import (
     CALM_CALLS,
+    OPERATIONS_MAX,
     PRICE_CHANGE_CALLS,
     SAMPLE_AGE_MS_MAX,
     SAMPLES_MAX,
@@ -158,3 +159,37 @@ def test_few_equal_costs_prove_little_where_other_sizes_scatter() -> None:
 
     assert (few, book.price("offers", 1, 6).worst) == (UNLEARNED_WORST, 1)
     assert book.price("deal", 1, 5).worst == 1
+
+
+def test_made_up_operations_push_out_no_costs_of_others() -> None:
+    """A caller with a thousand names loses its own; what others learned stays."""
+    book = CostBook()
+    for number in range(20):
+        book.learn(f"work{number}", 1, 9, 0, caller="fleet")
+    for number in range(3 * OPERATIONS_MAX):
+        book.learn(f"made-up{number}", 1, 1, number, caller="hostile")
+
+    assert len(book) == OPERATIONS_MAX
+    assert all(book.estimate(f"work{number}", 1, 1) == 9 for number in range(20))
+
+
+def test_operations_in_use_stay() -> None:
+    """Among a caller's own operations the one learned of longest ago goes first."""
+    book = CostBook()
+    for number in range(3 * OPERATIONS_MAX):
+        book.learn("in use", 1, 9, number)
+        book.learn(f"once{number}", 1, 1, number)
+
+    assert len(book) == OPERATIONS_MAX
+    assert book.estimate("in use", 1, 1) == 9
+
+
+def test_many_names_of_callers_do_not_matter_to_a_price_in_use() -> None:
+    """Even where each made-up operation comes from another caller."""
+    book = CostBook()
+    for number in range(3 * OPERATIONS_MAX):
+        book.learn("in use", 1, 9, number, caller="fleet")
+        book.learn(f"once{number}", 1, 1, number, caller=f"hostile{number}")
+
+    assert len(book) == OPERATIONS_MAX
+    assert book.estimate("in use", 1, 1) == 9

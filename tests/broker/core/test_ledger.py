@@ -193,12 +193,12 @@ def test_a_revived_call_may_still_overrun() -> None:
     """The margin for a call of unsure cost lapses with its lease, and comes back with it."""
     ledger = ledger_with(50)
     ledger.reserve(request("a"), 1, 5, 0, overrun=15)
-    assert ledger.overrun_tokens == 15
+    assert ledger.holds.overrun_tokens == 15
     ledger.expire(15_000)
-    assert ledger.overrun_tokens == 0
+    assert ledger.holds.overrun_tokens == 0
     ledger.renew(Renewal("a", EPOCH, "h", "deal", 1, 5, ttl_ms=15_000), now_ms=16_000)
 
-    assert ledger.overrun_tokens == 15
+    assert ledger.holds.overrun_tokens == 15
 
 
 def test_a_heartbeat_prolongs_and_revives() -> None:

@@ -1,13 +1,18 @@
 """What one caller may hold: for how long, how much, and how often."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.core.allocator import AllocatorConfig
 from broker.core.answers import Granted
-from broker.core.errors import LeaseTooOldError, LimitReachedError
+from broker.core.errors import BrokerError, LeaseTooOldError, LimitReachedError
 from broker.core.leases import LeaseState, Outcome, Renewal
 from broker.core.limits import Limits
 from tests.broker.builders import EPOCH, envelope, request, settlement, synced
+from tests.broker.core.work import calls_of
 
 AGE_MS = 600_000
 
@@ -141,3 +146,46 @@ def test_by_default_a_lost_call_refuses_nothing_to_its_caller() -> None:
     allocator.acquire(request("next", prior=150), allocator.ledger.lease_age_ms_max + 1)
 
     assert "next" in allocator.waitlist
+
+
+def test_the_limits_cost_no_look_at_what_others_hold() -> None:
+    """An acquire looks at counters, however many requests wait and leases are open."""
+    allocator = synced(300, limited(waits=10**6, leases=10**6))
+    for number in range(100):
+        allocator.acquire(request(f"a{number}", holder=f"team/{number}"), 10)
+    few = calls_of(lambda: allocator.acquire(request("few", holder="team/few"), 10))
+    for number in range(2_000):
+        allocator.acquire(request(f"b{number}", holder=f"team/{number}"), 10)
+    many = calls_of(lambda: allocator.acquire(request("many", holder="team/many"), 10))
+
+    assert many < 2 * few
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["acquire", "detach", "cancel", "tick"]), st.integers(0, 9)),
+        max_size=60,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_counts_of_waits_follow_every_change(steps: list[tuple[str, int]]) -> None:
+    """However requests come, leave, come back and are served."""
+    allocator, now_ms = synced(5, limited()), 10
+    for step, number in steps:
+        now_ms += 10
+        if step == "acquire":
+            with suppress(BrokerError):
+                allocator.acquire(request(str(number), holder=f"{'ab'[number % 2]}/h"), now_ms)
+        elif step == "detach":
+            allocator.detach(str(number), now_ms)
+        elif step == "cancel":
+            allocator.cancel(str(number), now_ms)
+        else:
+            allocator.probe_started(now_ms) if not allocator.probing.in_flight else None
+            allocator.probe_answered(envelope(20, at=now_ms), now_ms, now_ms)
+        allocator.take_outcomes()
+        waits = [waiting.request.holder[0] for waiting in allocator.waitlist]
+        assert [allocator.waitlist.waits_of(f"{c}/h") for c in "ab"] == [
+            waits.count("a"),
+            waits.count("b"),
+        ]

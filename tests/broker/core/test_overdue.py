@@ -94,3 +94,30 @@ def test_a_pause_has_no_end_to_tell() -> None:
     assert isinstance(denial, Denied)
     assert denial.reason is DenialReason.PAUSED
     assert denial.retry_delay_ms is None
+
+
+def test_repeated_acquires_leave_few_deadlines_behind() -> None:
+    """A client that asks again each second, with a new deadline, piles nothing up."""
+    allocator = synced(0)
+    for number in range(5_000):
+        now_ms = 10 + number
+        allocator.acquire(request("a", deadline_ms=now_ms + 60_000), now_ms)
+        allocator.acquire(request(f"b{number}", deadline_ms=now_ms + 60_000), now_ms)
+        allocator.cancel(f"b{number}", now_ms)
+
+    assert len(allocator._deadlines._soonest) < 100
+
+
+def test_a_repeat_moves_the_deadline_of_a_request_that_is_overdue() -> None:
+    """While Keepa is asked, the answer may be put off by a new deadline."""
+    allocator = synced(0)
+    allocator.advance(2_000)
+    allocator.acquire(request("a", deadline_ms=2_000), 2_000)
+    assert allocator.probing.wanted is not None
+    allocator.acquire(request("a", deadline_ms=9_000), 2_001)
+    allocator.probe_started(2_001)
+    allocator.probe_answered(envelope(0, at=2_010), 2_001, 2_010)
+    assert allocator.take_outcomes() == []
+    allocator.advance(9_000)
+
+    assert len(allocator.take_outcomes()) == 1

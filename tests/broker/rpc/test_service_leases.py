@@ -5,9 +5,11 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from broker.core.allocator import AllocatorConfig
+from broker.core.limits import Limits
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.broker.rpcs import acquire, refusal, settle, until
-from tests.fix_service import FINGERPRINT, Serve
+from tests.broker.rpcs import acquire, refusal, settle, until, waiting
+from tests.fix_service import FINGERPRINT, Serve, running
 from tests.fix_simulator import RunningSimulator
 
 Code = grpc.StatusCode
@@ -146,3 +148,58 @@ async def test_a_settled_call_is_counted_once(slow_keepa: RunningSimulator, serv
     assert value("tokenbroker_settles_total", {"outcome": "replied"}) == 1
     assert value("tokenbroker_grants_total") == 1
     assert value("tokenbroker_spent_tokens_total") == 6
+
+
+async def test_a_lease_of_the_greatest_age_is_not_renewed(slow_keepa: RunningSimulator) -> None:
+    """The refusal names the setting; the hold stays, and the settle still counts."""
+    slow_keepa.clear_faults()
+    slow_keepa.change_account(balance=20)
+    config = AllocatorConfig(recovery_grace_ms=0, lease_age_ms_max=100)
+    async with running(slow_keepa, config=config) as broker:
+        await broker.runtime.synced.wait()
+        grant = (await broker.stub.AcquireLease(acquire())).grant
+        fields = ("lease_id", "epoch", "units", "tokens")
+        renewal = pb.RenewLeaseRequest(
+            holder="h", operation="deal", **{name: getattr(grant, name) for name in fields}
+        )
+
+        async def lapsed() -> bool:
+            return (await bucket()).open_leases == 0
+
+        async def bucket() -> pb.Bucket:
+            answer: pb.GetBucketResponse = await broker.stub.GetBucket(pb.GetBucketRequest())
+            return answer.bucket
+
+        await until(lapsed)
+        code, message, reason = await refusal(broker.stub.RenewLease(renewal))
+        held = await bucket()
+        settled = await broker.stub.SettleLease(settle(grant))
+        after = await bucket()
+
+    assert (code, reason) == (Code.FAILED_PRECONDITION, "lease_too_old")
+    assert "BROKER_LEASE_AGE_MAX" in message
+    assert (held.reserved, settled.late, after.reserved) == (5, True, 0)
+
+
+async def test_a_caller_at_its_limits_is_refused_with_the_setting(
+    slow_keepa: RunningSimulator,
+) -> None:
+    """Of open leases and of waits; others are served, and so is the caller after a settle."""
+    slow_keepa.clear_faults()
+    slow_keepa.change_account(balance=10)
+    config = AllocatorConfig(recovery_grace_ms=0, limits=Limits(leases=1, waits=1))
+    async with running(slow_keepa, config=config) as broker:
+        await broker.runtime.synced.wait()
+        grant = (await broker.stub.AcquireLease(acquire("a", holder="one"))).grant
+        leases = await refusal(broker.stub.AcquireLease(acquire("b", holder="one")))
+        await broker.stub.SettleLease(settle(grant, holder="one"))
+        again = (await broker.stub.AcquireLease(acquire("b", holder="one"))).WhichOneof("outcome")
+        first = broker.stub.AcquireLease(acquire("c", holder="two", units=9))
+        await waiting(broker, 1)
+        waits = await refusal(broker.stub.AcquireLease(acquire("d", holder="two")))
+        first.cancel()
+
+    assert again == "grant"
+    for (code, message, reason), setting in ((leases, "LEASES"), (waits, "WAITS")):
+        assert (code, reason) == (Code.RESOURCE_EXHAUSTED, "limit_reached")
+        assert f"BROKER_CALLER_{setting}_MAX" in message

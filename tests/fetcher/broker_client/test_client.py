@@ -14,6 +14,7 @@ from fetcher.broker_client import (
     Priority,
 )
 from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX
+from protos.channel.reasons import Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fetcher.scripted_broker import ScriptedBroker, until
 from tests.fix_broker_client import ENVELOPE, Stage, abort, hold
@@ -100,6 +101,31 @@ def test_an_open_lease_is_renewed(stage: Stage) -> None:
 
     assert left_s > 0
     assert {renewal.lease_id for renewal in broker.servicer.renewals} == {lease.lease_id}
+
+
+def test_a_lease_of_the_greatest_age_is_lost_and_not_asked_for_again(stage: Stage) -> None:
+    """No call is made under it; no heartbeat is repeated, and the outcome is still reported."""
+    too_old = abort(grpc.StatusCode.FAILED_PRECONDITION, Reason.LEASE_TOO_OLD)
+    broker = stage.broker(ScriptedBroker(ttl_s=1.5, on_renew=too_old))
+    client = stage.client(broker)
+    with client.lease("deal") as lease:
+        until(lambda: lease.time_left <= 0)
+        with pytest.raises(LeaseLostError):
+            lease.calling()
+    until(lambda: len(broker.servicer.settles) == 1)
+
+    assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_NOT_SENT]
+    assert len(broker.servicer.renewals) == 1
+
+
+def test_a_request_beyond_a_limit_is_repeated(stage: Stage) -> None:
+    """Until the caller's other leases have ended, and under the same name."""
+    full = abort(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.LIMIT_REACHED, times=2)
+    broker = stage.broker(ScriptedBroker(on_acquire=full))
+    hold(stage.client(broker))
+
+    assert len(broker.servicer.acquires) == 3
+    assert len({asked.lease_id for asked in broker.servicer.acquires}) == 1
 
 
 def test_a_settled_lease_is_not_renewed_any_more(stage: Stage) -> None:

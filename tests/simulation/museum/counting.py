@@ -4,31 +4,30 @@ from typing import Any, Final
 
 from broker.core.allocator import Allocator
 from broker.core.bucket import Bucket, Envelope, Observation
-from broker.core.leases import Ended, Lease, LeaseState, Outcome, Renewal, Settled, Settlement
+from broker.core.holds import Holds
+from broker.core.leases import Ended, Lease, Outcome, Renewal, Settled, Settlement
 from broker.core.ledger import Ledger
 from tests.simulation.museum.exhibit import Exhibit, replacing
 
-adopt_observation = Ledger._adopt_observation
 adopt = Bucket.adopt
+lapse = Holds.lapse
 settle = Ledger.settle
 renew = Ledger.renew
 take_cost = Ledger._take_cost
 acquire = Allocator.acquire
 
 
-def erase_reservations(self: Ledger, observation: Observation, own: Lease | None) -> None:
-    """Take tokensLeft for all there is to know."""
-    adopt_observation(self, observation, own)
-    self.reserved = 0
+def held_since_the_count(self: Ledger) -> int:
+    """Take tokensLeft for all there is to know; only what is granted later is reserved."""
+    seen = self.bucket.observation
+    counted_ms = seen.arrived_ms if seen is not None else 0
+    return sum(lease.held for lease in self.holds if lease.granted_ms > counted_ms)
 
 
-def refund(self: Ledger, lease: Lease) -> None:
+def refund(self: Holds, lease: Lease) -> None:
     """Give a silent client's hold back."""
-    lease.state = LeaseState.LAPSED
-    self.open_leases -= 1
-    self.reserved -= lease.tokens
-    lease.tokens = 0
-    self._lapsed[lease.lease_id] = lease
+    lapse(self, lease)
+    self.resize(lease, 0)
 
 
 def settle_unknown_as_free(self: Ledger, settlement: Settlement, now_ms: int) -> Settled:
@@ -58,7 +57,7 @@ def charge_refusals(
 def settle_oldest(self: Ledger, settlement: Settlement, now_ms: int) -> Settled:
     """One more call is done; whichever."""
     fields = {name: getattr(settlement, name) for name in Settlement.__slots__}
-    oldest = next(iter(self._leases), settlement.lease_id)
+    oldest = next((lease.lease_id for lease in self.holds), settlement.lease_id)
     return settle(self, Settlement(**{**fields, "lease_id": oldest}), now_ms)
 
 
@@ -163,7 +162,7 @@ EXHIBITS: Final = (
     Exhibit(
         "tokensLeft overwriting in-flight reservations",
         "One worker's reply overwrote the count, and with it what others had reserved.",
-        replacing(Ledger, "_adopt_observation", erase_reservations),
+        replacing(Ledger, "reserved", property(held_since_the_count)),
     ),
     Exhibit(
         "refill only as a side effect of another call",
@@ -173,7 +172,7 @@ EXHIBITS: Final = (
     Exhibit(
         "expiry refunded",
         "A lease that ran out gave its tokens back while its call was still being charged.",
-        replacing(Ledger, "_lapse", refund),
+        replacing(Holds, "lapse", refund),
     ),
     Exhibit(
         "unknown outcome counted as zero",

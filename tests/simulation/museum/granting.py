@@ -7,12 +7,12 @@ from broker.core.allocator import Allocator
 from broker.core.answers import Granted
 from broker.core.bucket import Bucket, Observation
 from broker.core.costs import Band, CostBook
+from broker.core.holds import Holds
 from broker.core.leases import Lease, LeaseRequest
 from broker.core.ledger import Ledger
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
 from broker.core.probing import Probing, Prospect
-from broker.core.settled_calls import SettledCalls
 from broker.core.waitlist import Flow, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
 from tests.simulation.museum.exhibit import Exhibit, replacing
@@ -45,13 +45,15 @@ def reserve_later(self: Allocator, waiting: Waiting, batch: Batch, now_ms: int) 
     request = waiting.request
     self.waitlist.serve(waiting, batch.tokens)
     lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms)
-    self.ledger.reserved -= batch.tokens
+    self.ledger.holds.resize(lease, 0)
     self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
 
 
 def reserve_now(self: Allocator, now_ms: int) -> None:
     """The loop has come round: what was granted is reserved at last."""
-    self.ledger.reserved = sum(lease.held for lease in self.ledger)
+    for lease in list(self.ledger.holds):
+        if not lease.tokens:
+            self.ledger.holds.resize(lease, lease.units)
     advance(self, now_ms)
 
 
@@ -246,6 +248,6 @@ EXHIBITS: Final = (
     Exhibit(
         "overlapping calls taken as included",
         "The reply of a long call, older than a short call's charge, gave its tokens back.",
-        replacing(SettledCalls, "includes", staticmethod(certain_at_once)),
+        replacing(Holds, "includes", staticmethod(certain_at_once)),
     ),
 )

@@ -1,0 +1,292 @@
+"""Everything that is reserved now: leases, and settled calls that Keepa's count may lack.
+
+Rule 1: what is reserved is the sum of what the holds hold. All sums and counts change
+        here alone, together with the holds themselves.
+Rule 2: every change asserts, before and after, that the hold it concerns is what was
+        entered and that no sum is impossible; once in as many changes as there are
+        holds, everything is added up anew. A wrong change ends the step that meets it,
+        and the broker never grants from a wrong sum for long.
+
+A reply can speak for an earlier moment than the one before it. A settled call that it
+does not certainly include stays reserved, at its cost.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from broker.core.bucket import Observation
+from broker.core.leases import Lease, LeaseState
+
+# No reply speaks for a moment as old as this: twice the longest call.
+UNCERTAIN_MS_MAX: Final = 240_000
+# So many changes are made at least before everything is added up anew.
+RECOUNT_CHANGES_MIN: Final = 64
+
+
+class Hold(NamedTuple):
+    """A lease, and the tokens that it was entered at."""
+
+    lease: Lease
+    tokens: int
+
+
+@dataclass(slots=True)
+class Share:
+    """What one caller has: its holds, the open leases among them, and the tokens of all."""
+
+    holds: int = 0
+    leases: int = 0
+    tokens: int = 0
+
+
+class Holds:
+    """The holds of one account by state, with their sums."""
+
+    def __init__(self, caller: Callable[[str], str] = str) -> None:
+        """Start without holds.
+
+        Args:
+            caller: The caller behind a holder, for `share`.
+        """
+        self._caller = caller
+        self._by_state: dict[LeaseState, dict[str, Hold]] = {state: {} for state in LeaseState}
+        self._tokens = dict.fromkeys(LeaseState, 0)
+        # What was adopted from earlier epochs.
+        self._adopted_tokens = 0
+        self._shares: dict[str, Share] = {}
+        # Open leases whose calls may cost more than they hold.
+        self._risky: dict[str, Lease] = {}
+        # Calls settled lately that cost something, in the order of their settles.
+        self._settled: deque[Lease] = deque()
+        self._changes = 0
+
+    def __iter__(self) -> Iterator[Lease]:
+        """All holds: open leases, lapsed ones, then settled but uncertain calls."""
+        for holds in self._by_state.values():
+            for hold in holds.values():
+                yield hold.lease
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_state.values()))
+
+    # --- what is held ------------------------------------------------------
+
+    @property
+    def reserved(self) -> int:
+        """Tokens of all holds."""
+        return sum(self._tokens.values())
+
+    @property
+    def uncertain_tokens(self) -> int:
+        """Costs of the settled calls that the current observation may lack."""
+        return self._tokens[LeaseState.SETTLED]
+
+    @property
+    def unsettled_tokens(self) -> int:
+        """Tokens held for calls of which no settle has come."""
+        return self._tokens[LeaseState.OPEN] + self._tokens[LeaseState.LAPSED]
+
+    @property
+    def adopted_tokens(self) -> int:
+        """Tokens held for leases that earlier epochs granted."""
+        return self._adopted_tokens
+
+    @property
+    def holds_leases(self) -> bool:
+        """Whether a call may be under way: a lease is open, or lapsed without a settle."""
+        return bool(self._by_state[LeaseState.OPEN] or self._by_state[LeaseState.LAPSED])
+
+    @property
+    def open_leases(self) -> int:
+        """Leases that are open."""
+        return len(self._by_state[LeaseState.OPEN])
+
+    @property
+    def overrun_tokens(self) -> int:
+        """The most by which the call of an open lease may exceed its hold."""
+        return max((lease.overrun for lease in self._risky.values()), default=0)
+
+    def lease(self, lease_id: str) -> Lease | None:
+        """The open or lapsed lease *lease_id*."""
+        by_state = self._by_state
+        hold = by_state[LeaseState.OPEN].get(lease_id) or by_state[LeaseState.LAPSED].get(lease_id)
+        return None if hold is None else hold.lease
+
+    def leases(self, state: LeaseState) -> list[Lease]:
+        """The holds in one state, the first entered first."""
+        return [hold.lease for hold in self._by_state[state].values()]
+
+    def share(self, holder: str) -> Share:
+        """What the caller behind *holder* has now; not to be changed."""
+        return self._shares.get(self._caller(holder)) or Share()
+
+    # --- leases ------------------------------------------------------------
+
+    def add(self, lease: Lease) -> None:
+        """Hold the tokens of a new open lease."""
+        assert lease.state is LeaseState.OPEN
+        assert self.lease(lease.lease_id) is None
+        self._enter(lease)
+        self._changed()
+
+    def lapse(self, lease: Lease) -> None:
+        """An open lease lapses; its hold stays."""
+        assert lease.state is LeaseState.OPEN
+        self._leave(lease)
+        lease.state = LeaseState.LAPSED
+        self._enter(lease)
+        self._changed()
+
+    def revive(self, lease: Lease) -> None:
+        """A lapsed lease is open again."""
+        assert lease.state is LeaseState.LAPSED
+        self._leave(lease)
+        lease.state = LeaseState.OPEN
+        self._enter(lease)
+        self._changed()
+
+    def resize(self, lease: Lease, tokens: int) -> None:
+        """An open or lapsed lease holds *tokens* from now on."""
+        assert lease.state is not LeaseState.SETTLED
+        assert tokens >= 0
+        self._leave(lease)
+        lease.tokens = tokens
+        self._enter(lease)
+        self._changed()
+
+    def remove(self, lease: Lease) -> None:
+        """An open or lapsed lease holds nothing any more."""
+        assert lease.state is not LeaseState.SETTLED
+        self._leave(lease)
+        self._changed()
+
+    # --- settled calls -----------------------------------------------------
+
+    def remember(self, settled: Lease) -> None:
+        """Keep in mind a call that has just been settled at a cost."""
+        assert settled.state is LeaseState.SETTLED
+        self._settled.append(settled)
+        oldest_ms = settled.settled_ms - UNCERTAIN_MS_MAX
+        while self._settled[0].settled_ms < oldest_ms:
+            self._settled.popleft()
+
+    def keep(self, settled: Lease) -> None:
+        """Hold the cost of a settled call: the current observation may lack it."""
+        assert settled.state is LeaseState.SETTLED
+        self._enter(settled)
+        self._changed()
+
+    def release(self, settled: Lease) -> None:
+        """The current observation certainly includes the call: its cost is held no more."""
+        assert settled.state is LeaseState.SETTLED
+        self._leave(settled)
+        self._changed()
+
+    def cost_since(self, moment_ms: int) -> int:
+        """Tokens of the calls settled after *moment_ms*."""
+        cost = 0
+        for lease in reversed(self._settled):
+            if lease.settled_ms <= moment_ms:
+                break
+            cost += lease.cost
+        return cost
+
+    def included_by(self, observation: Observation) -> list[Lease]:
+        """Uncertain calls that *observation* certainly includes."""
+        uncertain = self.leases(LeaseState.SETTLED)
+        return [lease for lease in uncertain if self.includes(observation, lease)]
+
+    def missing_from(self, observation: Observation, own: Lease | None) -> list[Lease]:
+        """Calls that the last observation included but *observation* may not.
+
+        Args:
+            observation: Newer than any before.
+            own: The call whose reply it is, if any: that one is included.
+        """
+        missing = []
+        uncertain = self._by_state[LeaseState.SETTLED]
+        for lease in reversed(self._settled):
+            if lease.settled_ms <= observation.requested_ms:
+                break
+            known = lease is own or lease.lease_id in uncertain
+            if not known and not self.includes(observation, lease):
+                missing.append(lease)
+        return missing
+
+    @staticmethod
+    def includes(observation: Observation, settled: Lease) -> bool:
+        """Whether *observation* certainly includes the call of *settled*."""
+        if settled.settled_ms <= observation.requested_ms:
+            return True
+        interval_ms = settled.interval_ms
+        return interval_ms is not None and interval_ms[1] < observation.envelope.server_time_ms
+
+    # --- the sums ----------------------------------------------------------
+
+    def recount(self) -> None:
+        """Assert that every sum and count is what the holds add up to."""
+        shares: dict[str, Share] = {}
+        adopted = 0
+        for state, holds in self._by_state.items():
+            for lease_id, (lease, tokens) in holds.items():
+                assert (lease.lease_id, lease.state, lease.held) == (lease_id, state, tokens)
+                share = shares.setdefault(self._caller(lease.holder), Share())
+                share.holds += 1
+                share.tokens += tokens
+                share.leases += state is LeaseState.OPEN
+                adopted += tokens if lease.request is None else 0
+            assert self._tokens[state] == sum(hold.tokens for hold in holds.values())
+        assert adopted == self._adopted_tokens
+        assert shares == self._shares
+        risky = {lease.lease_id for lease in self.leases(LeaseState.OPEN) if lease.overrun > 0}
+        assert risky == self._risky.keys()
+        self._changes = 0
+
+    def _changed(self) -> None:
+        self._changes += 1
+        if self._changes > RECOUNT_CHANGES_MIN + len(self):
+            self.recount()
+
+    def _enter(self, lease: Lease) -> None:
+        holds, tokens = self._by_state[lease.state], lease.held
+        assert lease.lease_id not in holds
+        assert tokens >= 0
+        self._check(lease.state)
+        holds[lease.lease_id] = Hold(lease, tokens)
+        share = self._shares.setdefault(self._caller(lease.holder), Share())
+        share.holds += 1
+        share.leases += lease.state is LeaseState.OPEN
+        if lease.state is LeaseState.OPEN and lease.overrun > 0:
+            self._risky[lease.lease_id] = lease
+        self._add(lease, share, tokens)
+
+    def _leave(self, lease: Lease) -> None:
+        self._check(lease.state)
+        holds = self._by_state[lease.state]
+        assert holds.get(lease.lease_id) == (lease, lease.held), "changed behind the sums"
+        tokens = holds.pop(lease.lease_id).tokens
+        caller = self._caller(lease.holder)
+        share = self._shares[caller]
+        share.holds -= 1
+        share.leases -= lease.state is LeaseState.OPEN
+        self._risky.pop(lease.lease_id, None)
+        self._add(lease, share, -tokens)
+        if not share.holds:
+            del self._shares[caller]
+
+    def _add(self, lease: Lease, share: Share, tokens: int) -> None:
+        self._tokens[lease.state] += tokens
+        share.tokens += tokens
+        if lease.request is None:
+            self._adopted_tokens += tokens
+        assert share.tokens >= 0
+        assert share.leases >= 0
+        assert self._adopted_tokens >= 0
+        self._check(lease.state)
+
+    def _check(self, state: LeaseState) -> None:
+        tokens = self._tokens[state]
+        assert tokens >= 0
+        assert tokens == 0 or self._by_state[state]
