@@ -12,6 +12,7 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import Final, NamedTuple
 
 from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
@@ -19,13 +20,14 @@ from broker.core.bucket import Envelope, Observation, Source
 from broker.core.budgets import Budget, BudgetBook
 from broker.core.costs import CostBook
 from broker.core.deadlines import Deadlines
+from broker.core.drift import ROUNDING_TOKENS
 from broker.core.errors import LeaseConflictError, LeaseEndedError
 from broker.core.events import Event
-from broker.core.evidence import UNPROBED_TICKS_MAX, Doubts
+from broker.core.evidence import UNPROBED_TICKS_MAX, UNPROBED_TICKS_MOVED_MAX, Doubts
 from broker.core.forecast import CallTimes, foresee
 from broker.core.holds import Holds
 from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settled, Settlement
-from broker.core.ledger import LEASE_AGE_MS_MAX, ROUNDING_TOKENS, Ledger
+from broker.core.ledger import LEASE_AGE_MS_MAX, Ledger
 from broker.core.limits import DEFAULT_LIMITS, Limits
 from broker.core.offers import Offers
 from broker.core.pricing import Batch
@@ -193,7 +195,8 @@ class Allocator:
             self._decide(now_ms)
             return Settled(late=False)
         settled = self.ledger.settle(settlement, now_ms)
-        if settled.doubt is not None:
+        # Which report was wrong, the broker can't tell; that one was, a probe has to mend.
+        if settled.doubt is not None or self.ledger.contradicts_itself:
             self.doubts.raised()
         lease, cost = settled.lease, settled.cost_tokens
         if lease is not None and cost is not None:
@@ -239,17 +242,20 @@ class Allocator:
             return self.probing.wanted
         if not bucket.period.placed and bucket.ticks_landed(now_ms) > 0:
             return Reason.PERIOD
-        if self.doubts.due(now_ms) or self._unprobed_too_long(now_ms):
+        check_ms = self._check_reports_ms
+        if self.doubts.due(now_ms) or (check_ms is not None and now_ms >= check_ms):
             return Reason.REPORT
         return None
 
-    def _unprobed_too_long(self, now_ms: int) -> bool:
-        """Whether the count has rested on clients' reports for many ticks."""
-        bucket = self.ledger.bucket
+    @property
+    def _check_reports_ms(self) -> int | None:
+        """When a count that rests on clients' reports is checked; None if it does not."""
+        bucket, moved = self.ledger.bucket, self.ledger.drift.rests_on_reports
         seen, probed = bucket.observation, bucket.probed
         if seen is None or probed is None or seen.source is Source.PROBE:
-            return False
-        return now_ms - probed.arrived_ms > UNPROBED_TICKS_MAX * bucket.period.ms
+            return None
+        ticks = UNPROBED_TICKS_MOVED_MAX if moved else UNPROBED_TICKS_MAX
+        return probed.arrived_ms + ceil(ticks * bucket.period.ms) + 1
 
     def probe_answered(self, envelope: Envelope, requested_ms: int, now_ms: int) -> None:
         """Keepa's count has arrived; *envelope* must be an observation."""
@@ -313,6 +319,8 @@ class Allocator:
             self._deadlines.next_wake_ms(),
             self.doubts.next_wake_ms(now_ms),
         ]
+        if self.probing.may_start(now_ms):
+            times.append(self._check_reports_ms)
         bucket = self.ledger.bucket
         if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))

@@ -226,6 +226,11 @@ class Bucket:
         gap_ms = one.envelope.next_tick_ms - other.envelope.next_tick_ms
         return abs(gap_ms) <= SAME_TICK_MS
 
+    def ticks_apart(self, earlier: Observation, later: Observation) -> int:
+        """Whole ticks between two observations, as their envelopes place them; 0 if none fit."""
+        gap_ms = later.envelope.next_tick_ms - earlier.envelope.next_tick_ms
+        return self.period.count(gap_ms) or 0
+
     def ticks_landed(self, now_ms: int) -> int:
         """Ticks since the observation, by the learned period."""
         if now_ms < self._tick_ms:

@@ -8,8 +8,12 @@ first; what no cause explains was spent by somebody else on the same key.
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from broker.core.bucket import Envelope
+
+# A refill of fractions of a token may round either way.
+ROUNDING_TOKENS: Final = 1
 
 
 class Cause(Enum):
@@ -56,6 +60,11 @@ class Drift:
         # Observed minus predicted, and its unexplained part, at the last observation.
         self.last_tokens = 0
         self.last_unexplained_tokens = 0
+        # What reports since the last probe have put down to rounding, what lumps that probe
+        # and reports may lack, and what the count includes but does not show.
+        self.rounded_tokens = 0
+        self._owed_tokens = 0
+        self._unshown_tokens = 0
         # Spent by others since the start; only grows, but for our own calls
         # that later turn out to explain it.
         self.foreign_tokens = 0
@@ -64,6 +73,25 @@ class Drift:
     def shown_in_flight(self) -> int:
         """Tokens that observations show as spent by calls still held for."""
         return -self.by_cause[Cause.IN_FLIGHT]
+
+    @property
+    def rests_on_reports(self) -> bool:
+        """Whether reports have moved the count by what only a probe can confirm.
+
+        A call in flight may have been charged or not, a lump may have landed or not.
+        """
+        moved = max(self.shown_in_flight, self._owed_tokens, abs(self.rounded_tokens))
+        return moved > ROUNDING_TOKENS
+
+    def contradicts(self, in_flight: int) -> bool:
+        """Whether some report must have been wrong, whichever it was.
+
+        Args:
+            in_flight: Tokens held for calls that the count may include or not. It must
+                not show more of them spent; and what it includes for certain must show.
+        """
+        stranded = self.shown_in_flight - in_flight
+        return max(stranded, self._unshown_tokens) > ROUNDING_TOKENS
 
     def unexplained(
         self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
@@ -101,12 +129,17 @@ class Drift:
         rest -= self._changed_refill(rest, known, new, ticks)
         rest -= self._in_flight(rest, in_flight)
         rest -= self._own_overrun(rest, included.overrun)
-        rest -= self._refill(rest, known, new, ticks, included.cost)
+        refill = self._refill(rest, known, new, ticks, included.cost)
+        rest -= refill
         self.last_unexplained_tokens = rest
         if not probed:
             # Rounding, or the ledger would not have taken the report.
             self.by_cause[Cause.REFILL] += rest
+            self.rounded_tokens += rest
         else:
+            self.rounded_tokens = self._unshown_tokens = 0
+            # What was owed before has landed, or never will.
+            self._owed_tokens = max(0, -refill)
             self.by_cause[Cause.FOREIGN] += rest
             self.foreign_tokens = max(0, self.foreign_tokens - rest)
             self._claim_stranded(in_flight)
@@ -117,6 +150,9 @@ class Drift:
         rest = cost - self._in_flight(cost, in_flight)
         rest -= self._own_overrun(rest, max(0, cost - held))
         self.by_cause[Cause.REFILL] += rest
+        landed = min(rest, self._owed_tokens)
+        self._owed_tokens -= landed
+        self._unshown_tokens += rest - landed
 
     def written_off(self, held: int) -> int:
         """A lost call is given up; returns what it had evidently cost."""
@@ -159,9 +195,10 @@ class Drift:
         else:
             # Spent before the tick instead of after it: less was lost at capacity.
             spent_first = min(known.tokens_left - cost + int(ticks * known.lump), known.capacity)
-            owed = max(0, -self.by_cause[Cause.REFILL])
-            part = min(rest, max(owed, spent_first - (known.refilled(ticks) - cost), 0))
+            saved = spent_first - (known.refilled(ticks) - cost)
+            part = min(rest, max(self._owed_tokens, saved, 0))
         self.by_cause[Cause.REFILL] += part
+        self._owed_tokens = max(0, self._owed_tokens - part)
         return part
 
     def _claim_stranded(self, in_flight: int) -> None:

@@ -20,6 +20,10 @@ CHECK_GAP_MS_MIN: Final = 1_000
 # Reports confirm each other, but not for ever: so many ticks after the last probe the
 # next report is checked by one.
 UNPROBED_TICKS_MAX: Final = 10
+# Or so many, where they have moved the count by what no model can tell from a lie: a call
+# in flight that shows, a lump that does not. More than one, so that the probe which a
+# starving fleet causes each tick comes first.
+UNPROBED_TICKS_MOVED_MAX: Final = 1.5
 
 
 class Doubt(Enum):

@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from broker.core.bucket import Bucket, Observation, Source
-from broker.core.drift import Drift, Included
+from broker.core.drift import ROUNDING_TOKENS, Drift, Included
 from broker.core.errors import (
     LeaseConflictError,
     LeaseEndedError,
@@ -53,8 +53,6 @@ ENDED_MAX: Final = 100_000
 LEASE_AGE_MS_MAX: Final = 600_000
 # Before Keepa has told a capacity, leases of earlier epochs are adopted up to this sum.
 UNSYNCED_TOKENS_MAX: Final = 1_000_000
-# A refill of fractions of a token may round either way.
-ROUNDING_TOKENS: Final = 1
 # Events are kept for whoever takes them; without a taker the oldest go.
 EVENTS_MAX: Final = 10_000
 # Before any moment of the broker's clock.
@@ -115,6 +113,11 @@ class Ledger:
             return lease.holder
         ended = self._ended.get(lease_id)
         return None if ended is None or ended.written_off is None else ended.holder
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether the count, as reports have it, can't be true beside what is held."""
+        return self.drift.contradicts(self.reserved)
 
     def headroom(self, now_ms: int, *, projected: bool) -> int:
         """Balance less holds: observed, or with the lumps that should have landed.
@@ -413,7 +416,10 @@ class Ledger:
             included=included,
             in_flight=in_flight,
         )
-        if abs(rest) <= ROUNDING_TOKENS:
+        # Each refill may round, and no report more than that: small steps must not add up.
+        assert self.bucket.probed is not None
+        ticks = self.bucket.ticks_apart(self.bucket.probed, own)
+        if abs(self.drift.rounded_tokens + rest) <= ROUNDING_TOKENS * (1 + ticks):
             return None
         return Doubt.MORE if rest > 0 else Doubt.FEWER
 
