@@ -484,7 +484,12 @@ class Ledger:
             self._stranger_ms = LONG_AGO_MS
 
     def _write_off_lost(self, observation: Observation) -> None:
-        """Give up lapsed leases whose charge the observation must show, or shows."""
+        """Give up lapsed leases whose charge a probe's answer must show, or shows.
+
+        A report that denies such a charge, or shows a little of it, would free the whole.
+        """
+        if observation.source is not Source.PROBE:
+            return
         lapsed = self.holds.leases(LeaseState.LAPSED)
         if not lapsed:
             return
@@ -499,8 +504,6 @@ class Ledger:
         for lease in lost:
             self.holds.remove(lease)
             cost = self.drift.written_off(lease.tokens)
-            # The last probe may lack it as well.
-            self._spent_since_probe += lease.tokens
             self.totals.written_off_tokens += cost
             self._end(lease.lease_id, Ended(True, cost, lease.holder))
 

@@ -257,6 +257,17 @@ def test_a_lie_behind_a_call_that_does_not_end_is_found_out_by_the_next_probe() 
     assert allocator.ledger.bucket.observed == world.balance
 
 
+def test_a_lie_does_not_free_the_hold_of_a_lost_call() -> None:
+    """A report that is one token low is no proof that the lapsed lease beside it is over."""
+    world = World()
+    world.opens()
+    world.passes(20_000)
+    world.lies(-1, 0, 0, Outcome.REPLIED)
+
+    assert world.allocator.ledger.lease(world.calls[0].lease.lease_id) is not None
+    assert world.allocator.ledger.reserved == PAGE
+
+
 def test_small_steps_do_not_add_up() -> None:
     """A token too many in each report, hundreds of times, is not taken for rounding."""
     world, told = World(), 0
