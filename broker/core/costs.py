@@ -18,14 +18,16 @@ SAMPLE_AGE_MS_MAX: Final = 6 * 3_600_000
 # Fewer whole calls than this say less than the caller's prior.
 SAMPLES_MIN: Final = 5
 QUANTILE: Final = 0.995
-# What a call of unknown cost may come to, as a multiple of what it is thought to.
-UNLEARNED_WORST: Final = 4.0
+# What a call of unknown cost may come to, as a multiple of what it is thought to: a
+# product has one page of offers as a rule, and ten at most (keepa-api.md, section 3).
+UNLEARNED_WORST: Final = 10.0
 # How far beyond the dearest of n calls the next may go: this over the root of n,
 # times the distance from the middle to the dearest. Few calls hardly show a tail.
 TAIL_REACH: Final = 8.0
 # This many calls in a row outside everything before them: the price has changed.
 PRICE_CHANGE_CALLS: Final = 8
-# This many calls show by themselves whether their cost scatters.
+# This many calls show by themselves how their cost scatters. A tail of one call in forty
+# is missing from every fifth set of as few as these, and from most smaller ones.
 CALM_CALLS: Final = 64
 # Rounding of stored ratios must not push an exact cost over the next integer.
 EPSILON: Final = 1e-6
@@ -56,6 +58,8 @@ class Band:
         self._recent: deque[tuple[int, float]] = deque()
         self._sorted: list[float] = []
         self._calls = 0
+        # As of the last call: asked for far more often than it changes.
+        self.price = Price(0.0)
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -70,14 +74,14 @@ class Band:
         self._calls += 1
         if self._calls % PRICE_CHANGE_CALLS == 0:
             self._forget_old_price()
+        self.price = self._price()
 
     def age(self, now_ms: int) -> None:
         """Forget what is too old, but never the last few calls."""
         while len(self._recent) > SAMPLES_MIN and now_ms - self._recent[0][0] > SAMPLE_AGE_MS_MAX:
             self._forget_oldest()
 
-    @property
-    def price(self) -> Price:
+    def _price(self) -> Price:
         """The high quantile as the charge, and the scatter around it."""
         costs, count = self._sorted, len(self._sorted)
         ratio, middle, dearest = costs[ceil(QUANTILE * count) - 1], costs[count // 2], costs[-1]
@@ -195,24 +199,30 @@ class CostBook:
         """Price per unit of a call for *units* units; arguments as for `estimate`."""
         return self._price(operation, units.bit_length(), prior)
 
+    def worst(self, operation: str, most: int, least: int, prior: float) -> float:
+        """The worst `Price.worst` of all batches from *least* to *most* units."""
+        bands = range(least.bit_length(), most.bit_length() + 1)
+        return max(self._price(operation, band, prior).worst for band in bands)
+
     def _price(self, operation: str, band: int, prior: float) -> Price:
         bands = self._bands.get(operation)
         if not bands:
             return Price(prior, worst=UNLEARNED_WORST)
         own = bands.get(band)
-        if own is not None and len(own) >= SAMPLES_MIN:
+        if own is None or len(own) < SAMPLES_MIN:
+            # Too few calls of this size: the nearest size that is known, if dearer.
+            own = bands[min(bands, key=lambda b: (abs(b - band), b))]
             price = own.price
-            # Few calls that cost the same prove little where other sizes scatter.
-            if price.worst == 1 and len(own) < CALM_CALLS and self._scatters(bands):
-                return price._replace(worst=UNLEARNED_WORST)
-            return price
-        # Too few calls of this size: the nearest size that is known, if dearer.
-        near = min(bands, key=lambda b: (abs(b - band), b))
-        price, calls = bands[near].price, len(bands[near])
-        worst = price.worst if calls >= SAMPLES_MIN else UNLEARNED_WORST
-        if price.ratio < prior:
-            return Price(prior, worst=worst)
-        return price._replace(worst=worst)
+            if price.ratio < prior:
+                price = Price(prior, worst=price.worst)
+        else:
+            price = own.price
+        if len(own) < SAMPLES_MIN:
+            return price._replace(worst=UNLEARNED_WORST)
+        # Few calls prove little, even by costing the same, where any size scatters.
+        if len(own) < CALM_CALLS and self._scatters(bands):
+            return price._replace(worst=max(price.worst, UNLEARNED_WORST * price.likely))
+        return price
 
     @staticmethod
     def _scatters(bands: dict[int, Band]) -> bool:

@@ -24,6 +24,9 @@ UNPROBED_TICKS_MAX: Final = 10
 # in flight that shows, a lump that does not. More than one, so that the probe which a
 # starving fleet causes each tick comes first.
 UNPROBED_TICKS_MOVED_MAX: Final = 1.5
+# A report of a higher multiple of the grant is checked by a probe. Room is kept for more
+# while costs are unlearned, but room is no reason to believe.
+BELIEVED_WORST: Final = 4
 
 
 class Doubt(Enum):

@@ -29,7 +29,7 @@ from broker.core.errors import (
     LeaseTooOldError,
 )
 from broker.core.events import Event, EventKind
-from broker.core.evidence import Doubt, doubt_of
+from broker.core.evidence import BELIEVED_WORST, Doubt, doubt_of
 from broker.core.holds import Holds
 from broker.core.leases import (
     Ended,
@@ -396,7 +396,7 @@ class Ledger:
         doubt = doubt_of(self.bucket, own)
         if doubt is not None:
             return doubt
-        if lease.cost > lease.tokens + lease.overrun:
+        if lease.cost > min(lease.tokens + lease.overrun, BELIEVED_WORST * lease.tokens):
             return Doubt.COST
         known = self.bucket.observation
         assert known is not None

@@ -59,8 +59,8 @@ def quote_for(costs: CostBook, request: LeaseRequest, most: int, debt: int = 0) 
     units = fits or least
     tokens = costs.estimate(operation, units, prior) if units > least else least_tokens
     price = costs.price(operation, units, prior)
-    # The batch may be cut down to the least, whose cost may scatter more.
-    worst = max(price.worst, costs.price(operation, least, prior).worst)
+    # The batch may be cut down, and the cost of a smaller one may scatter more.
+    worst = costs.worst(operation, units, least, prior)
     return Quote(units, tokens, least_tokens, price.likely, worst)
 
 

@@ -193,3 +193,22 @@ def test_many_names_of_callers_do_not_matter_to_a_price_in_use() -> None:
 
     assert len(book) == OPERATIONS_MAX
     assert book.estimate("in use", 1, 1) == 9
+
+
+def test_few_calls_leave_room_for_ten_pages_of_offers() -> None:
+    """A call without offers of many pages among the first says little of the next one."""
+    few = learned("offers", [(1, 6), (1, 6), (1, 12), (1, 6), (1, 12)]).price("offers", 1, 6)
+
+    assert few.worst * few.ratio >= 60
+
+
+def test_a_batch_cut_down_may_scatter_more_than_the_largest_and_the_least() -> None:
+    """The worst of a request is that of any batch that it may get."""
+    costs = learned("offers", [(4, cost) for cost in (24, 24, 24, 24, 96)])
+    for _ in range(CALM_CALLS):
+        costs.learn("offers", 1, 6, 0)
+        costs.learn("offers", 16, 96, 0)
+    worst = costs.worst("offers", 16, 1, 6)
+
+    assert costs.price("offers", 1, 6).worst == costs.price("offers", 16, 6).worst == 1
+    assert worst == costs.price("offers", 4, 6).worst > 1

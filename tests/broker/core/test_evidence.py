@@ -66,6 +66,7 @@ def test_a_report_that_fits_is_an_observation() -> None:
         (fair(refill_in=10_000), Doubt.TICK),
         (fair(refill_in=29_050 + 1_000 * PERIOD_MS), Doubt.TICK),
         (fair(consumed=400), Doubt.COST),
+        (fair(left=29, consumed=21), Doubt.COST),
         (fair(left=100_000_000), Doubt.MORE),
         (fair(left=51), Doubt.MORE),
         (fair(left=-100_000_000), Doubt.FEWER),

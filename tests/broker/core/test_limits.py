@@ -59,7 +59,7 @@ def test_an_adopted_lease_ages_as_well() -> None:
 
 def test_the_oldest_open_lease_is_known() -> None:
     """Operators see a lease that hangs long before its age ends it."""
-    allocator = synced(50)
+    allocator = synced(100)
     assert allocator.ledger.oldest_open_ms(5) is None
     for lease_id, now_ms in (("a", 10), ("b", 20)):
         allocator.acquire(request(lease_id), now_ms)
