@@ -1,1 +1,1 @@
-"""The `dealfetcher` commands; each file holds those that belong together."""
+"""The `dealfetcher` commands, related ones in one file."""

@@ -1,4 +1,4 @@
-"""The health check: whether the fetchers of this machine, or of this container, are alive."""
+"""The health check of the fetchers on this machine, or in this container."""
 
 import socket
 
@@ -11,15 +11,15 @@ TIMEOUT_S = 3.0
 
 
 def why_not_alive(settings: Settings) -> str | None:
-    """Why no fetcher of this host works; None when one does.
+    """Returns why no fetcher of this host works; None when one does.
 
     Raises:
-        DatabaseError: Postgres can't be asked.
+        DatabaseError: Postgres gave no answer.
     """
     with connect(settings.require_database_url(), timeout_s=TIMEOUT_S) as connection:
         workers = workers_of(connection, socket.gethostname())
     if not workers:
-        return "no fetcher of this host was heard of lately"
+        return "no fetcher of this host has reported lately"
     latest = workers[0]
     if latest.silent_s < SILENT_CLAIMS * settings.claim_ttl_s:
         return None

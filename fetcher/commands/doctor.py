@@ -1,6 +1,6 @@
-"""Is everything well, and if not, what to do."""
+"""The diagnosis: all findings, and their remedies."""
 
-from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, say
+from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line
 from fetcher.reports.diagnostics import State, examine
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.redaction import Redaction
@@ -9,7 +9,7 @@ MARKS = {State.OK: "ok     ", State.WARNING: "WARNING", State.FAILED: "FAILED "}
 
 
 def run_doctor(settings: Settings, *, output: Format) -> int:
-    """Print one line a finding as it is found; returns 1 if anything failed."""
+    """Prints one line per finding at once; returns 1 if anything failed."""
     # Texts may come from errors of libraries.
     redact = Redaction(FetcherSecrets.known())
     failed = False
@@ -26,7 +26,9 @@ def run_doctor(settings: Settings, *, output: Format) -> int:
         )
         if output is Format.TABLE:
             remedy = f"  → {finding.remedy}" if finding.remedy else ""
-            say(f"{MARKS[finding.state]}  {finding.subject}: {redact(finding.text)}{remedy}")
+            print_line(
+                f"{MARKS[finding.state]}  {finding.subject}: {redact(finding.text)}{remedy}"
+            )
     if output is Format.JSON:
         print_json(rows)
     return EXIT_FAILED if failed else EXIT_OK

@@ -1,4 +1,4 @@
-"""Looking at what has been collected: scans, deals, rejections."""
+"""Listings of the collection: scans, deals, rejections."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 def show_scans(
     database_url: str, *, query: str | None, limit: int, wide: bool, output: Format
 ) -> None:
-    """Print the newest scans; for people the columns that matter most, or all with *wide*."""
+    """Prints the newest scans; a table has the main columns, or all with *wide*."""
     with connect(database_url) as connection:
         rows = list_scans(connection, query=query, limit=limit)
     if output is Format.TABLE:
@@ -27,7 +27,7 @@ def show_scans(
 def show_deals(
     database_url: str, *, query: str | None, state: str | None, limit: int, output: Format
 ) -> None:
-    """Print the newest deals."""
+    """Prints the newest deals."""
     with connect(database_url) as connection:
         rows = list_deals(connection, query=query, state=state, limit=limit)
     if output is Format.TABLE:
@@ -40,7 +40,7 @@ def show_deals(
 def show_rejections(
     database_url: str, *, query: str | None, since: timedelta | None, output: Format
 ) -> None:
-    """Print how deals were judged, and which rules rejected them."""
+    """Prints the numbers of verdicts, and the rules that rejected deals."""
     with connect(database_url) as connection:
         states = count_states(connection, query=query, since=since)
         rules = count_rejections(connection, query=query, since=since)
@@ -98,7 +98,7 @@ def _deal_for_people(row: Mapping[str, Any]) -> Row:
 
 
 def value_of(row: Mapping[str, Any]) -> str | None:
-    """What the row of a deal is about, for people: a price with its currency, a rank, a count."""
+    """Returns the value of a deal's row for people, such as a price with its currency."""
     value = row["price_minor"] if is_price(row["price_type"]) else row["value"]
     if value is None:
         return None
@@ -106,7 +106,7 @@ def value_of(row: Mapping[str, Any]) -> str | None:
 
 
 def drop_of(row: Mapping[str, Any]) -> str | None:
-    """The drop in a row, with the period over which it counts: "40 % in 90 days"."""
+    """Returns the drop in a row, with its period: "40 % in 90 days"."""
     percent, index = row["drop_percent"], row["date_range"]
     if percent is None or index is None:
         return None
@@ -114,5 +114,5 @@ def drop_of(row: Mapping[str, Any]) -> str | None:
 
 
 def with_currency(row: Mapping[str, Any]) -> Row:
-    """*row* with the currency of its amounts, which stay in minor units."""
+    """Returns *row* with the currency of its amounts, which stay in minor units."""
     return {**row, "currency": currency_code(row["domain_id"])}

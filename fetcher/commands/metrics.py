@@ -1,4 +1,4 @@
-"""Serving the metrics of the collection."""
+"""Serving the collection's metrics."""
 
 import signal
 import threading
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 def serve_metrics(settings: Settings) -> None:
-    """Serve /metrics until a signal comes.
+    """Serves /metrics until a signal comes.
 
     Raises:
         SettingsError: The address can't be listened on.
@@ -29,7 +29,7 @@ def serve_metrics(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with Database(database_url) as database:
-        # Fetchers beat three times in this time.
+        # Fetchers report three times within this time.
         folder = QueryFolder(settings.queries)
         measuring = Measuring(database, folder, silent_s=settings.claim_ttl_s)
         registry = CollectorRegistry()

@@ -1,14 +1,15 @@
-"""How commands print: tables for people, JSON for programs, one line for errors."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
 
+from fetcher.replies.units import span_words
 from protos.process.visible_text import visible
 
 EXIT_OK: Final = 0
@@ -18,7 +19,7 @@ NONE: Final = "-"
 
 
 class Format(StrEnum):
-    """How an answer is printed."""
+    """The format of a command's output."""
 
     TABLE = "table"
     JSON = "json"
@@ -28,22 +29,26 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")
 Row = Mapping[str, Any]
 
 
-def say(line: str) -> None:
-    """Print one line; whatever hides or acts in it is shown as its code."""
+def print_line(line: str) -> None:
+    """Prints one line; shows control and invisible characters as their codes."""
     sys.stdout.write(visible(line) + "\n")
 
 
 def print_json(value: object) -> None:
-    """Print *value* for programs; times are ISO 8601."""
-    sys.stdout.write(json.dumps(value, default=_plain, indent=2) + "\n")
+    """Prints *value* for programs; times are ISO 8601."""
+
+    def plain(value: object) -> str:
+        return value.isoformat() if isinstance(value, datetime) else str(value)
+
+    sys.stdout.write(json.dumps(value, default=plain, indent=2) + "\n")
 
 
 def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
-    """Print *rows*, whose keys are the columns."""
+    """Prints *rows*; their keys are the columns."""
     if output is Format.JSON:
         print_json(rows)
         return
-    # Imported late: only people need rich.
+    # Imported late: only tables need rich.
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.markup import escape  # noqa: PLC0415
@@ -59,7 +64,7 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
         box=SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     for name in rows[0]:
-        number = any(_is_number(row[name]) for row in rows)
+        number = any(type(row[name]) in {int, float} for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
@@ -67,30 +72,18 @@ def print_rows(title: str, rows: Sequence[Row], output: Format) -> None:
 
 
 def age(time: datetime | None, now: datetime) -> str | None:
-    """How long ago *time* was at *now*, in its largest unit: 40 s, 3 min, 2 h, 5 d."""
-    return None if time is None else _largest_unit(now - time)
+    """Returns how long before *now* *time* was: "40 s", "3 min", "2 h", "5 d"."""
+    return None if time is None else span_words((now - time).total_seconds())
 
 
 def took(start: datetime, end: datetime | None) -> str | None:
-    """How long something lasted, in its largest unit; None while it lasts."""
-    return None if end is None else _largest_unit(end - start)
-
-
-def _largest_unit(span: timedelta) -> str:
-    seconds = max(0, round(span.total_seconds()))
-    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size_s or (unit == "min" and seconds >= size_s):
-            return f"{seconds // size_s} {unit}"
-    return f"{seconds} s"
+    """Returns the time from *start* to *end* in words; None without an *end*."""
+    return None if end is None else span_words((end - start).total_seconds())
 
 
 def when(time: datetime | None) -> str:
-    """*time* in UTC, to the second."""
+    """Returns *time* in UTC, to the second."""
     return "unknown" if time is None else f"{time.astimezone(UTC):%F %T}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:
@@ -104,7 +97,3 @@ def _shown(value: object) -> str:
         case list() | tuple():
             return escape(visible(", ".join(map(str, value)))) or NONE
     return escape(visible(str(value)))
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,4 +1,4 @@
-"""Running the fetcher, and bringing the tables up to date."""
+"""Running the fetcher, and updating the tables."""
 
 import signal
 from functools import partial
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
-    """Collect deals until a signal comes or *seconds* have passed."""
+    """Collects deals until a signal comes or *seconds* have passed."""
     api_key, database_url = settings.require_api_key(), settings.require_database_url()
     access = settings.require_access()
     logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
@@ -38,41 +38,31 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
             database=database,
             broker=broker,
             folder=QueryFolder(settings.queries),
-            limits=_limits(settings),
+            limits=Limits(
+                claim_ttl_s=settings.claim_ttl_s,
+                attempts_max=settings.page_attempts_max,
+                retry_delay_s=settings.retry_delay_s,
+                poll_speed=settings.poll_speed,
+            ),
         )
-        worker = Worker(workplace, partial(_keepa, settings, api_key), package_version())
-        _end_on_signals(worker.wakeup_fd)
+        new_keepa = partial(
+            Keepa,
+            api_key,
+            base_url=settings.keepa_base_url,
+            connect_timeout_s=settings.keepa_connect_timeout_s,
+            read_timeout_s=settings.keepa_read_timeout_s,
+            reply_bytes_max=settings.keepa_reply_max_bytes,
+        )
+        worker = Worker(workplace, new_keepa, package_version())
+        # The signal's number goes to the descriptor; Python's own handler has nothing to do.
+        signal.set_wakeup_fd(worker.wakeup_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
         log.info("fetcher started", holder=broker.holder, broker=settings.broker_address)
         worker.run(seconds=seconds)
         log.info("fetcher stopped", holder=broker.holder)
 
 
 def migrate_database(settings: Settings) -> list[str]:
-    """Apply the migrations that are missing; returns their names."""
+    """Applies the missing migrations; returns their names."""
     return migrate(settings.require_database_url())
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        claim_ttl_s=settings.claim_ttl_s,
-        attempts_max=settings.page_attempts_max,
-        retry_delay_s=settings.retry_delay_s,
-        poll_speed=settings.poll_speed,
-    )
-
-
-def _keepa(settings: Settings, api_key: str) -> Keepa:
-    return Keepa(
-        api_key,
-        base_url=settings.keepa_base_url,
-        connect_timeout_s=settings.keepa_connect_timeout_s,
-        read_timeout_s=settings.keepa_read_timeout_s,
-        reply_bytes_max=settings.keepa_reply_max_bytes,
-    )
-
-
-def _end_on_signals(wakeup_fd: int) -> None:
-    # The number goes to the file descriptor; Python's own handler has nothing to do.
-    signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)

@@ -1,4 +1,4 @@
-"""Finding out by what Keepa's sort types really order."""
+"""Measurement of the real order of Keepa's sort types."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from fetcher.broker_client import BrokerClient, Priority
-from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_rows, say
+from fetcher.commands.output import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Format,
+    print_json,
+    print_line,
+    print_rows,
+)
 from fetcher.errors import FetcherError
 from fetcher.keepa import Keepa, Reply
 from fetcher.queries.query import DealQuery
@@ -31,7 +38,7 @@ Fetch = Callable[[dict[str, object]], Reply]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one sort type turned out to be, and what it cost to find out."""
+    """The measured order of one sort type, and the cost of measuring it."""
 
     sort: SortFinding
     tokens: int
@@ -40,10 +47,10 @@ class Finding:
 def verify_live(
     settings: Settings, *, query: str | None, pages: int, direct: bool, output: Format
 ) -> int:
-    """Ask Keepa for each sort type's first *pages* pages; returns the exit code.
+    """Fetches the first *pages* pages of each sort type; returns the exit code.
 
-    Through leases, or with *direct* without any broker, on a person's own risk of
-    taking tokens that others count on.
+    Each call has a lease. With *direct* none has, and the calls may take tokens that the
+    broker has granted to others.
     """
     api_key = settings.require_api_key()
     asked = _query(settings.queries, query)
@@ -66,9 +73,15 @@ def verify_live(
                     access=settings.require_access(),
                 )
             )
-            # A person waits: a lease would wait for the broker for ever.
+            # A person waits for the command; a lease would wait for the broker for ever.
             broker.get_bucket(timeout_s=BROKER_TIMEOUT_S)
-            fetch = partial(_leased, broker, keepa)
+
+            def fetch(selection: dict[str, object]) -> Reply:
+                with broker.lease(
+                    "deal", tokens_per_unit=TOKENS_PER_DEAL_PAGE, priority=Priority.HIGH
+                ) as lease:
+                    return leased_call(lease, partial(keepa.deals, selection))
+
         findings = [_verify(asked, sort, pages, fetch) for sort in SORT_TYPES]
     _show(asked.name, findings, output)
     return _exit_code(findings)
@@ -82,10 +95,10 @@ def verify_files(
     queries: Path,
     output: Format,
 ) -> int:
-    """Judge saved replies, page by page, that were asked for with *sort_type*.
+    """Judges the saved replies to one *sort_type*, page by page.
 
-    None stands for the query's own. A reply doesn't tell which prices its drops are of:
-    where several queries could have asked for it, one must be named.
+    None means the query's own. A reply does not name the price type of its drops: if
+    several queries could have sent the request, one must be named.
     """
     asked = _query(queries, query, only=True)
     pages = [_deals(asked, _load(path)) for path in paths]
@@ -103,13 +116,6 @@ def _verify(query: DealQuery, sort_type: int, pages: int, fetch: Fetch) -> Findi
         tokens += 0 if reply.envelope is None else reply.envelope.tokens_consumed
         found.append(_deals(query, reply.body))
     return Finding(judge_sort(sort_type, found), tokens)
-
-
-def _leased(broker: BrokerClient, keepa: Keepa, selection: dict[str, object]) -> Reply:
-    with broker.lease(
-        "deal", units=1, tokens_per_unit=TOKENS_PER_DEAL_PAGE, priority=Priority.HIGH
-    ) as lease:
-        return leased_call(lease, partial(keepa.deals, selection))
 
 
 def _deals(query: DealQuery, body: dict[str, Any]) -> Sequence[Deal]:
@@ -138,13 +144,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _query(folder: Path, name: str | None, *, only: bool = False) -> DealQuery:
-    """The query called *name*, else the first, or with *only* the only one."""
+    """Returns the query called *name*, else the first; with *only*, the only one."""
     reader = QueryFolder(folder)
     reader.refresh()
     queries = reader.book.queries
     known = ", ".join(query.name for query in queries) or "none"
     if only and name is None and len(queries) > 1:
-        raise SettingsError([f"--query: say which query the replies were asked with: {known}"])
+        raise SettingsError([f"--query: name the query that got the replies: {known}"])
     found = queries[0] if queries and name is None else reader.find(name or "")
     if found is None:
         raise SettingsError(
@@ -159,7 +165,7 @@ def _show(query: str, findings: Sequence[Finding], output: Format) -> None:
         print_json({"query": query, "sorts": rows, "tokens": sum(f.tokens for f in findings)})
         return
     print_rows(f"Sort types, measured with {query}", rows, output)
-    say(f"{sum(finding.tokens for finding in findings)} tokens spent")
+    print_line(f"{sum(finding.tokens for finding in findings)} tokens spent")
 
 
 def _row(finding: Finding) -> dict[str, object]:

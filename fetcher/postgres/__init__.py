@@ -1,4 +1,4 @@
-"""Everything that the fetcher says to Postgres; no SQL stands anywhere else."""
+"""All SQL of the fetcher, and its connections to Postgres."""
 
 from fetcher.postgres.database import Database
 from fetcher.postgres.schema import migrate

@@ -1,15 +1,15 @@
-"""Claims: the right of one process to work on one row for a while; once for pages and products.
+"""Claims: the right of one process to work on one row for a while; for pages and products.
 
-A table of work has a two-column key, a state that is its ready state or `claimed` while a row
-is open, and the columns fence, holder, claim_expires, attempts, not_before and error.
+A table of work has a two-column key and the columns fence, holder, claim_expires, attempts,
+not_before and error. The state of an open row is the table's ready state or `claimed`.
 
 Law:
-1. A row has at most one holder. Each claim raises the row's fence, and whatever a holder
-   changes names its fence: a holder whose claim was taken over changes nothing.
-2. A claim is short and is renewed. An expired claim is still good until another one is made;
-   that counts as a try, or a row that kills its holders would be worked on for ever.
-3. Claiming and renewing skip locked rows and never wait. What locks several rows locks them
-   in the order of their keys, so that no two holders wait in a circle.
+1. A row has at most one holder. Each claim raises the row's fence, and each change by a
+   holder names its fence: after a takeover, the former holder changes nothing.
+2. A claim is short and is renewed. An expired claim stays good until another one is made.
+   The new claim counts as a try: else a row that kills its holders would be tried for ever.
+3. Claiming and renewing skip locked rows and never wait. A statement that locks several rows
+   locks them in the order of their keys: no two holders wait in a circle.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class WorkTable:
 
     @property
     def is_open(self) -> LiteralString:
-        """The condition for a row that can be claimed; takes *take_over*."""
+        """The condition for a row that can be claimed, with the parameter *take_over*."""
         return f"""w.state IN ('{self.ready}', 'claimed') AND w.not_before <= now()
    AND (w.state = '{self.ready}' OR (%(take_over)s AND w.claim_expires < now()))"""
 
@@ -52,7 +52,7 @@ class Claim(Protocol):
 
     @property
     def key(self) -> Key:
-        """Which row of its table it is."""
+        """The key of its row."""
 
     @property
     def fence(self) -> int:
@@ -60,7 +60,7 @@ class Claim(Protocol):
 
     @property
     def attempts(self) -> int:
-        """How many tries have failed."""
+        """Number of tries that have failed."""
 
 
 AnyClaim = TypeVar("AnyClaim", bound=Claim)
@@ -69,10 +69,10 @@ AnyClaim = TypeVar("AnyClaim", bound=Claim)
 def claim_statement(
     table: WorkTable, candidates: LiteralString, returning: LiteralString
 ) -> LiteralString:
-    """The statement that claims what *candidates* selects: keys of rows `w` that are open.
+    """Returns the statement that claims what *candidates* selects: keys of open rows `w`.
 
-    It takes *holder*, *ttl_s* and what *candidates* takes, and returns *returning*, columns of
-    `w` and of `next`, the candidates.
+    Its parameters are *holder*, *ttl_s* and those of *candidates*. It returns *returning*:
+    columns of `w` and of `next`, the candidates.
     """
     first, second = table.key
     return f"""
@@ -90,7 +90,7 @@ RETURNING {returning}
 def renew_claims(connection: Connection, table: WorkTable, *, holder: str, ttl_s: float) -> int:
     """Extend every claim of *holder* to *ttl_s* seconds from now; returns how many."""
     first, second = table.key
-    # What is locked is being written by the holder itself.
+    # A locked row is being written by its holder.
     statement = f"""
 WITH mine AS (
     SELECT {first}, {second} FROM {table.name}
@@ -106,7 +106,7 @@ UPDATE {table.name} w SET claim_expires = now() + %s * interval '1 second'
 def lock_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
 ) -> list[AnyClaim]:
-    """Lock the claimed rows until the transaction ends; returns the claims that were lost."""
+    """Lock the claimed rows until the transaction ends; returns the lost claims."""
     rows = connection.execute(_held(table), _parameters(claims)).fetchall()
     return _lost(claims, rows)
 
@@ -114,7 +114,7 @@ def lock_claims(
 def release_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
 ) -> list[AnyClaim]:
-    """Give rows back unharmed; returns the claims that were lost."""
+    """Release claims without counting a try; returns the lost claims."""
     return _end(connection, table, claims, state=table.ready, tries=0, error=None)
 
 
@@ -128,7 +128,7 @@ def fail_claims(
 ) -> list[AnyClaim]:
     """Count a failed try of each; the next one waits for its delay in seconds.
 
-    Returns the claims that were lost.
+    Returns the lost claims.
     """
     return _end(
         connection, table, claims, state=table.ready, tries=1, error=error, delays_s=delays_s
@@ -138,7 +138,7 @@ def fail_claims(
 def bury_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim], error: str
 ) -> list[AnyClaim]:
-    """Set rows aside until a person looks at them; returns the claims that were lost."""
+    """Set rows aside until a person looks at them; returns the lost claims."""
     return _end(connection, table, claims, state="dead", tries=1, error=error)
 
 
@@ -165,7 +165,7 @@ RETURNING w.{first}, w.{second}
     values = _parameters(claims, delays_s) | {
         "state": state,
         "tries": tries,
-        # Postgres takes no NUL in a text, and Keepa is quoted in errors.
+        # Postgres takes no NUL in a text, and errors quote Keepa.
         "error": None if error is None else error.replace("\0", "")[:ERROR_CHARACTERS_MAX],
     }
     return _lost(claims, connection.execute(statement, values).fetchall())

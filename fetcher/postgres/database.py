@@ -1,28 +1,29 @@
 """Connections to Postgres: a small pool, and one error for "not now"."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, Final, LiteralString, Self
 
 import psycopg
+from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
 from fetcher.postgres.errors import LOOK, Trouble, classify, explained
 
-# Its warnings repeat, for every connection and attempt, what we say once.
+# The pool repeats its warnings for every connection and attempt; the fetcher logs each once.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+Row = dict[str, Any]
 
 # One for each thread of a worker: pages, details, heartbeat.
 CONNECTIONS_MAX: Final = 3
 CONNECT_TIMEOUT_S: Final = 3.0
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 ENCODING: Final = "UTF8"
 
@@ -39,7 +40,7 @@ class Database:
             timeout=timeout_s,
             reconnect_timeout=timeout_s,
             num_workers=1,
-            # A connection from before a restart of Postgres is replaced unseen.
+            # Replaces connections from before a restart of Postgres.
             check=ConnectionPool.check_connection,
             kwargs=_options(timeout_s),
             open=True,
@@ -57,12 +58,12 @@ class Database:
 
     @contextmanager
     def connection(self, *, timeout_s: float | None = None) -> Iterator[Connection]:
-        """A connection in one transaction: committed at the end, rolled back on an error.
+        """Lends a connection in one transaction: committed at the end, rolled back on an error.
 
-        Waits up to *timeout_s* seconds for it; None means as long as the pool does.
+        Waits for it up to *timeout_s* seconds; None means the pool's time-out.
 
-        A connection whose error means "away" is closed, so that the next try gets a
-        fresh one: it may lead to another server, or to the same one in a better state.
+        Closes a connection after an error that means "away": the next try gets a fresh
+        one, perhaps to another server, or to the same one in a better state.
 
         Raises:
             DatabaseAwayError: Postgres can't be reached, or can't do the work; try again.
@@ -73,7 +74,7 @@ class Database:
             connection = self._pool.getconn(timeout_s)
             try:
                 check_encoding(connection)
-                # Commits, or rolls back; a pool's connection stays open.
+                # Commits or rolls back; a connection of a pool stays open.
                 with connection:
                     yield connection
             except psycopg.Error as exc:
@@ -84,7 +85,7 @@ class Database:
                 self._pool.putconn(connection)
 
     def _why_away(self) -> DatabaseError:
-        """The pool only says that it has waited; a connection of our own says why."""
+        """Returns the reason from a connection outside the pool; the pool's error has none."""
         try:
             with connect(self._database_url, timeout_s=1.0):
                 return DatabaseAwayError("no connection in time", LOOK)
@@ -96,9 +97,9 @@ class Database:
 def connect(
     database_url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, autocommit: bool = False
 ) -> Iterator[Connection]:
-    """One connection for one command: committed at the end, rolled back on an error.
+    """Opens one connection for one command: committed at the end, rolled back on an error.
 
-    A pool would try again until its time is up; here the first failure says why.
+    A pool would try again until its time is up; here the first failure is raised.
 
     Raises:
         DatabaseError: As `Database.connection` does.
@@ -112,7 +113,7 @@ def connect(
 
 
 def check_encoding(connection: Connection) -> None:
-    """Make sure that the database can hold any text; asks the server nothing.
+    """Check that the database can hold any text, without a query.
 
     Raises:
         DatabaseNotSetUpError: It can't.
@@ -128,16 +129,16 @@ def check_encoding(connection: Connection) -> None:
 
 @contextmanager
 def explaining(why_no_connection: Callable[[], DatabaseError] | None = None) -> Iterator[None]:
-    """Turn the driver's errors into the fetcher's own.
+    """Turns the driver's errors into the fetcher's own.
 
-    *why_no_connection* explains a pool that had no connection to give.
+    *why_no_connection* returns the error for a pool without a free connection.
     """
     try:
         yield
     except PoolTimeout as exc:
         problem = why_no_connection() if why_no_connection else DatabaseAwayError(str(exc), LOOK)
     except psycopg.Error as exc:
-        # A statement that fails again is looked into by its traceback.
+        # The traceback of a statement that fails again helps to mend it.
         raise explained(exc) from (exc if classify(exc) is Trouble.WRONG else None)
     else:
         return
@@ -148,7 +149,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
     return {
         "connect_timeout": int(timeout_s),
         "application_name": "dealfetcher",
-        # Whatever PGCLIENTENCODING or the server's default is.
+        # Overrides PGCLIENTENCODING and the server's default.
         "client_encoding": ENCODING,
         # A prepared statement belongs to one server connection; behind PgBouncer in
         # transaction mode the next transaction may run on another.
@@ -158,11 +159,28 @@ def _options(timeout_s: float) -> dict[str, Any]:
 
 
 def instant(unix_ms: int | None) -> datetime | None:
-    """A time in Unix milliseconds as timestamptz."""
+    """Returns a time in Unix milliseconds as timestamptz."""
     return None if unix_ms is None else EPOCH + timedelta(milliseconds=unix_ms)
 
 
 def unix_ms(time: object) -> int | None:
-    """A timestamptz as read from a row, in Unix milliseconds."""
+    """Returns a timestamptz as read from a row, in Unix milliseconds."""
     assert time is None or isinstance(time, datetime)
     return None if time is None else (time - EPOCH) // timedelta(milliseconds=1)
+
+
+def execute_each(
+    connection: Connection, statement: LiteralString, rows: Sequence[Sequence[Any]]
+) -> None:
+    """Runs *statement* once per row, in one round trip."""
+    if rows:
+        with connection.pipeline(), connection.cursor() as cursor:
+            cursor.executemany(statement, rows)
+
+
+def fetch_dicts(
+    connection: Connection, statement: LiteralString, values: Mapping[str, Any] | None = None
+) -> list[Row]:
+    """Runs *statement*; returns its rows by column."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, values).fetchall()

@@ -1,10 +1,8 @@
-"""Pages that were put aside: listed, and given another chance."""
+"""Pages that were put aside: listing and requeueing them."""
 
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
-from psycopg.rows import dict_row
-
-from fetcher.postgres.database import Connection
+from fetcher.postgres.database import Connection, Row, fetch_dicts
 
 DEAD: Final[LiteralString] = """
 SELECT p.scan_id, p.page, s.query, s.kind, p.attempts, p.error, s.started_at,
@@ -12,10 +10,10 @@ SELECT p.scan_id, p.page, s.query, s.kind, p.attempts, p.error, s.started_at,
   FROM scan_pages p JOIN scans s ON s.id = p.scan_id
  WHERE p.state = 'dead'
  ORDER BY p.scan_id DESC, p.page
- LIMIT %s
+ LIMIT %(limit)s
 """
 
-# A scan goes on only where no newer one of its kind reads the same rows anyway.
+# A scan goes on only if no newer one of its kind reads the same rows anyway.
 REOPEN_SCANS: Final[LiteralString] = """
 UPDATE scans s
    SET state = 'running', end_reason = CASE WHEN end_page IS NULL THEN NULL ELSE end_reason END,
@@ -38,7 +36,7 @@ UPDATE scan_pages SET state = 'ready', attempts = 0, not_before = now()
 RETURNING scan_id, page
 """
 
-# What a newer scan has read or reads is no loss any more.
+# A newer scan has read or reads the rows of these pages.
 DROP: Final[LiteralString] = """
 UPDATE scan_pages SET state = 'dropped'
  WHERE state = 'dead' AND (%(scan_id)s::bigint IS NULL OR scan_id = %(scan_id)s)
@@ -51,17 +49,16 @@ RETURNING asin
 """
 
 
-def list_dead(connection: Connection, *, limit: int) -> list[dict[str, Any]]:
-    """Pages that failed too often, the newest first."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(DEAD, (limit,)).fetchall()
+def list_dead(connection: Connection, *, limit: int) -> list[Row]:
+    """Returns the pages that failed too often, the newest first."""
+    return fetch_dicts(connection, DEAD, {"limit": limit})
 
 
 def requeue(connection: Connection, scan_id: int | None) -> tuple[int, int, int]:
-    """Read dead pages again: of one scan, or of all and the dead products too.
+    """Requeue the dead pages of one scan, or of all scans and the dead products too.
 
-    Returns how many pages were requeued, how many were dropped because a newer scan
-    has read their rows, and how many products were requeued.
+    Returns the numbers of pages requeued, of pages dropped because a newer scan has
+    read their rows, and of products requeued.
     """
     values = {"scan_id": scan_id}
     scans = [row[0] for row in connection.execute(REOPEN_SCANS, values)]

@@ -15,12 +15,12 @@ from fetcher.replies.units import is_price
 
 _compact = partial(json.dumps, separators=(",", ":"), allow_nan=False)
 
-# NUL and surrogates as JSON escapes them; pairs of surrogates are fine, but rare enough.
+# NUL and surrogates, as JSON escapes them. Pairs of surrogates would be fine, but are rare.
 _SUSPECT: Final = re.compile(r"\\u(?:0000|d[89a-f])")
 
-# A late reply must not overwrite a newer one. The newer one is the one updated
-# last, then the one served last; a lastUpdate from the future (a few run ahead of
-# Keepa's clock) counts at most ten minutes, or it would stay for good.
+# A late reply must not overwrite a newer one. The newer one was updated last, else served
+# last. A lastUpdate from the future (a few run ahead of Keepa's clock) counts at most ten
+# minutes: else its row would stay for good.
 UPSERT_LISTINGS: Final[LiteralString] = """
 INSERT INTO listings (
     domain_id, asin, title, parent_asin, root_category, categories, image, amazon_minor,
@@ -80,7 +80,7 @@ SELECT asin FROM deals WHERE domain_id = %s AND asin = ANY(%s) AND price_type = 
 def known_asins(
     connection: Connection, domain_id: int, price_type: int, asins: Sequence[str]
 ) -> set[str]:
-    """Those of *asins* whose price of this type has been seen before."""
+    """Returns those of *asins* that have a stored price of this type."""
     values = (domain_id, list(asins), price_type)
     return {asin for (asin,) in connection.execute(KNOWN_ASINS, values)}
 
@@ -88,9 +88,9 @@ def known_asins(
 def upsert_deals(connection: Connection, deals: Sequence[Deal], *, reply_time_ms: int) -> None:
     """Write *deals*, each once, as served at *reply_time_ms*; safe to repeat, in any order.
 
-    Listings before deals and both in the order of their keys, so that two writers never
-    wait for each other in a circle. One statement each: as fast as COPY into a temporary
-    table and a merge.
+    Listings before deals, and both in the order of their keys: two writers never wait for
+    each other in a circle. One statement each is as fast as COPY into a temporary table
+    and a merge.
     """
     if deals:
         served = instant(reply_time_ms)
@@ -104,7 +104,7 @@ def upsert_deals(connection: Connection, deals: Sequence[Deal], *, reply_time_ms
 
 
 def listing_record(deal: Deal) -> dict[str, Any]:
-    """What *deal* says of its product, by column."""
+    """Returns the product's part of *deal*, by column."""
     return {
         "domain_id": deal.domain_id,
         "asin": deal.asin,
@@ -127,7 +127,7 @@ def listing_record(deal: Deal) -> dict[str, Any]:
 
 
 def deal_record(deal: Deal) -> dict[str, Any]:
-    """What *deal* says of its own price type, by column."""
+    """Returns the part of *deal* about its price type, by column."""
     return {
         "domain_id": deal.domain_id,
         "asin": deal.asin,
@@ -151,12 +151,12 @@ def _iso(unix_ms: int | None) -> str | None:
 
 
 def as_jsonb(value: Mapping[str, object] | Sequence[object]) -> Jsonb:
-    """*value* as a jsonb parameter, without what Postgres can't store."""
+    """Returns *value* as a jsonb parameter, without what Postgres can't store."""
     return Jsonb(value, dumps=_storable_json)
 
 
 def _storable_json(value: object) -> str:
-    # Copying what can be stored as it is would take as long as all else together.
+    # Most values are storable: to copy them all would take as long as the rest of the work.
     try:
         text = _compact(value)
     except (ValueError, RecursionError):

@@ -91,10 +91,10 @@ REMEDIES: Final = {
 
 
 def classify(error: psycopg.Error) -> Trouble:
-    """What *error* means to the caller."""
+    """Returns what *error* means to the caller."""
     code = error.sqlstate
     if code is None:
-        # The driver's own: without a code it never got an answer, or misuse by the program.
+        # The driver's own error: no answer of the server, or misuse by the program.
         lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         return Trouble.AWAY if lost else Trouble.WRONG
     if code[:2] in AWAY_CLASSES or code in AWAY_CODES:
@@ -105,24 +105,21 @@ def classify(error: psycopg.Error) -> Trouble:
 
 
 def explained(error: psycopg.Error) -> DatabaseError:
-    """*error* as one of the fetcher's own, in one line that names the remedy."""
+    """Returns *error* as one of the fetcher's own, in one line that names the remedy."""
     text = summary(error)
     match classify(error):
         case Trouble.AWAY:
-            return DatabaseAwayError(text, _remedy(text))
+            remedies = (remedy for part, remedy in REMEDIES.items() if part in text)
+            return DatabaseAwayError(text, next(remedies, LOOK))
         case Trouble.NOT_SET_UP:
             return DatabaseNotSetUpError(text, _missing(error))
     return DatabaseRefusedError(f"{text} (SQLSTATE {error.sqlstate})")
 
 
 def summary(error: psycopg.Error) -> str:
-    """The first line of *error*: the rest quotes statements and hints."""
+    """Returns the first line of *error*: the rest quotes statements and hints."""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _remedy(text: str) -> str:
-    return next((remedy for part, remedy in REMEDIES.items() if part in text), LOOK)
 
 
 def _missing(error: psycopg.Error) -> str:

@@ -1,13 +1,9 @@
-"""What `dealfetcher doctor` asks the database."""
+"""The statements of `dealfetcher doctor`."""
 
 from collections.abc import Iterable
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
-from psycopg.rows import dict_row
-
-from fetcher.postgres.database import Connection
-
-Row = dict[str, Any]
+from fetcher.postgres.database import Connection, Row, fetch_dicts
 
 FRESHNESS: Final[LiteralString] = """
 SELECT query, selection_hash, watermark, moved_at, newest_deal, newest_seen,
@@ -48,36 +44,31 @@ VERSION: Final[LiteralString] = "SHOW server_version"
 
 
 def freshness(connection: Connection) -> list[Row]:
-    """How far each query has been read."""
-    return _rows(connection, FRESHNESS)
+    """Returns how far each query has been read."""
+    return fetch_dicts(connection, FRESHNESS)
 
 
 def stuck(connection: Connection) -> Row:
-    """How much waits, and how much was put aside."""
-    return _rows(connection, STUCK)[0]
+    """Counts the pages and products that wait or were put aside."""
+    return fetch_dicts(connection, STUCK)[0]
 
 
 def workers(connection: Connection) -> list[Row]:
-    """Who has been alive within the last hour."""
-    return _rows(connection, WORKERS)
+    """Returns the processes that have been alive within the last hour."""
+    return fetch_dicts(connection, WORKERS)
 
 
 def server_version(connection: Connection) -> str:
-    """The version of Postgres."""
+    """Returns the version of Postgres."""
     row = connection.execute(VERSION).fetchone()
     return "" if row is None else str(row[0])
 
 
 def is_read_only(connection: Connection) -> bool:
-    """Whether the server takes no writes on this connection."""
+    """Returns whether the server takes no writes on this connection."""
     return connection.execute(READ_ONLY).fetchone() == ("on",)
 
 
 def without_rights(connection: Connection, tables: Iterable[str]) -> list[str]:
-    """Those of *tables* that the role may not read and write as fetchers must."""
+    """Returns those of *tables* on which the role lacks a right that fetchers need."""
     return [str(name) for (name,) in connection.execute(WITHOUT_RIGHTS, (list(tables),))]
-
-
-def _rows(connection: Connection, statement: LiteralString) -> list[Row]:
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(statement).fetchall()

@@ -1,4 +1,4 @@
-"""What is measured of the collection as a whole, whoever collects."""
+"""Measures of the collection as a whole, over all fetchers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from psycopg.rows import class_row, scalar_row
 from fetcher.postgres.database import Connection
 from fetcher.queries.query import DealQuery
 
-# Keepa's clock tells all times of a scan, so ages are taken by it too.
+# All times of a scan are Keepa's, so ages are measured by Keepa's clock too.
 PROGRESS: Final[LiteralString] = """
 SELECT q.query,
        extract(epoch FROM w.keepa_now - w.newest_deal)::float8 AS newest_deal_age_s,
@@ -29,7 +29,7 @@ SELECT count(*) FILTER (WHERE p.state = 'ready') AS ready,
  WHERE s.state = 'running' AND p.state IN ('ready', 'claimed')
 """
 
-# A sum over a time that moves along: pruned scans don't make it fall.
+# A sum over a moving hour: pruned scans don't make it fall.
 READ: Final[LiteralString] = """
 SELECT q.query, coalesce(sum(p.row_count), 0)::bigint AS rows,
        coalesce(sum(p.new_deals), 0)::bigint AS new_deals,
@@ -42,7 +42,7 @@ SELECT q.query, coalesce(sum(p.row_count), 0)::bigint AS rows,
 
 DEALS: Final[LiteralString] = "SELECT count(*) FROM deals"
 
-# Three beats missed in a row mean that the process is gone.
+# After three missed beats in a row a process counts as gone.
 FETCHERS: Final[LiteralString] = """
 SELECT count(*) FROM workers WHERE seen_at > now() - %s * interval '1 second'
 """
@@ -52,7 +52,7 @@ NOTHING: Final[LiteralString] = "SELECT 1"
 
 @dataclass(frozen=True, slots=True)
 class QueryProgress:
-    """How far a query has been read; ages in seconds, None for what never happened."""
+    """How far a query has been read; ages in seconds, None for an event that never happened."""
 
     query: str
     newest_deal_age_s: float | None
@@ -72,7 +72,7 @@ class PageCounts:
 
 @dataclass(frozen=True, slots=True)
 class HourRead:
-    """What was read of a query within the last hour."""
+    """The pages read of a query within the last hour, in sums."""
 
     query: str
     rows: int
@@ -81,7 +81,7 @@ class HourRead:
 
 
 def measure_progress(connection: Connection, queries: Sequence[DealQuery]) -> list[QueryProgress]:
-    """How far each of *queries* has been read with its present selection."""
+    """Returns how far each of *queries* has been read with its present selection."""
     names = [query.name for query in queries]
     hashes = [query.selection_hash for query in queries]
     with connection.cursor(row_factory=class_row(QueryProgress)) as cursor:
@@ -89,7 +89,7 @@ def measure_progress(connection: Connection, queries: Sequence[DealQuery]) -> li
 
 
 def measure_pages(connection: Connection) -> PageCounts:
-    """Pages by what is still to be done about them."""
+    """Counts the pages by what is still to be done about them."""
     with connection.cursor(row_factory=class_row(PageCounts)) as cursor:
         counts = cursor.execute(OPEN_PAGES).fetchone()
     assert counts is not None
@@ -97,23 +97,23 @@ def measure_pages(connection: Connection) -> PageCounts:
 
 
 def measure_reading(connection: Connection, queries: Sequence[DealQuery]) -> list[HourRead]:
-    """What was read of each of *queries* within the last hour."""
+    """Returns what was read of each of *queries* within the last hour."""
     with connection.cursor(row_factory=class_row(HourRead)) as cursor:
         return cursor.execute(READ, ([query.name for query in queries],)).fetchall()
 
 
 def count_deals(connection: Connection) -> int:
-    """Deals stored."""
+    """Counts the stored deals."""
     return _count(connection, DEALS)
 
 
 def count_fetchers(connection: Connection, *, silent_s: float) -> int:
-    """Processes that have been heard of within *silent_s* seconds."""
+    """Counts the processes that have reported within *silent_s* seconds."""
     return _count(connection, FETCHERS, silent_s)
 
 
 def ask_nothing(connection: Connection) -> None:
-    """Go to Postgres and back: the time that it takes is the latency of every statement."""
+    """Make one round trip to Postgres; its time is the latency of every statement."""
     connection.execute(NOTHING)
 
 

@@ -1,9 +1,10 @@
-"""Pages of scans: which is read next, and what was read."""
+"""Pages of scans: choosing the next one, and storing what was read."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from fetcher.errors import ClaimLostError
@@ -18,7 +19,7 @@ INSERT INTO scan_pages (scan_id, page) VALUES (%s, %s) ON CONFLICT DO NOTHING
 """
 
 CANDIDATES: Final[LiteralString] = f"""
-SELECT w.scan_id, w.page, s.query, s.background
+SELECT w.scan_id, w.page, s.query, s.background AS in_background
   FROM scan_pages w
   JOIN scans s ON s.id = w.scan_id
   JOIN unnest(%(names)s::text[], %(hashes)s::text[], %(ranks)s::integer[])
@@ -31,10 +32,10 @@ SELECT w.scan_id, w.page, s.query, s.background
 CLAIM: Final = claim_statement(
     PAGE_WORK,
     CANDIDATES,
-    "w.scan_id, w.page, w.fence, next.query, next.background, w.attempts, w.reads",
+    "w.scan_id, w.page, w.fence, next.query, next.in_background, w.attempts, w.reads",
 )
 
-# A page that is read again keeps its first facts: the seams were judged by them.
+# A page that is read again keeps its first facts: they have decided its seams.
 DONE: Final[LiteralString] = """
 UPDATE scan_pages
    SET state = 'done', holder = NULL, claim_expires = NULL, error = NULL, reads = reads + 1,
@@ -45,13 +46,13 @@ UPDATE scan_pages
  WHERE scan_id = %(scan_id)s AND page = %(page)s
 """
 
-# One page's commit looks at two pages; only the end of a scan looks at all of them.
+# A page's commit reads two pages; only the end of a scan reads all of them.
 PAGES: Final[LiteralString] = """
 SELECT page, reads, fresh_deals, facts FROM scan_pages
  WHERE scan_id = %s AND page BETWEEN %s AND %s ORDER BY page
 """
 
-# By two partial indexes, however many pages have been read.
+# Uses two partial indexes: as fast for many pages as for few.
 UNREAD: Final[LiteralString] = """
 SELECT EXISTS (SELECT FROM scan_pages
                 WHERE scan_id = %(scan_id)s AND page <= %(page)s AND state IN ('ready', 'claimed'))
@@ -73,7 +74,7 @@ RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 
 @dataclass(frozen=True, slots=True)
 class NextPage:
-    """What there is to do; no process holds it yet."""
+    """The next page to read, not yet claimed."""
 
     query: str
     in_background: bool
@@ -99,7 +100,7 @@ class PageClaim:
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """How often a page has been read, and what was measured on it the first time."""
+    """How often a page has been read, and what its first read measured."""
 
     page: int
     reads: int
@@ -109,7 +110,7 @@ class StoredPage:
 
 @dataclass(frozen=True, slots=True)
 class PageResult:
-    """What a page brought, for people and for the scan."""
+    """What a page brought, for reports and for the scan."""
 
     facts: PageFacts
     tokens: int
@@ -119,7 +120,7 @@ class PageResult:
 
 
 def open_pages(connection: Connection, scan_id: int, pages: Iterable[int]) -> None:
-    """Let *pages* be claimed, unless they have been already."""
+    """Make *pages* ready for claims, unless they have been before."""
     with connection.cursor() as cursor:
         cursor.executemany(OPEN, [(scan_id, page) for page in pages])
 
@@ -127,9 +128,9 @@ def open_pages(connection: Connection, scan_id: int, pages: Iterable[int]) -> No
 def next_page(
     connection: Connection, queries: Sequence[DealQuery], *, take_over: bool = True
 ) -> NextPage | None:
-    """The page that would be claimed now, without claiming it."""
+    """Returns the page that would be claimed now, without claiming it."""
     row = connection.execute(CANDIDATES, _asked(queries) | {"take_over": take_over}).fetchone()
-    return None if row is None else NextPage(query=row[2], in_background=row[3])
+    return None if row is None else NextPage(*row[2:])
 
 
 def claim_page(
@@ -145,8 +146,8 @@ def claim_page(
     With *take_over* also a page whose claim has expired.
     """
     values = _asked(queries) | {"holder": holder, "ttl_s": ttl_s, "take_over": take_over}
-    row = connection.execute(CLAIM, values).fetchone()
-    return None if row is None else PageClaim(*row)
+    with connection.cursor(row_factory=class_row(PageClaim)) as cursor:
+        return cursor.execute(CLAIM, values).fetchone()
 
 
 def bury_page(connection: Connection, claim: PageClaim, error: str) -> None:
@@ -190,7 +191,7 @@ def finish_page(connection: Connection, claim: PageClaim, result: PageResult) ->
 def stored_pages(
     connection: Connection, scan_id: int, first: int, last: int
 ) -> dict[int, StoredPage]:
-    """The pages of a scan from *first* to *last*, in order and by number."""
+    """Returns the pages of a scan from *first* to *last*, in order and by number."""
     return {
         page: StoredPage(
             page, reads, fresh, None if facts is None else FACTS.validate_python(facts)
@@ -200,18 +201,18 @@ def stored_pages(
 
 
 def has_unread_pages(connection: Connection, scan_id: int, last: int) -> bool:
-    """Whether a page of a scan up to *last* still has to be read."""
+    """Returns whether a page of a scan up to *last* still has to be read."""
     row = connection.execute(UNREAD, {"scan_id": scan_id, "page": last}).fetchone()
     return row is not None and bool(row[0])
 
 
 def drop_pages_after(connection: Connection, scan_id: int, page: int) -> None:
-    """Pages beyond *page* are not needed."""
+    """Drop the ready pages beyond *page*: they are not needed."""
     connection.execute(DROP_AFTER, (scan_id, page))
 
 
 def reopen_pages(connection: Connection, scan_id: int, pages: Sequence[int]) -> None:
-    """Have pages read once more."""
+    """Make pages that have been read ready to be read once more."""
     connection.execute(REOPEN, (scan_id, list(pages)))
 
 

@@ -1,21 +1,22 @@
-"""Details of products: what is wanted, who asks for it, what came of it."""
+"""Details of products: which are wanted, which process fetches them, what Keepa answered."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from fetcher.postgres.claims import PRODUCT_WORK, claim_statement
-from fetcher.postgres.database import Connection, instant, unix_ms
+from fetcher.postgres.database import Connection, execute_each, instant, unix_ms
 from fetcher.postgres.deals import as_jsonb
 from fetcher.postgres.records import PRODUCT, to_jsonb
 from fetcher.queries.judging import DetailsRequest, KnownProduct
 from fetcher.queries.query import DealQuery
 from fetcher.replies.products import FACTS_REVISION, Product, parse_product
 
-# The details as they were read when they came in. Only those that another revision of the
-# parser read are read again, so that no page pays for it.
+# The details as they were parsed when they came in. Only those that another revision of the
+# parser has read are parsed again: for each deal of each page that would be too slow.
 KNOWN: Final[LiteralString] = """
 SELECT asin, known_by, last_update, reply_time,
        CASE WHEN facts_revision = %(revision)s THEN facts END,
@@ -24,8 +25,8 @@ SELECT asin, known_by, last_update, reply_time,
  WHERE domain_id = %(domain_id)s AND asin = ANY(%(asins)s) AND reply_time IS NOT NULL
 """
 
-# What is being asked for, or was given up, is left alone; an answer stays until the next.
-# Whoever wants a new one must have seen the last: it may have come in just now.
+# A product that is being fetched, or was given up, stays as it is; an answer stays until the
+# next. A caller that wants a new answer must have read the last: it may have come just now.
 WANT: Final[LiteralString] = """
 INSERT INTO products (domain_id, asin, state, operation, parameters, unit_tokens)
 VALUES (%s, %s, 'wanted', %s, %s, %s)
@@ -56,10 +57,12 @@ SELECT w.domain_id, w.asin
 
 COUNT: Final[LiteralString] = f"SELECT count(*) FROM ({CANDIDATES}) AS wanted"  # noqa: S608 - as above
 
-CLAIM: Final = claim_statement(PRODUCT_WORK, CANDIDATES, "w.asin, w.fence, w.attempts")
+CLAIM: Final = claim_statement(
+    PRODUCT_WORK, CANDIDATES, "w.domain_id, w.asin, w.fence, w.attempts"
+)
 
-# An answer is paid for and true whichever process holds the claim by now; a newer one stays.
-# So does a question that has changed meanwhile: this is not its answer.
+# An answer is paid for and true, even if another process holds the claim by now. It replaces
+# no newer answer, and answers no request that has changed meanwhile.
 STORE: Final[LiteralString] = """
 UPDATE products
    SET state = %s, holder = NULL, claim_expires = NULL, attempts = 0, error = %s,
@@ -72,7 +75,7 @@ UPDATE products
 
 @dataclass(frozen=True, slots=True)
 class ProductClaim:
-    """The right to ask for one product; see `claims`."""
+    """The right to fetch one product; see `claims`."""
 
     domain_id: int
     asin: str
@@ -88,7 +91,7 @@ class ProductClaim:
 def known_products(
     connection: Connection, query: DealQuery, asins: Sequence[str]
 ) -> dict[str, KnownProduct]:
-    """What is known of *asins*, by ASIN; nothing where *query* wants no details."""
+    """Returns the stored details of *asins*, by ASIN; none if *query* wants no details."""
     if query.enrichment is None:
         return {}
     values = {
@@ -114,9 +117,9 @@ def known_products(
 def want_products(
     connection: Connection, request: DetailsRequest, wanted: Mapping[str, int | None]
 ) -> None:
-    """Have details bought of the ASINs in *wanted*.
+    """Mark the ASINs in *wanted* for buying their details.
 
-    Each with the reply time, in Unix ms, of the last answer known to the caller.
+    The values are the reply times, in Unix ms, of the last answers that the caller has read.
     """
     parameters = Jsonb(dict(request.parameters))
     rows = [
@@ -130,21 +133,19 @@ def want_products(
         )
         for asin in sorted(wanted)
     ]
-    if rows:
-        with connection.pipeline(), connection.cursor() as cursor:
-            cursor.executemany(WANT, rows)
+    execute_each(connection, WANT, rows)
 
 
 def next_request(connection: Connection, *, take_over: bool = True) -> DetailsRequest | None:
-    """The call that would be made now, without claiming anything."""
-    row = connection.execute(NEXT, {"take_over": take_over}).fetchone()
-    return None if row is None else DetailsRequest(*row)
+    """Returns the call that would be made now, without claiming anything."""
+    with connection.cursor(row_factory=class_row(DetailsRequest)) as cursor:
+        return cursor.execute(NEXT, {"take_over": take_over}).fetchone()
 
 
 def count_wanted(
     connection: Connection, request: DetailsRequest, *, most: int, take_over: bool = True
 ) -> int:
-    """How many products wait for such a call, counted up to *most*."""
+    """Counts the products that wait for such a call, up to *most*."""
     values = _asked(request) | {"units": most, "take_over": take_over}
     row = connection.execute(COUNT, values).fetchone()
     return 0 if row is None else int(row[0])
@@ -169,10 +170,8 @@ def claim_products(
         "ttl_s": ttl_s,
         "take_over": take_over,
     }
-    rows = connection.execute(CLAIM, values)
-    return sorted(
-        (ProductClaim(request.domain_id, *row) for row in rows), key=lambda claim: claim.asin
-    )
+    with connection.cursor(row_factory=class_row(ProductClaim)) as cursor:
+        return sorted(cursor.execute(CLAIM, values), key=lambda claim: claim.asin)
 
 
 def store_products(
@@ -183,9 +182,9 @@ def store_products(
     *,
     reply_time_ms: int,
 ) -> None:
-    """Keep what Keepa answered to *request* at *reply_time_ms*, with the rows as served.
+    """Store Keepa's answer to *request* at *reply_time_ms*, with its *raws* by ASIN.
 
-    Rows by ASIN. "No data" is an answer too.
+    "No data" is an answer too.
     """
     reply_time = instant(reply_time_ms)
     parameters = Jsonb(dict(request.parameters))
@@ -205,7 +204,7 @@ def store_products(
         )
         for product in sorted(products, key=lambda product: product.asin)
     ]
-    _execute_all(connection, STORE, rows)
+    execute_each(connection, STORE, rows)
 
 
 def _asked(request: DetailsRequest) -> dict[str, Any]:
@@ -214,11 +213,3 @@ def _asked(request: DetailsRequest) -> dict[str, Any]:
         "operation": request.operation,
         "parameters": Jsonb(dict(request.parameters)),
     }
-
-
-def _execute_all(
-    connection: Connection, statement: LiteralString, rows: Sequence[tuple[Any, ...]]
-) -> None:
-    if rows:
-        with connection.pipeline(), connection.cursor() as cursor:
-            cursor.executemany(statement, rows)

@@ -49,7 +49,7 @@ UPDATE watermarks
  WHERE query = %s AND selection_hash = %s
 """
 
-# Times are shifted to Keepa's clock, which all times of a scan are told by.
+# Times are shifted to Keepa's clock: all times of a scan are by it.
 STANDINGS: Final[LiteralString] = """
 SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.gaps, '[]'),
        w.polling, (extract(epoch FROM now()) * 1000)::bigint + coalesce(w.keepa_ahead_ms, 0),
@@ -69,9 +69,9 @@ SELECT q.query, w.watermark, w.last_scan, w.last_read, w.last_full, coalesce(w.g
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a query stands; *now_ms* is Keepa's clock as far as it is known.
+    """The state of a query; *now_ms* estimates Keepa's clock.
 
-    *last_pages* is how many pages its last scan in the foreground took, at least one.
+    *last_pages* is the number of pages of its last scan in the foreground, at least one.
     """
 
     progress: Progress
@@ -82,7 +82,7 @@ class Standing:
 
 
 def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str, Standing]:
-    """Where each of *queries* stands, by name; nothing is locked."""
+    """Returns the standing of each of *queries*, by name, without a lock."""
     names = [query.name for query in queries]
     hashes = [query.selection_hash for query in queries]
     return {
@@ -98,7 +98,7 @@ def standings(connection: Connection, queries: Sequence[DealQuery]) -> dict[str,
 
 
 def lock_progress(connection: Connection, query: str, selection_hash: str) -> Progress:
-    """The progress of a query, locked until the transaction ends."""
+    """Returns the progress of a query, locked until the transaction ends."""
     connection.execute(ENSURE, (query, selection_hash))
     row = connection.execute(LOCK, (query, selection_hash)).fetchone()
     assert row is not None
@@ -108,7 +108,7 @@ def lock_progress(connection: Connection, query: str, selection_hash: str) -> Pr
 def store_progress(
     connection: Connection, query: str, selection_hash: str, progress: Progress
 ) -> None:
-    """Write *progress*, locked before in the same transaction."""
+    """Write *progress*; the same transaction must have locked it."""
     connection.execute(
         STORE,
         {
@@ -126,7 +126,7 @@ def store_progress(
 def note_freshness(
     connection: Connection, query: str, selection_hash: str, first_page: PageFacts
 ) -> None:
-    """Remember how new the newest deal was, and Keepa's clock."""
+    """Store the age of the newest deal, and Keepa's clock."""
     seen = instant(first_page.server_ms)
     values = (instant(first_page.newest_ms), seen, seen, query, selection_hash)
     connection.execute(ENSURE, (query, selection_hash))
@@ -136,7 +136,7 @@ def note_freshness(
 def observe_yield(
     connection: Connection, query: str, selection_hash: str, *, deals: int, elapsed_ms: int
 ) -> None:
-    """Remember that *deals* have appeared within *elapsed_ms*."""
+    """Store that *deals* have appeared within *elapsed_ms*."""
     row = connection.execute(YIELDED, (query, selection_hash)).fetchone()
     before = Yield() if row is None or row[0] is None else YIELD.validate_python(row[0])
     after = to_jsonb(YIELD, before.observe(deals, elapsed_ms))
@@ -144,7 +144,7 @@ def observe_yield(
 
 
 def keepa_now_ms(connection: Connection, query: str, selection_hash: str) -> int:
-    """Keepa's clock as far as it is known; the progress must have been locked."""
+    """Estimates Keepa's clock, in Unix ms; the progress must have been locked."""
     row = connection.execute(KEEPA_NOW, (query, selection_hash)).fetchone()
     assert row is not None
     return int(row[0])

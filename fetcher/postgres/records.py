@@ -1,4 +1,4 @@
-"""Plain values of the pure modules as jsonb, and back."""
+"""Conversions of the pure modules' values to jsonb and back."""
 
 from typing import Any, Final
 
@@ -22,5 +22,5 @@ PROFIT: Final = TypeAdapter(ProfitEstimate)
 
 
 def to_jsonb(adapter: TypeAdapter[Any], value: object) -> Jsonb:
-    """*value* as a jsonb parameter."""
+    """Returns *value* as a jsonb parameter."""
     return Jsonb(adapter.dump_python(value, mode="json"))

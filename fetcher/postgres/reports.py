@@ -1,13 +1,9 @@
-"""What the commands show to people: scans, deals, rejections."""
+"""The listings of the commands: scans, deals, rejections."""
 
 from datetime import timedelta
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
-from psycopg.rows import dict_row
-
-from fetcher.postgres.database import Connection
-
-Row = dict[str, Any]
+from fetcher.postgres.database import Connection, Row, fetch_dicts
 
 SCANS: Final[LiteralString] = """
 SELECT s.id, s.query, s.kind, s.state, s.end_reason, s.started_at, s.ended_at, s.watermark,
@@ -24,8 +20,8 @@ SELECT s.id, s.query, s.kind, s.state, s.end_reason, s.started_at, s.ended_at, s
  ORDER BY s.id DESC
 """
 
-# Drop and average depend on the date range of the query that judged: they are those of the
-# query asked for, else of the one that judged last.
+# Drop and average depend on a query's date range: they are those of the query in the filter,
+# else of the query that judged last.
 DEALS: Final[LiteralString] = """
 SELECT d.domain_id, d.asin, d.price_type, l.title, d.price_minor, d.value,
        s.date_range, s.average_minor, s.drop_minor, s.drop_percent, l.rank, l.rating,
@@ -82,31 +78,26 @@ SELECT query, failure ->> 'rule' AS rule,
 
 
 def list_scans(connection: Connection, *, query: str | None, limit: int) -> list[Row]:
-    """The newest scans with what their pages add up to."""
-    return _rows(connection, SCANS, {"query": query, "limit": limit})
+    """Returns the newest scans, with sums over their pages."""
+    return fetch_dicts(connection, SCANS, {"query": query, "limit": limit})
 
 
 def list_deals(
     connection: Connection, *, query: str | None, state: str | None, limit: int
 ) -> list[Row]:
-    """The newest deals with every query's verdict."""
-    return _rows(connection, DEALS, {"query": query, "state": state, "limit": limit})
+    """Returns the newest deals with every query's verdict."""
+    return fetch_dicts(connection, DEALS, {"query": query, "state": state, "limit": limit})
 
 
 def count_states(
     connection: Connection, *, query: str | None, since: timedelta | None
 ) -> list[Row]:
-    """Deals by verdict, one row a query."""
-    return _rows(connection, STATES, {"query": query, "since": since})
+    """Counts deals by verdict, one row per query."""
+    return fetch_dicts(connection, STATES, {"query": query, "since": since})
 
 
 def count_rejections(
     connection: Connection, *, query: str | None, since: timedelta | None
 ) -> list[Row]:
-    """Rejected deals by the rules against them; a deal counts for each."""
-    return _rows(connection, RULES, {"query": query, "since": since})
-
-
-def _rows(connection: Connection, statement: LiteralString, values: Row) -> list[Row]:
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(statement, values).fetchall()
+    """Counts rejected deals by the rules against them; a deal counts for each."""
+    return fetch_dicts(connection, RULES, {"query": query, "since": since})

@@ -1,4 +1,4 @@
-"""Deleting what has not been seen for long, unless collection itself stands still."""
+"""Deletion of what Keepa has not served for long, unless collection itself stands still."""
 
 from datetime import datetime, timedelta
 from typing import Final, LiteralString
@@ -10,15 +10,15 @@ SELECT max(done_at), max(done_at) < now() - interval '24 hours' FROM scan_pages
 """
 
 # In parts, so that writers never wait for long. A row that is served again meanwhile stays:
-# only the condition outside is looked at again when it has been locked.
+# Postgres checks the outer condition, and only that, again once it has locked the row.
 DEALS: Final[LiteralString] = """
 DELETE FROM deals WHERE reply_time < now() - %(age)s::interval AND ctid = ANY(ARRAY(
     SELECT ctid FROM deals WHERE reply_time < now() - %(age)s::interval
      ORDER BY domain_id, asin, price_type LIMIT 5000))
 """
 
-# No deal was served later than its listing: what is left of its deals, verdicts and details
-# goes with it.
+# No deal was served later than its listing: its remaining deals, verdicts and details are
+# deleted with it.
 LISTINGS: Final[LiteralString] = """
 DELETE FROM listings WHERE reply_time < now() - %(age)s::interval AND ctid = ANY(ARRAY(
     SELECT ctid FROM listings WHERE reply_time < now() - %(age)s::interval
@@ -41,12 +41,12 @@ STATEMENTS: Final = {"deals": DEALS, "listings": LISTINGS, "changes": CHANGES, "
 
 
 def last_page(connection: Connection) -> tuple[datetime | None, bool]:
-    """When a page was last committed, and whether that is too long ago to delete anything."""
+    """Returns when a page was last committed, and whether that is too old for deletions."""
     row = connection.execute(NEWEST).fetchone()
     assert row is not None
     return row[0], row[0] is None or bool(row[1])
 
 
 def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
-    """Delete some of what was last seen longer ago; 0 means that nothing is left."""
+    """Delete some rows last served longer ago than *older_than*; returns 0 if none is left."""
     return connection.execute(STATEMENTS[what], {"age": older_than}).rowcount

@@ -1,4 +1,4 @@
-"""Scans: runs over the pages of one query."""
+"""Scans: runs through the pages of one query."""
 
 from dataclasses import dataclass
 from typing import Final, LiteralString
@@ -35,7 +35,7 @@ UPDATE scans
  WHERE id = %s
 """
 
-# Left behind by a query that was changed or removed while it was read.
+# Left behind when a query was changed or removed while it was read.
 FORGOTTEN: Final[LiteralString] = """
 UPDATE scans SET state = 'abandoned', end_reason = 'not continued', ended_at = now()
  WHERE state = 'running' AND started_at < now() - interval '1 day'
@@ -48,9 +48,9 @@ RETURNING id
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A scan as locked by a page's commit.
+    """A scan, locked by a page's commit.
 
-    ``unordered_page`` is the first page read whose rows don't come newest first.
+    ``unordered_page`` is the first page read with rows that don't come newest first.
     """
 
     id: int
@@ -63,7 +63,7 @@ class Scan:
     unordered_page: int | None
 
     def is_orderly_before(self, page: int) -> bool:
-        """Whether the rows of all pages read before *page* come newest first."""
+        """Returns whether the rows of all pages read before *page* come newest first."""
         return self.unordered_page is None or self.unordered_page >= page
 
 
@@ -85,7 +85,7 @@ def start_scan(connection: Connection, query: DealQuery, plan: ScanPlan) -> int 
 
 
 def lock_scan(connection: Connection, scan_id: int) -> Scan:
-    """The scan, locked until the transaction ends: commits of its pages take turns."""
+    """Returns the scan, locked until the transaction ends: its pages' commits take turns."""
     row = connection.execute(LOCK, (scan_id,)).fetchone()
     assert row is not None
     return Scan(
@@ -101,25 +101,25 @@ def lock_scan(connection: Connection, scan_id: int) -> Scan:
 
 
 def set_end(connection: Connection, scan_id: int, page: int, reason: EndReason) -> None:
-    """Remember that *page* ends the scan; pages before it may still be missing."""
+    """Store that *page* ends the scan; pages before it may still be missing."""
     connection.execute(SET_END, (page, reason, scan_id))
 
 
 def note_unordered(connection: Connection, scan_id: int, page: int) -> None:
-    """Remember that the rows of *page* don't come newest first."""
+    """Store that the rows of *page* don't come newest first."""
     connection.execute(NOTE_UNORDERED, (page, scan_id))
 
 
 def complete_scan(connection: Connection, scan_id: int, watermark_ms: int | None) -> None:
-    """Everything up to the end has been committed."""
+    """Close the scan as completed: all its pages have been committed."""
     connection.execute(CLOSE, ("completed", None, instant(watermark_ms), scan_id))
 
 
 def abandon_scan(connection: Connection, scan_id: int, reason: str) -> None:
-    """The scan can't be finished."""
+    """Close the scan as abandoned: it can't be finished."""
     connection.execute(CLOSE, ("abandoned", reason, None, scan_id))
 
 
 def abandon_forgotten(connection: Connection) -> int:
-    """Close scans that nobody has continued for a day; returns how many."""
+    """Close scans that no process has continued for a day; returns how many."""
     return len(connection.execute(FORGOTTEN).fetchall())

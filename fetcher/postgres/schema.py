@@ -1,4 +1,4 @@
-"""The schema and its versions, by yoyo-migrations."""
+"""The schema and its versions, with yoyo-migrations."""
 
 import re
 import warnings
@@ -11,9 +11,8 @@ from fetcher.postgres.errors import GRANT_SCHEMA
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
-# Any number that nobody else takes in this database. The lock ends with the transaction:
-# a killed migration blocks nobody, nor does one behind PgBouncer, whose server connections
-# outlive their users.
+# Any number that no other program uses in this database. The lock ends with the transaction:
+# a killed migration blocks none, also behind PgBouncer, where server connections live on.
 LOCK_KEY: Final = 5_077_206_411
 
 LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
@@ -25,14 +24,14 @@ APPLIED: Final = "SELECT migration_id FROM _yoyo_migration"
 def migrate(database_url: str) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations applied.
 
-    Each of them is applied in one transaction, so that none holds the locks of another.
+    Applies each in its own transaction: none holds the locks of another.
     Safe to run from several processes at once: they take turns.
 
     Raises:
         DatabaseAwayError: Postgres can't be reached.
-        DatabaseNotSetUpError: The role may not make tables, or the encoding is wrong.
+        DatabaseNotSetUpError: The role may not create tables, or the encoding is wrong.
     """
-    # Imported late: only this command pays for yoyo and its SQL parser.
+    # Imported late: yoyo and its SQL parser are slow to load, and only this command needs them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from fetcher.postgres.yoyo_backend import apply_next  # noqa: PLC0415 - see above
@@ -49,36 +48,36 @@ def migrate(database_url: str) -> list[str]:
 
 
 def known_migrations() -> set[str]:
-    """Names of the migrations that this version of the program brings."""
+    """Returns the names of the migrations in this version of the program."""
     files = MIGRATIONS.glob("*.sql")
     return {path.stem for path in files if not path.stem.endswith(".rollback")}
 
 
 def known_tables() -> set[str]:
-    """Names of the tables that those migrations make; later ones may drop some again."""
+    """Returns the names of the tables that they create; later ones may drop some again."""
     texts = (path.read_text(encoding="utf-8") for path in MIGRATIONS.glob("*.sql"))
     return {name for text in texts for name in CREATE_TABLE.findall(text)}
 
 
 def missing_migrations(connection: Connection) -> set[str]:
-    """Migrations that the database lacks.
+    """Returns the migrations that the database lacks.
 
     Raises:
-        DatabaseNotSetUpError: The role may not look.
+        DatabaseNotSetUpError: The role may not read them.
     """
     return known_migrations() - applied_migrations(connection)
 
 
 def applied_migrations(connection: Connection) -> set[str]:
-    """Migrations that the database has, be they from a newer version of the program.
+    """Returns the migrations that the database has, also those of a newer version.
 
     Raises:
-        DatabaseNotSetUpError: The role may not look.
+        DatabaseNotSetUpError: The role may not read them.
     """
     row = connection.execute(LOOK).fetchone()
     assert row is not None
     sees_schema, exists = row
-    # Without rights on the schema its tables seem to be missing, and to migrate is no remedy.
+    # A role without rights on the schema sees no tables in it: to migrate is no remedy.
     if not sees_schema:
         raise DatabaseNotSetUpError("the role in DATABASE_URL sees no schema", GRANT_SCHEMA)
     return {str(name) for (name,) in connection.execute(APPLIED)} if exists else set()

@@ -1,4 +1,4 @@
-"""Deals as stored, to be judged again."""
+"""Stored deals, to be judged again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SELECT d.asin, d.raw, d.reply_time
  ORDER BY d.asin
 """
 
-# A verdict holds the drop and average of its date range, so it ages with that too.
+# A verdict holds the drop and average of its date range: a new range makes it outdated too.
 OUTDATED: Final[LiteralString] = """
 SELECT d.asin, d.raw, d.reply_time
   FROM deals d
@@ -29,13 +29,13 @@ SELECT d.asin, d.raw, d.reply_time
  LIMIT %(limit)s
 """
 
-# One process at a time judges a query's deals again; it goes with the transaction.
+# One process at a time judges a query's deals again; the lock ends with the transaction.
 TAKE_TURN: Final[LiteralString] = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDeal:
-    """A deal's raw row, and Keepa's clock when it was served."""
+    """A deal's raw row, and Keepa's clock when Keepa served it."""
 
     asin: str
     raw: Mapping[str, object]
@@ -45,7 +45,7 @@ class StoredDeal:
 def deals_judged_by(
     connection: Connection, query: DealQuery, asins: Sequence[str]
 ) -> list[StoredDeal]:
-    """Those of *asins* on whose price *query* has a verdict."""
+    """Returns those of *asins* for which *query* has a verdict on the price."""
     values = {
         "query": query.name,
         "domain_id": query.domain_id,
@@ -56,9 +56,9 @@ def deals_judged_by(
 
 
 def outdated_deals(connection: Connection, query: DealQuery, *, limit: int) -> list[StoredDeal]:
-    """Deals judged by other rules or for another date range than today's of *query*.
+    """Returns deals judged by other rules or for another date range than today's of *query*.
 
-    Returns none while another process is at it.
+    Returns none while another process judges them again.
     """
     turn = connection.execute(TAKE_TURN, (query.name,)).fetchone()
     if turn is None or not turn[0]:

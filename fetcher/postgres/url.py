@@ -1,8 +1,8 @@
 """Database URLs, checked before they are used.
 
-libpq quotes the offending part of a URL it can't parse, and that part may be the
-password. A URL that passes the check here is one libpq takes apart as its author
-meant it, so that no later message quotes anything but hosts, names and options.
+libpq quotes the offending part of a URL that it can't parse, and that part may be the
+password. libpq parses a URL that passes this check as its author meant it: later messages
+quote nothing but hosts, names and options.
 
 Syntax: PostgreSQL documentation, section 34.1.1.2, "Connection URIs".
 """
@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/deals"
-# libpq takes no other spelling, and reads anything else as "keyword=value" pairs.
+# libpq accepts no other spelling: it reads anything else as "keyword=value" pairs.
 SCHEMES: Final = ("postgresql://", "postgres://")
 PORT_MAX: Final = 2**16 - 1
 
@@ -25,7 +25,7 @@ STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 # Letters of any script: libpq resolves names as the system does.
 HOST_NAME: Final = re.compile(r"[\w.-]*")
 
-# libpq checks these only when it connects, again and again.
+# libpq checks these only when it connects, each time.
 CHOICES: Final[Mapping[str, frozenset[str]]] = {
     "sslmode": frozenset({
         "disable", "allow", "prefer", "require", "verify-ca", "verify-full",
@@ -41,7 +41,7 @@ SECRET_OPTIONS: Final = ("password", "sslpassword")
 
 
 def check_database_url(text: str) -> str:
-    """Return *text* if libpq understands it as it was meant.
+    """Returns *text* if libpq parses it as it was meant.
 
     Raises:
         ValueError: It does not; the message never quotes any of it.
@@ -56,7 +56,7 @@ def check_database_url(text: str) -> str:
     try:
         options = conninfo_to_dict(text)
     except psycopg.ProgrammingError:
-        # The driver's message quotes what it did not understand.
+        # The driver's message quotes the part that it can't parse.
         problem = (
             "holds an option that libpq does not have, or one without a value; after the ?"
             " stand libpq's own, such as sslmode=require, and a ? in the password is %3F"
@@ -68,7 +68,7 @@ def check_database_url(text: str) -> str:
 
 
 def secrets_of(text: str) -> Iterator[str]:
-    """The passwords in a URL, be it malformed: as libpq reads them, and as people do."""
+    """Yields the passwords in a URL, even a malformed one: as libpq and as people read it."""
     try:
         options = conninfo_to_dict(text)
     except psycopg.Error:
@@ -81,7 +81,7 @@ def secrets_of(text: str) -> Iterator[str]:
 
 
 def _check_delimiters(rest: str) -> None:
-    """An @, / or ? that belongs to the password ends it for libpq."""
+    """Rejects an @, / or ? within the password: for libpq it ends the password."""
     place = "write %40 for @, %2F for / and %3F for ? in user, password and options"
     if rest.count("@") > 1:
         raise ValueError(f"holds more than one @: {place}")
@@ -97,7 +97,10 @@ def _check_options(options: Mapping[str, object]) -> None:
     place = "after the @ stands host:port, or several of them with commas between"
     if not all(_is_host(host) for host in hosts) or not all(map(_is_address, addresses)):
         raise ValueError(f"holds no valid host: {place}")
-    if not all(port == "" or _is_port(port) for port in ports):
+    if not all(
+        not port or (port.isascii() and port.isdecimal() and 0 < int(port) <= PORT_MAX)
+        for port in ports
+    ):
         raise ValueError(f"holds no valid port: {place}; a : in the password is %3A")
     servers = max(len(hosts), len(addresses))
     if len(ports) not in {1, servers} or (any(addresses) and len(addresses) != servers):
@@ -108,7 +111,7 @@ def _check_options(options: Mapping[str, object]) -> None:
 
 
 def _is_host(text: str) -> bool:
-    # A folder with the server's socket, or an abstract one.
+    # Or the folder of the server's socket, or an abstract socket.
     return text.startswith(("/", "@")) or bool(HOST_NAME.fullmatch(text)) or _is_address(text)
 
 
@@ -117,7 +120,3 @@ def _is_address(text: str) -> bool:
         return not text or bool(ipaddress.ip_address(text))
     except ValueError:
         return False
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and 0 < int(text) <= PORT_MAX

@@ -1,15 +1,15 @@
-"""Verdicts: what each query's rules say about each deal, with every reason."""
+"""Verdicts: the outcome of each query's rules for each deal, with every reason."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, LiteralString
 
-from fetcher.postgres.database import Connection, instant
+from fetcher.postgres.database import Connection, execute_each, instant
 from fetcher.postgres.records import FAILURES, PROFIT, to_jsonb
 from fetcher.queries.judging import JudgedDeal
 from fetcher.queries.query import DealQuery
 from fetcher.queries.rules import Breakdown, RuleCount
 
-# A verdict on an older reply must not overwrite one on a newer, unless the query changed.
+# A verdict on an older reply must not overwrite one on a newer reply, unless the query changed.
 UPSERT: Final[LiteralString] = """
 INSERT INTO verdicts (query, domain_id, asin, price_type, stage, state, failures, rule_version,
                       date_range, average_minor, drop_minor, drop_percent,
@@ -28,7 +28,7 @@ WHERE verdicts.reply_time <= EXCLUDED.reply_time
    OR verdicts.date_range IS DISTINCT FROM EXCLUDED.date_range
 """
 
-# By details that are no longer bought, or no longer known.
+# Verdicts by details that are no longer bought, or no longer stored.
 DELETE_OUTDATED: Final[LiteralString] = """
 DELETE FROM verdicts
  WHERE query = %s AND domain_id = %s AND asin = ANY(%s) AND price_type = %s
@@ -56,15 +56,13 @@ SELECT failure ->> 'rule', count(*) FILTER (WHERE failure ->> 'outcome' = 'faile
 def upsert_verdicts(
     connection: Connection, query: str, judged: Iterable[JudgedDeal], *, scan_id: int | None
 ) -> None:
-    """Write verdicts of *query*; sorted by key, so that writers don't block in a circle."""
+    """Write verdicts of *query*, in the order of keys: writers never wait in a circle."""
     rows = sorted((_row(query, deal, scan_id) for deal in judged), key=lambda row: row[:5])
-    if rows:
-        with connection.pipeline(), connection.cursor() as cursor:
-            cursor.executemany(UPSERT, rows)
+    execute_each(connection, UPSERT, rows)
 
 
 def delete_outdated(connection: Connection, query: DealQuery, asins: Sequence[str]) -> None:
-    """Delete verdicts with details that today's *query* did not renew."""
+    """Delete verdicts by details that today's *query* did not renew."""
     connection.execute(
         DELETE_OUTDATED,
         (
@@ -84,7 +82,7 @@ def delete_strays(connection: Connection, query: DealQuery) -> None:
 
 
 def scan_breakdown(connection: Connection, query: str, scan_id: int) -> Breakdown:
-    """How the deals that a scan brought were judged, before any details were bought."""
+    """Counts the verdicts on the deals of a scan, before any details were bought."""
     states: dict[str, int] = dict(connection.execute(STATES_OF_SCAN, (query, scan_id)).fetchall())
     rules = [RuleCount(*row) for row in connection.execute(RULES_OF_SCAN, (query, scan_id))]
     return Breakdown(

@@ -1,7 +1,7 @@
-"""Which fetcher processes are alive, and what they do.
+"""The fetcher processes that are alive, and what they do.
 
-`seen_at` is when a process last worked as it should: one that is stuck, or can't begin,
-reports what it does and lets its `seen_at` age.
+`seen_at` is when a process last worked as it should. A process that is stuck, or can't
+begin, reports what it does and lets its `seen_at` age.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 
 from fetcher.postgres.database import Connection
 
-# A process that was not seen for so many lifetimes of a claim is not alive.
+# A process with no report for so many lifetimes of a claim is not alive.
 SILENT_CLAIMS: Final = 2
 
 BEAT: Final[LiteralString] = """
@@ -25,7 +25,7 @@ ON CONFLICT (holder) DO UPDATE
 
 LEAVE: Final[LiteralString] = "DELETE FROM workers WHERE holder = %s"
 
-# A holder's name begins with its host's.
+# A holder's name begins with the name of its host.
 OF_HOST: Final[LiteralString] = """
 SELECT holder, doing, extract(epoch FROM now() - seen_at)::float8 AS silent_s
   FROM workers WHERE starts_with(holder, %s) ORDER BY seen_at DESC
@@ -36,7 +36,7 @@ FORGET: Final[LiteralString] = "DELETE FROM workers WHERE seen_at < now() - inte
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A process, what it reported last, and for how long it has not worked, in seconds."""
+    """A process, its last report, and for how long it has not worked, in seconds."""
 
     holder: str
     doing: str
@@ -53,8 +53,8 @@ def beat(
 ) -> None:
     """Report what *holder* does, and that it works.
 
-    With *silent_s* it does not work: it was last seen when it did, or *silent_s* seconds ago
-    if it never has.
+    With *silent_s* the holder does not work. It was last seen when it did, or *silent_s*
+    seconds ago if it never has.
     """
     values = {"holder": holder, "version": version, "doing": doing, "silent_s": silent_s}
     connection.execute(BEAT, values)
@@ -62,11 +62,11 @@ def beat(
 
 
 def leave(connection: Connection, *, holder: str) -> None:
-    """*holder* has stopped."""
+    """Remove *holder*, which has stopped."""
     connection.execute(LEAVE, (holder,))
 
 
 def workers_of(connection: Connection, host: str) -> list[WorkerRow]:
-    """The processes of *host* that have not left, the one seen last first."""
+    """Returns the processes of *host* that have not left, the one seen last first."""
     with connection.cursor(row_factory=class_row(WorkerRow)) as cursor:
         return cursor.execute(OF_HOST, (f"{host}-",)).fetchall()

@@ -1,9 +1,8 @@
-"""yoyo-migrations on a connection of ours, each in one transaction.
+"""yoyo-migrations on a connection of the fetcher, each in one transaction.
 
-yoyo reads connection URLs in its own way, opens a second connection for every
-migration, and keeps others off by a row that a killed process leaves behind. Here it
-gets a connection that is made like any other, and the caller holds a lock that ends
-with the transaction.
+yoyo parses connection URLs in its own way, opens a second connection for every
+migration, and locks with a row that a killed process leaves behind. Here it gets a
+connection like any other, and the caller holds a lock that ends with the transaction.
 """
 
 import contextlib
@@ -21,15 +20,15 @@ from yoyo.connections import DatabaseURI
 
 from fetcher.postgres.database import Connection
 
-# yoyo looks into it for the database's name only, and Postgres needs none.
+# yoyo takes only the database's name from it, and Postgres needs none.
 NO_URI: Final = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {})
 
 
 def apply_next(connection: Connection, folder: Path) -> str | None:
-    """Apply the first migration in *folder* that is missing; returns its name, None if none is.
+    """Apply the first missing migration in *folder*; returns its name, None if none is missing.
 
     *connection* is in autocommit mode: yoyo sends BEGIN and COMMIT itself, here as
-    savepoints within the transaction that is open.
+    savepoints within the open transaction.
     """
     backend = _Backend(connection)
     pending = backend.to_apply(yoyo.read_migrations(str(folder)))
@@ -54,7 +53,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the connection open; its owner closes it."""
+        """Leave the connection open; the caller closes it."""
 
     @contextlib.contextmanager
     def disable_transactions(self) -> Iterator[None]:
@@ -65,7 +64,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
             internalmigrations.upgrade(self)
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
-        """The row for yoyo's log; its own asks for a user's name that containers lack."""
+        """Returns the row for yoyo's log; yoyo's own needs a user name, which containers lack."""
         return {
             "id": str(uuid.uuid4()),
             "migration_id": migration.id if migration else None,

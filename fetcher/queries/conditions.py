@@ -1,9 +1,8 @@
-"""The rules there are: what each looks at, and the three shapes its limit can take.
+"""The available rules: the value that each checks, and the three shapes of its limit.
 
 A rule on a number or an amount of money (minor units) is {"min": …, "max": …}, on words or
-codes {"include": […], "exclude": […]}, on a yes or no {"is": true}; each may add "unknown":
-"pass", "reject" or "pending" (wait for the product's details). Unknown rejects unless told
-otherwise.
+codes {"include": […], "exclude": […]}, on a yes or no {"is": true}. Each may add "unknown":
+"pass", "reject" or "pending" (wait for the product's details). The default is "reject".
 """
 
 import re
@@ -28,7 +27,7 @@ LONGEST_MS: Final = 3_650 * DURATION_UNITS_MS["d"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a rule may look at; ``now_ms`` is the Unix time ages are counted to."""
+    """The data that rules check; ``now_ms`` is the Unix time up to which ages count."""
 
     deal: Deal
     product: Product | None
@@ -38,9 +37,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing a rule can look at: how it is found and what kind of value it is.
+    """One value that a rule can check: how to find it, and its kind.
 
-    ``needs_price``: it is unknown where the deal's price type is no price.
+    ``needs_price``: the value is unknown if the deal's price type is no price.
     """
 
     kind: Kind
@@ -64,26 +63,26 @@ class Condition:
 
     @property
     def needs_product(self) -> bool:
-        """Whether only the product's details can tell the value."""
+        """Whether only the product's details hold the value."""
         return FACTS[self.name].needs_product
 
     @property
     def needs_price(self) -> bool:
-        """Whether the value is unknown where the price type is a rank, a rating or a count."""
+        """Whether the value is unknown if the price type is a rank, a rating or a count."""
         return FACTS[self.name].needs_price
 
     @property
     def unknown_words(self) -> str:
-        """What happens to a deal whose value is unknown."""
+        """What happens to a deal with an unknown value."""
         words = {"pass": "unknown passes", "reject": "unknown rejects"}
         return words.get(self.on_unknown, "unknown waits for details")
 
     def value(self, facts: Facts) -> Value | None:
-        """The value the rule looks at; None if unknown."""
+        """Returns the value that the rule checks; None if unknown."""
         return FACTS[self.name].find(facts)
 
     def accepts(self, value: Value) -> bool:
-        """Whether a known *value* is within the limit."""
+        """Returns whether a known *value* is within the limit."""
         match FACTS[self.name].kind, value:
             case "truth", _:
                 return value is self.wanted
@@ -109,7 +108,7 @@ class Condition:
         return not self.include or any(holds(item) for item in self.include)
 
     def shown(self, value: Value) -> str:
-        """A known *value* as people read it."""
+        """Returns a known *value* in words for people."""
         match FACTS[self.name].kind, value:
             case "duration", int():
                 return duration_words(value // MS_PER_MINUTE * MS_PER_MINUTE)
@@ -121,9 +120,9 @@ class Condition:
 
 
 def limit_words(name: str, text: str, domain_id: int) -> str:
-    """A limit or value of the rule *name* for people, amounts with the site's currency.
+    """Returns a limit or value of the rule *name* for people, with the site's currency.
 
-    *text* is as a `RuleFailure` holds it, amounts in minor units: "<= 2000".
+    *text* comes from a `RuleFailure`, with amounts in minor units: "<= 2000".
     """
     if name not in FACTS or FACTS[name].kind != "money":
         return text
@@ -131,16 +130,16 @@ def limit_words(name: str, text: str, domain_id: int) -> str:
 
 
 def _padded(text: str) -> str:
-    """Words of *text* in lower case between single blanks, so that whole words match."""
+    """Returns the words of *text*, case folded, between single blanks: whole words match."""
     letters = (char if char.isalnum() else " " for char in text.casefold())
     return f" {' '.join(''.join(letters).split())} "
 
 
 def read_condition(name: str, limits: object) -> Condition:
-    """One entry of "rules".
+    """Reads one entry of "rules".
 
     Raises:
-        BadKeyError: an unknown rule, or a limit that can't be understood.
+        BadKeyError: an unknown rule, or an unreadable limit.
     """
     Section({name: limits}, "rules").allow_only(tuple(FACTS))
     section = Section(limits, f"rules.{name}")
@@ -197,7 +196,7 @@ def _read_lists(name: str, section: Section, on_unknown: OnUnknown) -> Condition
 
 
 def _either(name: str) -> Callable[[Facts], Value | None]:
-    """The product's value if it is known, being younger and paid for; else the deal's."""
+    """Finds the product's value, which is younger; the deal's if that is unknown."""
 
     def find(facts: Facts) -> Value | None:
         value = None if facts.product is None else getattr(facts.product, name)
@@ -228,7 +227,7 @@ def _age(name: str) -> Callable[[Facts], Value | None]:
 
 
 def _categories(facts: Facts) -> tuple[int, ...] | None:
-    """The deal's root category and all others it is in; unknown if it is in none."""
+    """Finds the deal's root category and all its others; unknown if it has none."""
     root = _either("root_category")(facts)
     roots = (root,) if isinstance(root, int) else ()
     return (*roots, *facts.deal.categories) or None

@@ -1,4 +1,4 @@
-"""Which deals are worth the tokens of a product call, and how much that call asks for."""
+"""Enrichment: which deals are worth the tokens of a product call, and what it asks for."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -18,10 +18,10 @@ PRODUCTS_PER_CALL: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:
-    """What a query wants to know of the products behind its deals.
+    """The details that a query wants of the products behind its deals.
 
-    ``refresh_ms`` is how long details are good for while the product keeps changing;
-    an unchanged product is never asked for again.
+    ``refresh_ms`` is how long details last while the product keeps changing. Details of an
+    unchanged product are never bought again.
     """
 
     stats_days: int = 90
@@ -32,7 +32,7 @@ class Enrichment:
 
     @property
     def tokens_per_product(self) -> int:
-        """What one product is expected to cost before anything is learned."""
+        """Expected cost of one product until the broker has learned it."""
         base = 1
         if self.offers:
             base = self.offers // OFFERS_PER_PAGE * TOKENS_PER_OFFER_PAGE
@@ -48,12 +48,12 @@ class Enrichment:
         enriched_ms: int | None,
         now_ms: int,
     ) -> bool:
-        """Whether a product's details should be bought (again); all times Unix ms.
+        """Returns whether a product's details should be bought (again); all times Unix ms.
 
         Args:
-            deal_update_ms: When the product last changed, says the deal.
-            product_update_ms: When it had last changed, said the details we have.
-            enriched_ms: When we got those details; None if never.
+            deal_update_ms: The product's last change according to the deal.
+            product_update_ms: Its last change according to the stored details.
+            enriched_ms: When those details were bought; None if never.
             now_ms: The current time.
         """
         if enriched_ms is None:
@@ -65,7 +65,7 @@ class Enrichment:
 
 
 def read_enrichment(value: object) -> Enrichment | None:
-    """The "enrichment" of a query file: true, false, or an object.
+    """Reads the "enrichment" of a query file: true, false, or an object.
 
     Raises:
         BadKeyError: naming the key and what to write.

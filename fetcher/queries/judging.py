@@ -1,8 +1,8 @@
-"""From deals to the verdicts of one query, and to the products worth knowing more about.
+"""Judging deals for one query, and choosing the products that deserve details.
 
 Rule 1: a deal is judged alone first, then with its product's details if they are known.
-Rule 2: details are bought of a deal that nothing known speaks against, and only if they
-        are missing, asked for less, or out of date.
+Rule 2: details are bought for a deal that no known value rejects, and only if they are
+        missing, answer a smaller request, or are out of date.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ from fetcher.replies.products import Product, product_operation, product_paramet
 
 @dataclass(frozen=True, slots=True)
 class KnownProduct:
-    """Details bought before, and the parameters that brought them.
+    """Details bought before, and the parameters of their call.
 
-    ``last_update_ms`` is the product's last change by these details, ``reply_time_ms``
-    Keepa's clock when it served them; both Unix ms.
+    ``last_update_ms`` is the product's last change according to these details,
+    ``reply_time_ms`` is Keepa's clock when it served them; both Unix ms.
     """
 
     parameters: Mapping[str, int]
@@ -52,9 +52,9 @@ class JudgedDeal:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Verdicts on some deals, and the ASINs whose details should be bought.
+    """Verdicts on some deals, and the ASINs for which details should be bought.
 
-    Each of those with the time of the last answer about it, in Unix ms.
+    ``wanted`` holds the time of the last answer about each ASIN, in Unix ms.
     """
 
     verdicts: tuple[JudgedDeal, ...]
@@ -68,7 +68,7 @@ def judge_deals(
     *,
     reply_time_ms: int,
 ) -> Judgement:
-    """Judge *deals* as served at *reply_time_ms*, with details where they are *known*."""
+    """Judges *deals* as served at *reply_time_ms*, with details if they are *known*."""
     verdicts: list[JudgedDeal] = []
     wanted: dict[str, int | None] = {}
     for deal in deals:
@@ -84,7 +84,7 @@ def judge_deals(
 
 
 def request_of(query: DealQuery) -> DetailsRequest | None:
-    """The product call that *query* wants for its deals."""
+    """Returns the product call that *query* wants for its deals."""
     if query.enrichment is None:
         return None
     return DetailsRequest(
@@ -98,7 +98,7 @@ def request_of(query: DealQuery) -> DetailsRequest | None:
 def _is_due(query: DealQuery, deal: Deal, known: KnownProduct | None, now_ms: int) -> bool:
     if query.enrichment is None:
         return False
-    # Another query may have asked for less than this one wants to know.
+    # The stored details may come from another query that asked for less.
     wanted = product_parameters(query.enrichment).items()
     if known is not None and not wanted <= known.parameters.items():
         return True

@@ -1,4 +1,4 @@
-"""What reselling a deal would bring, estimated.
+"""Estimate of what reselling a deal would bring.
 
     profit = sale - referral - FBA fee - inbound - other - price
     ROI    = profit / price, in whole percent, rounded down
@@ -28,7 +28,7 @@ PERCENT: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class ProfitCosts:
-    """What the query's author pays beyond Amazon's fees, in minor units."""
+    """The seller's costs beyond Amazon's fees, in minor units."""
 
     inbound_per_kg_minor: int = 0
     other_minor: int = 0
@@ -38,7 +38,7 @@ class ProfitCosts:
 class ProfitEstimate:
     """The result with all its inputs; amounts in minor units, None is "unknown".
 
-    ``missing`` names the inputs for want of which there is no result.
+    ``missing`` names the unknown inputs that prevent a result.
     """
 
     profit_minor: int | None
@@ -59,8 +59,8 @@ class ProfitEstimate:
 
 
 def estimate_profit(deal: Deal, product: Product, costs: ProfitCosts) -> ProfitEstimate:
-    """Estimate what reselling *deal* brings; see the module's text for the formula."""
-    buy_box = _first(product.buy_box_minor, deal.buy_box_minor)
+    """Estimates what reselling *deal* brings; the module's text has the formula."""
+    buy_box = deal.buy_box_minor if product.buy_box_minor is None else product.buy_box_minor
     sale = _lowest(buy_box, product.buy_box_average_90_minor)
     if sale is None:
         sale = _lowest(product.new_minor, product.new_average_90_minor)
@@ -71,15 +71,19 @@ def estimate_profit(deal: Deal, product: Product, costs: ProfitCosts) -> ProfitE
     inputs: Mapping[str, int | None] = {
         "price": deal.price_minor,
         "sale price": sale,
-        # Without a sale price its percentage says whether this input is missing too.
+        # Without a sale price, the percentage shows whether this input is missing too.
         "referral fee": referral if sale is not None else product.referral_bp,
         "FBA fee": product.fba_fee_minor,
         "weight": inbound,
     }
-    profit = _profit(inputs, costs.other_minor)
+    profit = roi_percent = None
+    match list(inputs.values()):
+        case [int(price), int(sale_price), int(referral_fee), int(fba_fee), int(inbound_fee)]:
+            profit = sale_price - referral_fee - fba_fee - inbound_fee - costs.other_minor - price
+            roi_percent = profit * PERCENT // price if price else None
     return ProfitEstimate(
         profit_minor=profit,
-        roi_percent=_roi(profit, deal.price_minor),
+        roi_percent=roi_percent,
         price_minor=deal.price_minor,
         buy_box_minor=buy_box,
         buy_box_average_90_minor=product.buy_box_average_90_minor,
@@ -96,29 +100,12 @@ def estimate_profit(deal: Deal, product: Product, costs: ProfitCosts) -> ProfitE
     )
 
 
-def _first(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
-
-
 def _lowest(*values: int | None) -> int | None:
     return min((value for value in values if value is not None), default=None)
 
 
 def _share(amount: int | None, parts: int | None, whole: int) -> int | None:
-    """Amount x parts / whole, rounded up."""
+    """Returns amount x parts / whole, rounded up."""
     if amount is None or parts is None:
         return None
     return -(-amount * parts // whole)
-
-
-def _profit(inputs: Mapping[str, int | None], other_minor: int) -> int | None:
-    match list(inputs.values()):
-        case [int(price), int(sale), int(referral), int(fba_fee), int(inbound)]:
-            return sale - referral - fba_fee - inbound - other_minor - price
-    return None
-
-
-def _roi(profit_minor: int | None, price_minor: int | None) -> int | None:
-    if profit_minor is None or not price_minor:
-        return None
-    return profit_minor * PERCENT // price_minor

@@ -1,16 +1,16 @@
 """A query file: what to ask Keepa, how often, and which answers are wanted.
 
 A file is JSON: either a selection exactly as Keepa's site shows it, or an object with
-that selection under "selection" and a head beside it:
+that selection under "selection" and these keys beside it:
 
-    name             what the query is called; otherwise the file's name
+    name             name of the query; otherwise the file's name
     sort             Keepa's sort type; otherwise the selection's own, otherwise 1
     interval         time between scans, such as "5m"; otherwise adapted to the budget
     priority         high, normal (default) or low: its share while tokens are short
     max_pages        most pages of one scan; otherwise as many as there are
-    full_scan_every  "24h" (default), or "never": finds what enters a filter with an old date
-    rules            see rule_kinds.py
-    enrichment       true, or what to ask of the products behind accepted deals
+    full_scan_every  "24h" (default), or "never": finds deals that enter a filter with an old date
+    rules            see conditions.py
+    enrichment       true, or which details to buy of the products behind accepted deals
     costs            {"inbound_per_kg": …, "other": …}, minor units, for the profit rules
 """
 
@@ -64,7 +64,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
 class QueryError(ValueError):
-    """A query file can't be used; it names the query, the key and the remedy."""
+    """A query file can't be used; the error names the query, the key and the remedy."""
 
     def __init__(self, query: str, key: str, reason: str) -> None:
         super().__init__(f"query {query}: {key}: {reason}")
@@ -77,8 +77,8 @@ class QueryError(ValueError):
 class DealQuery:
     """One deal query, ready to be scanned; durations in milliseconds.
 
-    ``interval_ms`` is None where the budget decides, ``max_pages`` where Keepa's own
-    limit is the only one, ``full_scan_every_ms`` where no full scan is wanted.
+    ``interval_ms`` is None if the budget decides, ``max_pages`` if only Keepa's own limit
+    holds, ``full_scan_every_ms`` if no full scan is wanted.
     """
 
     name: str
@@ -97,7 +97,7 @@ class DealQuery:
     warnings: tuple[str, ...]
 
     def page_selection(self, page: int) -> dict[str, object]:
-        """What is sent to Keepa for *page* (from 0): as pasted, but page and sort."""
+        """Returns the selection for *page* (from 0): as pasted, except page and sort."""
         return {**self.selection, "page": page, "sortType": self.sort_type}
 
     @property
@@ -112,7 +112,7 @@ class DealQuery:
 
     @property
     def cost_per_scan(self) -> str:
-        """What a scan costs, in words."""
+        """The cost of a scan, in words."""
         most = self.pages_per_scan
         tokens = most * TOKENS_PER_DEAL_PAGE
         if self.sort_type != NEWEST_FIRST:
@@ -123,46 +123,38 @@ class DealQuery:
         )
 
     def explain(self) -> str:
-        """The whole query in words, one line each."""
-        return "\n".join(
-            (f"{self.name} [{self.selection_hash}]", *map("  ".__add__, self._parts()))
-        )
-
-    def _parts(self) -> tuple[str, ...]:
+        """Returns the whole query in words, one line per part."""
+        interval = "as often as the budget allows"
+        if self.interval_ms is not None:
+            interval = f"every {duration_words(self.interval_ms)}"
+        full_scan = "never"
+        if self.full_scan_every_ms is not None:
+            full_scan = f"every {duration_words(self.full_scan_every_ms)}"
         parts = [
             f"asks: {'; '.join(keepa_selection.selection_words(self.selection))}",
             f"sort: {self.sort_words}",
-            f"when: {self._interval_words()}, {self.priority} priority",
-            f"full scan: {self._full_scan_words()}",
+            f"when: {interval}, {self.priority} priority",
+            f"full scan: {full_scan}",
             f"cost: {self.cost_per_scan}",
             *(f"rule: {rule}" for rule in self.rules.words(self.domain_id)),
         ]
         if self.enrichment is not None:
             tokens = self.enrichment.tokens_per_product
             parts.append(f"details: of deals no rule is against, about {tokens} tokens each")
-        return (*parts, *(f"note: {warning}" for warning in self.warnings))
-
-    def _interval_words(self) -> str:
-        if self.interval_ms is None:
-            return "as often as the budget allows"
-        return f"every {duration_words(self.interval_ms)}"
-
-    def _full_scan_words(self) -> str:
-        if self.full_scan_every_ms is None:
-            return "never"
-        return f"every {duration_words(self.full_scan_every_ms)}"
+        parts += [f"note: {warning}" for warning in self.warnings]
+        return "\n".join((f"{self.name} [{self.selection_hash}]", *map("  ".__add__, parts)))
 
 
 @dataclass(frozen=True, slots=True)
 class QueryBook:
-    """The query files of a folder: what can be run, and what is wrong with the rest."""
+    """The query files of a folder: the usable queries, and the errors of the other files."""
 
     queries: tuple[DealQuery, ...]
     errors: tuple[QueryError, ...]
 
 
 def read_queries(files: Mapping[str, str]) -> QueryBook:
-    """Read *files*, texts by file stem; a bad one does not stop the others."""
+    """Reads *files*, texts by file stem; a bad one does not stop the others."""
     queries: dict[str, DealQuery] = {}
     errors: list[QueryError] = []
     for stem in sorted(files):
@@ -179,7 +171,7 @@ def read_queries(files: Mapping[str, str]) -> QueryBook:
 
 
 def parse_query(name: str, text: str) -> DealQuery:
-    """Read the *text* of a query file; *name* is the file's stem.
+    """Reads the *text* of a query file; *name* is the file's stem.
 
     Raises:
         QueryError: naming the key and what to write instead.
@@ -202,26 +194,35 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
     enrichment = read_enrichment(head.value("enrichment"))
     rules = read_rules(head.value("rules"), enrichment=enrichment, costs=_costs(head))
     check_price_rules(rules, keepa_selection.price_type(asked))
+    name = head.value("name") if head.has("name") else stem
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise BadKeyError("name", "write up to 63 letters, digits, dots, dashes or underscores")
+    interval_ms = _interval_ms(head)
+    warnings = keepa_selection.selection_warnings(asked)
+    if (interval_ms or CACHE_MS) < CACHE_MS:
+        words = duration_words(CACHE_MS)
+        note = f"interval below {words}: Keepa repeats an answer that long, so {words} it will be"
+        warnings = (*warnings, note)
     return DealQuery(
-        name=_name(head, stem),
+        name=name,
         selection=asked,
         domain_id=keepa_selection.domain_id(asked),
         price_type=keepa_selection.price_type(asked),
         date_range=keepa_selection.date_range(asked),
         sort_type=keepa_selection.sort_type(asked),
-        interval_ms=_interval_ms(head),
+        interval_ms=interval_ms,
         priority=cast("Priority", head.choice("priority", PRIORITIES) or "normal"),
         max_pages=head.whole("max_pages", least=1, most=PAGES_MAX),
         full_scan_every_ms=_full_scan_every_ms(head),
         rules=rules,
         enrichment=enrichment,
         selection_hash=keepa_selection.selection_hash(asked),
-        warnings=(*keepa_selection.selection_warnings(asked), *_interval_warnings(head)),
+        warnings=warnings,
     )
 
 
 def _split(written: Mapping[str, object]) -> Mapping[str, object]:
-    """The file as a head with a selection, whichever of the two forms it has."""
+    """Returns the file as a head with a selection; a file has either of two forms."""
     if "selection" in written:
         return written
     if strays := [key for key in written if key in HEAD_KEYS]:
@@ -230,7 +231,7 @@ def _split(written: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _asked(head: Section, selection: Mapping[str, object]) -> dict[str, object]:
-    """The selection with the head's sort, which wins over a pasted one."""
+    """Returns the selection with the head's sort, which replaces a pasted one."""
     sort = head.whole("sort", least=min(SORT_MEANINGS), most=max(SORT_MEANINGS))
     if sort is None:
         return dict(selection)
@@ -239,24 +240,10 @@ def _asked(head: Section, selection: Mapping[str, object]) -> dict[str, object]:
     return {**selection, "sortType": sort}
 
 
-def _name(head: Section, stem: str) -> str:
-    name = head.value("name") if head.has("name") else stem
-    if not isinstance(name, str) or not _NAME.match(name):
-        raise BadKeyError("name", "write up to 63 letters, digits, dots, dashes or underscores")
-    return name
-
-
 def _interval_ms(head: Section) -> int | None:
     if head.value("interval") == "adaptive":
         return None
     return head.duration_ms("interval", least_ms=INTERVAL_LEAST_MS, most_ms=7 * DAY_MS)
-
-
-def _interval_warnings(head: Section) -> tuple[str, ...]:
-    if (_interval_ms(head) or CACHE_MS) >= CACHE_MS:
-        return ()
-    words = duration_words(CACHE_MS)
-    return (f"interval below {words}: Keepa repeats an answer that long, so {words} it will be",)
 
 
 def _full_scan_every_ms(head: Section) -> int | None:

@@ -1,7 +1,7 @@
-"""Reading what a person wrote in a query file, key by key.
+"""Reading a query file that a person has written, key by key.
 
-Rule 1: every complaint names the key and says what to write instead.
-Rule 2: a key nobody asked for is a typo, and an error; it is never ignored.
+Rule 1: every error names the key and what to write instead.
+Rule 2: an unknown key is a typo, and an error; it is never ignored.
 """
 
 import difflib
@@ -16,17 +16,16 @@ from fetcher.replies.record import integer
 DURATION_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"([0-9]{1,6}) ?([smhd])\Z")
 
-
 # One address alone, or the quoted one of a curl command.
 _ADDRESS: Final = re.compile(r"""(?s)^(?:curl\b.*?["'])?(https?://.+?)(?:["'](?:\s.*)?)?\Z""")
-# As programs and query strings have it.
+# An assignment, as in programs and query strings.
 _ASSIGNED: Final = re.compile(
     r"(?is)^\??(?:\w+\s+)?(?:selection|queryJSON)\s*=\s*(\{.*\}|%7B.*)\s*;?\Z"
 )
 
 
 class BadKeyError(ValueError):
-    """A key of a query file can't be understood; ``reason`` says what to write instead."""
+    """A key of a query file is unusable; ``reason`` is what to write instead."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -35,7 +34,7 @@ class BadKeyError(ValueError):
 
 
 def read_json(text: str) -> Mapping[str, object]:
-    """The JSON object in *text*.
+    """Returns the JSON object in *text*.
 
     Raises:
         BadKeyError: not one JSON object, or a key is given twice.
@@ -57,9 +56,9 @@ def read_json(text: str) -> Mapping[str, object]:
 
 
 def pasted_json(text: str) -> str:
-    """The JSON in a paste: the text itself, or what an address of Keepa holds.
+    """Returns the JSON in a paste: the text itself, or the selection in an address of Keepa.
 
-    Keepa's page of deals keeps its selection behind "#!deals/", an API call in its
+    Keepa's page of deals keeps its selection after "#!deals/", an API call in its
     parameter "selection"; both percent-encoded or not. A key in the address is dropped.
 
     Raises:
@@ -87,7 +86,7 @@ def pasted_json(text: str) -> str:
 
 
 def _paste_hint(text: str, position: int) -> str:
-    """What a person may have pasted instead of JSON, and what to change."""
+    """Guesses what was pasted instead of JSON; returns what to change."""
     near = text[max(0, position - 1) : position + 1]
     if any(quote in text for quote in "\u201c\u201d\u201e\u2018\u2019"):
         return '; it has typographic quotes: write "straight" ones'
@@ -112,11 +111,11 @@ def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constant(name: str) -> object:
-    raise BadKeyError("file", f"{name} is not a number that JSON knows")
+    raise BadKeyError("file", f"{name} is no number in JSON")
 
 
 def duration_words(duration_ms: int) -> str:
-    """*duration_ms* as a person would write it: 90 s, 5 m, 2 h."""
+    """Returns *duration_ms* in its largest whole unit: 90 s, 5 m, 2 h."""
     for unit, unit_ms in reversed(DURATION_UNITS_MS.items()):
         if duration_ms >= unit_ms and duration_ms % unit_ms == 0:
             return f"{duration_ms // unit_ms} {unit}"
@@ -124,7 +123,7 @@ def duration_words(duration_ms: int) -> str:
 
 
 class Section:
-    """One JSON object of a query file, with its path for complaints."""
+    """One JSON object of a query file, with its path for error texts."""
 
     def __init__(self, values: object, path: str = "") -> None:
         if not isinstance(values, Mapping):
@@ -133,19 +132,19 @@ class Section:
         self._path = path
 
     def key(self, name: str) -> str:
-        """The full name of the key *name*, as complaints show it."""
+        """Returns the full name of the key *name*, for error texts."""
         return f"{self._path}.{name}" if self._path else name
 
     def has(self, name: str) -> bool:
-        """Whether the key is given, and not null."""
+        """Returns whether the key is given, and not null."""
         return self._values.get(name) is not None
 
     def value(self, name: str) -> object:
-        """The value as written, or None."""
+        """Returns the value as written, or None."""
         return self._values.get(name)
 
     def allow_only(self, names: Sequence[str]) -> None:
-        """Refuse every key that is not among *names*; the nearest one is suggested."""
+        """Rejects every key that is not among *names*, and suggests the nearest."""
         for name in self._values:
             if name in names:
                 continue
@@ -154,7 +153,7 @@ class Section:
             raise BadKeyError(self.key(str(name)), f"unknown key; {hint}")
 
     def whole(self, name: str, *, least: int, most: int) -> int | None:
-        """An integer, as a number or as a decimal string."""
+        """Reads an integer, written as a number or as a decimal string."""
         if not self.has(name):
             return None
         number = integer(self.value(name))
@@ -163,7 +162,7 @@ class Section:
         return number
 
     def duration_ms(self, name: str, *, least_ms: int, most_ms: int) -> int | None:
-        """A duration such as "90s", "5m", "2h" or "1d", in milliseconds."""
+        """Reads a duration such as "90s", "5m", "2h" or "1d"; returns milliseconds."""
         if not self.has(name):
             return None
         raw = self.value(name)
@@ -177,7 +176,7 @@ class Section:
         return duration_ms
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """One of *choices*."""
+        """Reads one of *choices*."""
         if not self.has(name):
             return None
         raw = self.value(name)
@@ -186,7 +185,7 @@ class Section:
         return str(raw)
 
     def flag(self, name: str) -> bool | None:
-        """True or false."""
+        """Reads true or false."""
         if not self.has(name):
             return None
         raw = self.value(name)
@@ -195,7 +194,7 @@ class Section:
         return raw
 
     def words(self, name: str) -> tuple[str, ...]:
-        """A list of non-empty strings."""
+        """Reads a list of non-empty strings."""
         raw = self.value(name)
         if raw is None:
             return ()
@@ -204,7 +203,7 @@ class Section:
         return tuple(word.strip() for word in raw)
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """A list of integers."""
+        """Reads a list of integers."""
         raw = self.value(name)
         if raw is None:
             return ()

@@ -1,6 +1,6 @@
-"""Keepa's deal selection: what its documented keys accept, and what they mean in words.
+"""Keepa's deal selection: the values that its documented keys accept, and their meaning.
 
-Unknown keys pass, because Keepa adds some; a documented key with a value that Keepa
+Unknown keys pass, because Keepa adds some. A documented key with a value that Keepa
 would refuse is an error here, before it costs a call. Source: the official clients.
 """
 
@@ -37,9 +37,9 @@ RANGES: Final = (
 )
 # Their ends are values of the price type: minor units where it is a price.
 RANGES_OF_PRICE_TYPE: Final = ("currentRange", "deltaRange", "deltaLastRange")
-# Of these a positive number is a drop (keepa-api.md, section 4: average less current).
+# In these a positive number is a drop (keepa-api.md, section 4: average less current).
 DROP_RANGES: Final = ("deltaRange", "deltaPercentRange", "deltaLastRange")
-# Ratings are tenths of stars; who writes so few meant whole ones.
+# Ratings are tenths of stars; so small a number was probably meant as whole stars.
 STARS_MAX: Final = 5
 FLAGS: Final = (
     "isFilterEnabled",
@@ -64,7 +64,7 @@ Selection = Mapping[str, object]
 
 
 def check_selection(selection: Selection) -> None:
-    """Complain about the first documented key that Keepa would refuse.
+    """Rejects the first documented key with a value that Keepa would refuse.
 
     Raises:
         BadKeyError: naming the key and what to write.
@@ -123,12 +123,12 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], None]]] = {
 
 
 def domain_id(selection: Selection) -> int:
-    """Which Amazon it asks about, a key of DOMAINS."""
+    """Returns its Amazon site, a key of DOMAINS."""
     return _required(selection, "domainId", selection.get("domainId"))
 
 
 def price_type(selection: Selection) -> int:
-    """The one price type it asks about, an index of PRICE_TYPES."""
+    """Returns its one price type, an index of PRICE_TYPES."""
     types = selection.get("priceTypes")
     if not isinstance(types, list) or len(types) != 1:
         one = types if integer(types) is not None else 2
@@ -137,12 +137,12 @@ def price_type(selection: Selection) -> int:
 
 
 def date_range(selection: Selection) -> int:
-    """The period over which a drop counts, an index of DATE_RANGES; Keepa's default is 0."""
+    """Returns the period of its drops, an index of DATE_RANGES; Keepa's default is 0."""
     return _required(selection, "dateRange", selection.get("dateRange", 0))
 
 
 def sort_type(selection: Selection) -> int:
-    """The order asked for, a key of SORT_MEANINGS; newest first if it names none."""
+    """Returns its order, a key of SORT_MEANINGS; newest first if it names none."""
     return _required(selection, "sortType", selection.get("sortType", NEWEST_FIRST))
 
 
@@ -153,9 +153,9 @@ def _required(selection: Selection, key: str, value: object) -> int:
 
 
 def selection_hash(selection: Selection) -> str:
-    """A short stable name for what is asked, whatever page: 16 hex digits.
+    """Returns a short stable name of the selection, for all its pages: 16 hex digits.
 
-    The order of keys and numbers written as strings make no difference.
+    The order of keys makes no difference, nor do numbers written as strings.
     """
     asked = {key: _canonical(value) for key, value in selection.items() if key != "page"}
     asked["sortType"] = sort_type(selection)
@@ -175,12 +175,12 @@ def _canonical(value: object) -> object:
 
 
 def included_categories(selection: Selection) -> frozenset[int]:
-    """The category ids it is limited to; empty means all."""
+    """Returns the ids of the categories it is limited to; empty means all."""
     return _ids(selection, "includeCategories")
 
 
 def excluded_categories(selection: Selection) -> frozenset[int]:
-    """The category ids whose deals it leaves out."""
+    """Returns the ids of the categories it leaves out."""
     return _ids(selection, "excludeCategories")
 
 
@@ -191,7 +191,7 @@ def _ids(selection: Selection, key: str) -> frozenset[int]:
 
 
 def selection_warnings(selection: Selection) -> tuple[str, ...]:
-    """What Keepa accepts but its author probably did not mean."""
+    """Returns warnings about values that Keepa accepts, but that are probably mistakes."""
     found = []
     sort = sort_type(selection)
     if sort != NEWEST_FIRST:
@@ -208,9 +208,11 @@ def selection_warnings(selection: Selection) -> tuple[str, ...]:
         found.append(f"deltaPercentRange below {DELTA_PERCENT_LEAST}: Keepa starts there")
     found += [
         f"{key} {selection[key]} asks for rises: a drop is positive at Keepa, so write"
-        f" {_mirrored(selection[key])} for drops"
+        f" {[-high, -low]} for drops"
         for key in DROP_RANGES
-        if _limits(selection, key) and _is_below_zero(selection[key])
+        if _limits(selection, key)
+        for low, high in [_range_ends(selection, key)]
+        if max(low, high) <= 0 and min(low, high) < -1
     ]
     rating = integer(selection.get("minRating", -1)) or -1
     if 0 < rating <= STARS_MAX:
@@ -221,16 +223,11 @@ def selection_warnings(selection: Selection) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_below_zero(value: object) -> bool:
-    ends = [integer(end) or 0 for end in value] if isinstance(value, list) else [0]
-    return max(ends) <= 0 and min(ends) < -1
-
-
-def _mirrored(value: object) -> list[int]:
-    """The range of drops as large as the rises in *value*."""
+def _range_ends(selection: Selection, key: str) -> tuple[int, int]:
+    value = selection[key]
     assert isinstance(value, list)
     low, high = (integer(end) or 0 for end in value)
-    return [-high, -low]
+    return low, high
 
 
 def _on(selection: Selection, key: str) -> bool:
@@ -238,10 +235,14 @@ def _on(selection: Selection, key: str) -> bool:
 
 
 def selection_words(selection: Selection) -> tuple[str, ...]:
-    """What is asked, one sentence part per condition, for people."""
+    """Returns the selection for people, one sentence part per condition."""
+    asked, index = price_type(selection), date_range(selection)
+    # "USED prices", or "SALES, which is a sales rank,".
+    values = " prices" if is_price(asked) else f", which is {kind_words(asked)},"
+    period = DATE_RANGES[index] if index < len(DATE_RANGES) else "an undocumented period"
     found = [
-        f"{_asked_words(selection)} on {DOMAINS[domain_id(selection)]}",
-        f"drops over {_period(date_range(selection))}",
+        f"{PRICE_TYPES[asked]}{values} on {DOMAINS[domain_id(selection)]}",
+        f"drops over {period}",
     ]
     if included := included_categories(selection):
         found.append(f"in categories {', '.join(map(str, sorted(included)))}")
@@ -257,29 +258,16 @@ def selection_words(selection: Selection) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _period(index: int) -> str:
-    return DATE_RANGES[index] if index < len(DATE_RANGES) else "an undocumented period"
-
-
 def _limits(selection: Selection, key: str) -> bool:
-    """Whether the range limits anything; the site writes [-1, -1] where it does not."""
+    """Returns whether the range limits anything; the site writes [-1, -1] for no limit."""
     ends = selection.get(key)
     return isinstance(ends, list) and [integer(end) for end in ends] != [-1, -1]
 
 
-def _asked_words(selection: Selection) -> str:
-    """What its price type stands for: "USED prices", "SALES, which is a sales rank"."""
-    asked = price_type(selection)
-    name = PRICE_TYPES[asked]
-    return f"{name} prices" if is_price(asked) else f"{name}, which is {kind_words(asked)},"
-
-
 def _ends(selection: Selection, key: str) -> str:
-    """A range for people; those in the unit of the price type with their currency."""
-    value = selection[key]
-    assert isinstance(value, list)
-    numbers = [integer(end) or 0 for end in value]
-    shown = list(map(str, numbers))
+    """Returns a range for people; amounts of money with their currency."""
+    ends = _range_ends(selection, key)
+    shown = list(map(str, ends))
     if key in RANGES_OF_PRICE_TYPE and is_price(price_type(selection)):
-        shown = [money_words(number, domain_id(selection)) for number in numbers]
-    return f"from {shown[0]}" if numbers[1] in (-1, OPEN_END) else f"{shown[0]} to {shown[1]}"
+        shown = [money_words(end, domain_id(selection)) for end in ends]
+    return f"from {shown[0]}" if ends[1] in (-1, OPEN_END) else f"{shown[0]} to {shown[1]}"

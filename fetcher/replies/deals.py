@@ -1,9 +1,9 @@
-"""From a /deal reply to deals.
+"""Reading deals from a /deal reply.
 
 Rule 1: a bad row never costs its page another row.
 Rule 2: each kind of malformation is counted under its own name.
 
-Field meanings: the official clients; arrays are indexed by price type, ``delta``,
+Field meanings: the official clients. Arrays are indexed by price type, and ``delta``,
 ``deltaPercent`` and ``avg`` by date range first.
 """
 
@@ -37,13 +37,13 @@ NO_DATA: Final = (-1, -2)
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """One deal as served: what a query asked about, in our units.
+    """One deal as served, in the project's units.
 
     Prices are integers in the currency's minor unit, times Unix milliseconds, the
     rating is 0 to 50, and None is "unknown". A drop is average less current value.
 
-    ``value``, ``average``, ``drop`` and ``last_drop`` are in the unit of the price type,
-    which may be a rank, a rating or a count; their namesakes in ``_minor`` are unknown
+    ``value``, ``average``, ``drop`` and ``last_drop`` are in the unit of the price type.
+    That may be a rank, a rating or a count: their namesakes in ``_minor`` are unknown
     then. ``raw`` is the row as served, without any guarantee (see `record.storable`).
     """
 
@@ -104,9 +104,9 @@ class Deal:
 class DealPage:
     """One page of a query.
 
-    ``row_count`` counts the rows served; ``deals`` has each product once. The
-    category counts ignore the selection's category filters but honour the others.
-    ``oddities`` counts what was malformed, by name, dropped rows included.
+    ``row_count`` counts the rows served; ``deals`` has each product once. The category
+    counts ignore the selection's category filters, but not its other filters.
+    ``oddities`` counts malformations by name, dropped rows included.
     """
 
     deals: tuple[Deal, ...]
@@ -119,11 +119,11 @@ class DealPage:
 def parse_deal_page(
     body: Mapping[str, object], *, domain_id: int, price_type: int, date_range: int
 ) -> DealPage:
-    """Read the body of a /deal reply.
+    """Reads the body of a /deal reply.
 
     Raises:
-        MalformedReplyError: there is no list of deals in it. That is a failed reply,
-            never an empty page.
+        MalformedReplyError: it has no list of deals. That is a failed reply, never an
+            empty page.
     """
     deals = body.get("deals")
     if not isinstance(deals, Mapping):
@@ -150,7 +150,7 @@ def parse_deal_page(
 def parse_deal(
     row: Mapping[str, object], *, domain_id: int, price_type: int, date_range: int
 ) -> Deal:
-    """Read one row, for instance a stored raw deal that is judged again.
+    """Reads one row, for instance a stored raw deal that is judged again.
 
     Raises:
         MalformedReplyError: the row names no product.
@@ -182,6 +182,12 @@ def _read_deal(
     value = record.count("current", price_type)
     average = record.count("avg", date_range, price_type)
     drop = _drop(record.signed("delta", date_range, price_type), value, average)
+    percent = record.signed("deltaPercent", date_range, price_type)
+    if drop is None or (percent in NO_DATA and drop >= 0):
+        percent = None
+    root = record.positive("rootCat", limit=INT64_MAX)
+    # Amazon's price is the one in which "none" is an answer.
+    amazon = record.signed("current", AMAZON)
     return Deal(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -189,17 +195,17 @@ def _read_deal(
         date_range=date_range,
         title=record.text("title"),
         parent_asin=record.text("parentAsin"),
-        root_category=_root(record),
+        root_category=None if root == UNKNOWN_ROOT else root,
         categories=record.ids("categories"),
         image=_image(record),
         condition=record.positive("warehouseCondition"),
         value=value,
         average=average,
         drop=drop,
-        drop_percent=_percent(record.signed("deltaPercent", date_range, price_type), drop),
+        drop_percent=percent,
         last_drop=_drop(record.signed("deltaLast", price_type), value, None),
         amazon_minor=record.count("current", AMAZON),
-        amazon_offers=_amazon_offers(record),
+        amazon_offers=None if amazon is None or amazon < NO_OFFER else amazon != NO_OFFER,
         buy_box_minor=record.count("current", BUY_BOX),
         rank=record.positive("current", SALES_RANK),
         rating=_rating(record),
@@ -218,31 +224,12 @@ def _read_deal(
 
 
 def _drop(drop: int | None, value: int | None, average: int | None) -> int | None:
-    """A drop, unless it is a sentinel: -1 is a real cent only if the values agree with it."""
+    """Returns the drop, unless it is a sentinel: -1 is a cent only if the values agree."""
     if drop is None or value is None:
         return None
     if drop in NO_DATA and (average is None or average - value != drop):
         return None
     return drop
-
-
-def _percent(percent: int | None, drop: int | None) -> int | None:
-    if percent is None or drop is None or (percent in NO_DATA and drop >= 0):
-        return None
-    return percent
-
-
-def _root(record: Record) -> int | None:
-    root = record.positive("rootCat", limit=INT64_MAX)
-    return None if root == UNKNOWN_ROOT else root
-
-
-def _amazon_offers(record: Record) -> bool | None:
-    """Whether Amazon itself offers it: its price is the one where "none" is an answer."""
-    price = record.signed("current", AMAZON)
-    if price is None or price < NO_OFFER:
-        return None
-    return price != NO_OFFER
 
 
 def _rating(record: Record) -> int | None:
@@ -261,7 +248,7 @@ def _required_time(record: Record, name: str) -> int | None:
 
 
 def _image(record: Record) -> str | None:
-    """The file name, which Keepa sends as a list of character codes."""
+    """Returns the file name, which Keepa sends as a list of character codes."""
     codes = record.value("image")
     if codes is None or codes == []:
         return None
@@ -285,7 +272,7 @@ def _category_counts(record: Record) -> dict[int, int]:
 
 
 def _once_each(deals: Sequence[Deal], oddities: Counter[str]) -> tuple[Deal, ...]:
-    """Each product once, in the order served; of two rows the later updated one stays."""
+    """Keeps each product once, in the order served; of two rows, the one updated later."""
     newest: dict[str, Deal] = {}
     for deal in deals:
         held = newest.get(deal.asin)

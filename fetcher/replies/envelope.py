@@ -1,6 +1,6 @@
-"""The envelope: what Keepa says of its token bucket in every reply.
+"""The envelope: the state of Keepa's token bucket in every reply.
 
-Pure, so that the broker client can be used without the rest of the fetcher.
+Pure: the broker client uses it without the rest of the fetcher.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from typing import Self, TypeGuard
 
 # The year 2201: a later server time is noise.
 LATEST_MS = 7_293_840_000_000
-# More than any account holds, and than any tick or call takes: beyond it is noise. The
-# broker refuses what exceeds a bound of its own, which is not below these.
+# More than any account holds, or any tick or call takes: beyond it is noise. The broker's
+# own bounds are not below these.
 TOKENS_MAX = 1_000_000_000
 DURATION_MS_MAX = 86_400_000
 
@@ -19,9 +19,9 @@ DURATION_MS_MAX = 86_400_000
 class Envelope:
     """One reply's token fields, in Keepa's units (keepa-api.md, section 1).
 
-    Times are milliseconds; *server_time_ms* is Keepa's Unix clock when it began
-    processing, *refill_in_ms* counts from the end of processing, *refill_rate* is the
-    tokens that one tick brings; 0 if the reply tells no balance.
+    Times are milliseconds. *server_time_ms* is Keepa's Unix clock when it began
+    processing, *refill_in_ms* counts from the end of processing. *refill_rate* is the
+    number of tokens per tick; 0 if the reply holds no balance.
     """
 
     server_time_ms: int
@@ -34,11 +34,11 @@ class Envelope:
 
     @classmethod
     def from_body(cls, body: object) -> Self | None:
-        """Read the envelope of a decoded reply; None when it has none.
+        """Reads the envelope of a decoded reply; returns None if it has none.
 
-        Without a balance and a server time there is no envelope. An envelope in which
-        another field is odd tells no balance, as for the broker's own probe; what the
-        call cost is read all the same.
+        Without a balance and a server time there is no envelope. If another field is odd,
+        the envelope holds no balance, as for the broker's own probe; the cost of the call
+        is read all the same.
         """
         if not isinstance(body, Mapping):
             return None
@@ -65,7 +65,7 @@ class Envelope:
 
     @property
     def is_observation(self) -> bool:
-        """Whether the balance may be believed: an unknown key answers all zeros."""
+        """Whether the balance is real: the reply to an unknown key has zeros only."""
         return self.refill_rate > 0
 
 

@@ -1,7 +1,7 @@
-"""From a /product reply to products.
+"""Reading products from a /product reply.
 
 Rule 1: a bad product never costs its batch another one.
-Rule 2: "Keepa has no data" is an answer, and is told apart from a failed call.
+Rule 2: "Keepa has no data" is an answer, not a failed call.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ BASIS_POINTS_PER_PERCENT: Final = 100
 REFERRAL_PERCENT_MAX: Final = 100
 AVAILABLE_NOT: Final = -1
 
-# Raise it when a field of Product is added or read otherwise, so that stored details are
-# read again from the row as served.
+# To be raised when a field of Product is added or read differently: stored details are
+# then read again from the row as served.
 FACTS_REVISION: Final = 1
 
 Number = int | float
@@ -41,8 +41,8 @@ class Product:
     """Details of one product; None is "unknown".
 
     Prices in minor units, weight in grams, rating 0 to 50, the referral fee in basis
-    points (hundredths of a percent), times in Unix milliseconds. ``no_data`` says why
-    Keepa knows nothing about it, if so.
+    points (hundredths of a percent), times in Unix milliseconds. ``no_data`` is the reason
+    if Keepa has no data on it.
     """
 
     domain_id: int
@@ -78,10 +78,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class ProductPage:
-    """The products of one call, and what was odd about them, by name.
+    """The products of one call, and the counts of their oddities by name.
 
     ``raws`` are their rows as served, by ASIN and without any guarantee; ``missing`` are
-    the ASINs that were asked for and not answered.
+    the ASINs that the reply left out.
     """
 
     products: tuple[Product, ...]
@@ -91,7 +91,7 @@ class ProductPage:
 
 
 def product_parameters(enrichment: Enrichment) -> Mapping[str, int]:
-    """What to send with a product call beside the domain and the ASINs."""
+    """Returns the parameters of a product call besides the domain and the ASINs."""
     asked = {"stats": enrichment.stats_days, "history": 0}
     if enrichment.offers:
         asked["offers"] = enrichment.offers
@@ -103,7 +103,7 @@ def product_parameters(enrichment: Enrichment) -> Mapping[str, int]:
 
 
 def product_operation(enrichment: Enrichment) -> str:
-    """The name under which the broker learns what such a call costs."""
+    """Returns the name under which the broker learns the cost of such a call."""
     free = ("stats", "history")
     asked = product_parameters(enrichment).items()
     extras = "&".join(f"{name}={value}" for name, value in asked if name not in free)
@@ -113,10 +113,10 @@ def product_operation(enrichment: Enrichment) -> str:
 def parse_products(
     body: Mapping[str, object], *, domain_id: int, asins: tuple[str, ...] = ()
 ) -> ProductPage:
-    """Read the body of a /product reply to a call that asked for *asins*.
+    """Reads the body of a /product reply to a call for *asins*.
 
     Raises:
-        MalformedReplyError: there is no list of products in it.
+        MalformedReplyError: it has no list of products.
     """
     rows = body.get("products")
     if not isinstance(rows, list):
@@ -138,7 +138,7 @@ def parse_products(
 
 
 def parse_product(row: Mapping[str, object], *, domain_id: int) -> Product:
-    """Read one product, for instance a stored raw one that is judged again.
+    """Reads one product, for instance a stored raw one that is judged again.
 
     Raises:
         MalformedReplyError: it names no ASIN.
@@ -155,6 +155,9 @@ def _asin(row: Mapping[str, object]) -> bool:
 
 def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[str]) -> Product:
     record = Record(row, oddities)
+    # Here -1 is a real "no".
+    availability = record.signed("availabilityAmazon")
+    rating = record.count("stats", "current", RATING)
     return Product(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -167,7 +170,7 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
         fba_fee_minor=record.count("fbaFees", "pickAndPackFee"),
         weight_g=record.positive("packageWeight") or record.positive("itemWeight"),
         amazon_minor=record.count("stats", "current", AMAZON),
-        amazon_offers=_amazon_offers(record),
+        amazon_offers=None if availability is None else availability != AVAILABLE_NOT,
         new_minor=record.count("stats", "current", NEW),
         new_average_90_minor=record.count("stats", "avg90", NEW),
         buy_box_minor=_buy_box(record),
@@ -176,7 +179,7 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
         rank=record.positive("stats", "current", SALES_RANK),
         rank_average_90=record.positive("stats", "avg90", SALES_RANK),
         rank_drops_90=record.count("stats", "salesRankDrops90"),
-        rating=_rating(record),
+        rating=rating if rating is None or rating <= RATING_MAX else None,
         reviews=record.count("stats", "current", COUNT_REVIEWS),
         new_offers=record.count("stats", "current", COUNT_NEW),
         used_offers=record.count("stats", "current", COUNT_USED),
@@ -189,7 +192,7 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
 
 
 def _referral_bp(record: Record) -> int | None:
-    """The referral fee; Keepa's exact field first, its rounded predecessor second."""
+    """Returns the referral fee, from Keepa's exact field or its rounded predecessor."""
     for name in ("referralFeePercentage", "referralFeePercent"):
         percent = record.value(name)
         if percent is None or isinstance(percent, bool):
@@ -201,14 +204,8 @@ def _referral_bp(record: Record) -> int | None:
     return None
 
 
-def _amazon_offers(record: Record) -> bool | None:
-    """Whether Amazon itself offers it now; -1 is a real "no" in this one field."""
-    availability = record.signed("availabilityAmazon")
-    return None if availability is None else availability != AVAILABLE_NOT
-
-
 def _buy_box(record: Record) -> int | None:
-    """What the buy box costs with shipping, from whichever field is filled."""
+    """Returns the price of the buy box with shipping, from the field that is filled."""
     listed = record.count("stats", "current", BUY_BOX)
     price = record.count("stats", "buyBoxPrice")
     if listed is not None or price is None:
@@ -216,13 +213,8 @@ def _buy_box(record: Record) -> int | None:
     return price + (record.count("stats", "buyBoxShipping") or 0)
 
 
-def _rating(record: Record) -> int | None:
-    rating = record.count("stats", "current", RATING)
-    return rating if rating is None or rating <= RATING_MAX else None
-
-
 def _sellers(record: Record) -> int | None:
-    """Sellers that may win the buy box, over all conditions."""
+    """Counts the sellers that may win the buy box, over all conditions."""
     counts = record.value("buyBoxEligibleOfferCounts")
     if not isinstance(counts, list) or not counts:
         return None

@@ -1,8 +1,8 @@
-"""Reading values out of a reply that nobody vouches for.
+"""Reading values of a reply without trust.
 
-Rule 1: a reading never raises; what can't be understood is None and is counted.
+Rule 1: a reading never raises; an unreadable value is None and is counted.
 Rule 2: unknown is None. Keepa's -1 (none), -2 (no data), null and absence never become zero.
-Rule 3: whatever comes out can be stored: no NUL, no lone surrogate, no NaN, no huge number.
+Rule 3: every result can be stored: no NUL, no lone surrogate, no NaN, no huge number.
 """
 
 import html
@@ -18,7 +18,7 @@ from fetcher.replies.units import LATEST_KEEPA_MINUTES, minutes_to_ms
 INT32_MAX: Final = 2**31 - 1
 INT64_MAX: Final = 2**63 - 1
 
-# Postgres refuses deeper jsonb long after this; real rows nest three deep.
+# Postgres takes far deeper jsonb than this; real rows nest three deep.
 DEPTH_MAX: Final = 24
 
 TEXT_MAX_CHARS: Final = 4_000
@@ -32,7 +32,7 @@ WRONG_TYPE: Final = "wrong type"
 
 
 class MalformedReplyError(ValueError):
-    """The body as a whole is not the reply that was asked for; it says nothing about deals."""
+    """The body is not the reply that was asked for; nothing follows from it about deals."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class MalformedReplyError(ValueError):
 
 
 def integer(value: object) -> int | None:
-    """*value* as an integer: an int, a whole float or a decimal string; else None."""
+    """Returns the integer of an int, a whole float or a decimal string; else None."""
     match value:
         case bool():
             return None
@@ -54,16 +54,16 @@ def integer(value: object) -> int | None:
 
 
 def plain_text(value: str) -> str:
-    """*value* without HTML tags, entities, control characters and runs of blanks."""
+    """Returns *value* without HTML tags, entities, control characters and runs of blanks."""
     unescaped = html.unescape(value[:TEXT_MAX_CHARS])
     return " ".join(_CONTROL.sub(" ", _TAG.sub(" ", unescaped)).split())
 
 
 def storable(value: object, depth: int = 0) -> object:
-    """A copy of a JSON *value* that Postgres accepts as jsonb.
+    """Returns a copy of a JSON *value* that Postgres accepts as jsonb.
 
-    NUL and lone surrogates become U+FFFD, NaN and the infinities null, and what
-    nests deeper than DEPTH_MAX is cut off as null.
+    NUL and lone surrogates become U+FFFD. NaN, the infinities and values nested deeper
+    than DEPTH_MAX become null.
     """
     match value:
         case str():
@@ -71,7 +71,7 @@ def storable(value: object, depth: int = 0) -> object:
         case float() if not math.isfinite(value):
             return None
         case list() if depth < DEPTH_MAX:
-            # Nearly all of a reply is lists of integers: a ninth of the time.
+            # Nearly all of a reply is lists of integers: this takes a ninth of the time.
             return [item if type(item) is int else storable(item, depth + 1) for item in value]
         case Mapping() if depth < DEPTH_MAX:
             return {storable_text(str(k)): storable(v, depth + 1) for k, v in value.items()}
@@ -79,15 +79,15 @@ def storable(value: object, depth: int = 0) -> object:
 
 
 def storable_text(value: str) -> str:
-    """*value* with what Postgres can't store as text replaced by U+FFFD."""
+    """Returns *value* with U+FFFD for characters that Postgres can't store."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 class Record:
-    """One JSON object, read by paths; what is odd about it is counted by name.
+    """One JSON object, read by paths; counts its oddities by name.
 
     A path is a sequence of keys and indexes: ``record.count("avg", 3, 2)``. The
-    counter's keys read ``"avg: cut short"`` and are few, whatever is served.
+    counter's keys, such as ``"avg: cut short"``, are few for any reply.
     """
 
     def __init__(self, fields: Mapping[str, object], oddities: Counter[str]) -> None:
@@ -99,7 +99,7 @@ class Record:
         self._oddities[f"{name}: {what}"] += 1
 
     def value(self, *path: str | int) -> object:
-        """The value at *path*, or None where there is none."""
+        """Returns the value at *path*, or None if there is none."""
         found: object = self._fields
         for step in path:
             match found, step:
@@ -118,7 +118,7 @@ class Record:
         return found
 
     def signed(self, *path: str | int, limit: int = INT32_MAX) -> int | None:
-        """The integer at *path*, sentinels included, of at most ±*limit*."""
+        """Returns the integer at *path*, sentinels included, of at most ±*limit*."""
         if (raw := self.value(*path)) is None:
             return None
         if (number := integer(raw)) is None:
@@ -130,21 +130,21 @@ class Record:
         return number
 
     def count(self, *path: str | int, limit: int = INT32_MAX) -> int | None:
-        """The integer at *path*, or None where Keepa knows none (negative, null, absent)."""
+        """Returns the integer at *path*, or None if Keepa has none (negative, null, absent)."""
         number = self.signed(*path, limit=limit)
         return None if number is None or number < 0 else number
 
     def positive(self, *path: str | int, limit: int = INT32_MAX) -> int | None:
-        """As count(), where zero also means that there is none."""
+        """Returns the same as count(), but None for zero."""
         return self.count(*path, limit=limit) or None
 
     def time_ms(self, *path: str | int) -> int | None:
-        """The time at *path* (Keepa minutes) in Unix milliseconds; zero is no time."""
+        """Returns the time at *path* (Keepa minutes) in Unix ms; zero is no time."""
         minutes = self.positive(*path, limit=LATEST_KEEPA_MINUTES)
         return None if minutes is None else minutes_to_ms(minutes)
 
     def text(self, *path: str | int) -> str | None:
-        """The text at *path*, cleaned of HTML; None if absent or blank."""
+        """Returns the text at *path*, cleaned of HTML; None if absent or blank."""
         raw = self.value(*path)
         if raw is not None and not isinstance(raw, str):
             self.note(path[0], WRONG_TYPE)
@@ -152,7 +152,7 @@ class Record:
         return None if raw is None else plain_text(raw) or None
 
     def flag(self, *path: str | int) -> bool | None:
-        """The truth value at *path*; None if absent."""
+        """Returns the truth value at *path*; None if absent."""
         raw = self.value(*path)
         if raw is not None and not isinstance(raw, bool):
             self.note(path[0], WRONG_TYPE)
@@ -160,7 +160,7 @@ class Record:
         return raw
 
     def ids(self, *path: str | int) -> tuple[int, ...]:
-        """The positive 64-bit ids in the list at *path*."""
+        """Returns the positive 64-bit ids in the list at *path*."""
         raw = self.value(*path)
         if raw is None:
             return ()

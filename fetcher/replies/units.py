@@ -14,7 +14,7 @@ MS_PER_MINUTE: Final = 60_000
 LATEST_KEEPA_MINUTES: Final = 100_000_000
 
 ROWS_PER_PAGE: Final = 150
-# Keepa serves at most this many rows of a selection, whatever it matches.
+# Keepa serves at most this many rows of a selection, however many match.
 MOST_ROWS: Final = 10_000
 PAGES_MAX: Final = -(-MOST_ROWS // ROWS_PER_PAGE)
 
@@ -111,14 +111,14 @@ PRICE_TYPES: Final = (
     "PRIME_EXCL",
 )
 
-# Price types whose value is no amount of money, by what it is instead.
+# Price types with values that are no amounts of money, by kind.
 RANK_TYPES: Final = frozenset({SALES_RANK})
 RATING_TYPES: Final = frozenset({RATING})
 # Numbers of offers, of updates and of reviews.
 COUNT_TYPES: Final = frozenset({COUNT_NEW, COUNT_USED, 13, 14, 15, COUNT_REVIEWS})
 
-# What each sort type really orders by; no value sorts by last update. The official
-# clients agree, and recorded pages of type 4 are ordered by percent without exception.
+# The real order of each sort type; none sorts by last update. The official clients agree,
+# and recorded pages of type 4 are ordered by percent without exception.
 SORT_MEANINGS: Final = {
     0: "undocumented order",
     1: "deal age, newest first",
@@ -133,22 +133,22 @@ NEWEST_FIRST: Final = 1
 
 
 def minutes_to_ms(keepa_minutes: int) -> int:
-    """Unix time in milliseconds of a time in Keepa minutes."""
+    """Returns a time in Keepa minutes as Unix milliseconds."""
     return (keepa_minutes + KEEPA_EPOCH_MINUTES) * MS_PER_MINUTE
 
 
 def ms_to_minutes(unix_ms: int) -> int:
-    """The Keepa minute in which *unix_ms* (Unix milliseconds) lies."""
+    """Returns the Keepa minute of *unix_ms* (Unix milliseconds)."""
     return unix_ms // MS_PER_MINUTE - KEEPA_EPOCH_MINUTES
 
 
 def is_price(price_type: int) -> bool:
-    """Whether values of *price_type* are amounts of money: not a rank, rating or count."""
+    """Returns whether values of *price_type* are money: no rank, rating or count."""
     return price_type not in RANK_TYPES | RATING_TYPES | COUNT_TYPES
 
 
 def kind_words(price_type: int) -> str:
-    """What a value of *price_type* is: "a price", "a sales rank", "a rating", "a count"."""
+    """Returns the kind of *price_type*: "a price", "a sales rank", "a rating", "a count"."""
     if price_type in RANK_TYPES:
         return "a sales rank"
     if price_type in RATING_TYPES:
@@ -157,15 +157,15 @@ def kind_words(price_type: int) -> str:
 
 
 def currency_code(domain_id: int) -> str:
-    """ISO 4217 code of the site's currency; "???" for a site that is not known."""
+    """Returns the ISO 4217 code of the site's currency; "???" for an unknown site."""
     currency = CURRENCIES.get(domain_id)
     return "???" if currency is None else currency.code
 
 
 def money_words(amount_minor: int, domain_id: int) -> str:
-    """*amount_minor* as people write it, the currency beside it: "12.99 USD", "620 JPY".
+    """Returns *amount_minor* for people, with its currency: "12.99 USD", "620 JPY".
 
-    On a site whose currency is not known the amount stays in minor units.
+    For an unknown site the amount stays in minor units.
     """
     currency = CURRENCIES.get(domain_id)
     if currency is None:
@@ -177,8 +177,16 @@ def money_words(amount_minor: int, domain_id: int) -> str:
     return f"{sign}{amount} {currency.code}"
 
 
+def span_words(span_s: float) -> str:
+    """Returns *span_s* seconds in the largest unit of which it has two: "90 s", "3 min"."""
+    for unit, unit_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if span_s >= 2 * unit_s:
+            return f"{span_s // unit_s:.0f} {unit}"
+    return f"{max(0.0, span_s):.0f} s"
+
+
 def value_words(value: int, *, price_type: int, domain_id: int) -> str:
-    """A *value* of *price_type* as what it is: an amount, a rank, a rating or a count."""
+    """Returns a *value* of *price_type* by its kind: an amount, rank, rating or count."""
     if is_price(price_type):
         return money_words(value, domain_id)
     if price_type in RANK_TYPES:

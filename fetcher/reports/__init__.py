@@ -1,1 +1,1 @@
-"""What a fetcher shows of itself: metrics and diagnostics."""
+"""Metrics and diagnostics of the fetcher."""

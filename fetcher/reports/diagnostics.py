@@ -1,4 +1,4 @@
-"""What `dealfetcher doctor` looks at: one finding a line, each with its remedy."""
+"""The checks of `dealfetcher doctor`: one finding per line, each with its remedy."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from fetcher.postgres.errors import GRANT, MIGRATE
 from fetcher.postgres.schema import applied_migrations, known_migrations, known_tables
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.envelope import Envelope
+from fetcher.replies.units import span_words
 from fetcher.scans.page_facts import STALE_AFTER_MS
 from fetcher.settings import Settings
 from protos.process.settings import SettingsError, key_fingerprint
@@ -23,13 +24,13 @@ from protos.process.settings import SettingsError, key_fingerprint
 KEEPA_HOST: Final = "api.keepa.com"
 MISSING_KEY: Final = "set KEEPA_API_KEY or KEEPA_API_KEY_FILE; keepa.com/#!api shows your key"
 PACKAGE: Final = "keepa-token-broker"
-# Some heartbeats; they come every third of a claim's time.
+# Some heartbeats; a fetcher sends one every third of a claim's time.
 ALIVE_S: Final = 60
 STALE_S: Final = STALE_AFTER_MS // 1000
 
 
 class State(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -38,7 +39,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; *remedy* says what to do about it."""
+    """The result of one check; *remedy* is what to do about it."""
 
     subject: str
     state: State
@@ -47,7 +48,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything, one after the other; whatever is missing doesn't stop the rest."""
+    """Checks everything, one after the other; a failed check does not stop the rest."""
     yield Finding("version", State.OK, f"{PACKAGE} {version(PACKAGE)}")
     yield from _examine_queries(settings)
     yield from _examine_tokens(settings)
@@ -95,7 +96,7 @@ def _examine_tokens(settings: Settings) -> Iterator[Finding]:
 
 
 def _no_key_finding(settings: Settings, bucket: BucketView | None) -> Finding:
-    """A key is missed only where it is needed: a simulator takes any, a broker has its own."""
+    """Judges a missing key: a simulator needs none, and a serving broker has its own."""
     if bucket is not None and bucket.state == "serving":
         text = "none is set here, and none is needed: the broker asks Keepa with its own"
         return Finding("key", State.OK, text)
@@ -111,7 +112,7 @@ def _broker_finding(bucket: BucketView, api_key: str | None) -> Finding:
         remedy = "give broker and fetchers the same KEEPA_API_KEY"
         return Finding("broker", State.FAILED, "it counts for another key", remedy)
     if bucket.state != "serving":
-        return Finding("broker", State.WARNING, text, "tokenbroker status tells more")
+        return Finding("broker", State.WARNING, text, "see tokenbroker status")
     return Finding("broker", State.OK, text)
 
 
@@ -140,14 +141,14 @@ def _examine_keepa(
 
 
 def _count_finding(bucket: BucketView, envelope: Envelope) -> Finding:
-    """The broker's count beside Keepa's; calls in flight may explain a difference."""
+    """Compares the broker's count with Keepa's; calls in flight may explain a difference."""
     difference = envelope.tokens_left - bucket.balance
-    # Between the two questions a call may be charged or a refill land.
+    # Between the two requests a call may be charged, or a refill may come.
     explained = bucket.reserved + envelope.refill_rate
     text = f"broker {bucket.balance}, Keepa {envelope.tokens_left}"
     if abs(difference) <= explained:
         return Finding("count", State.OK, text)
-    remedy = "tokenbroker sync; if it returns, somebody else uses the key"
+    remedy = "tokenbroker sync; if it returns, another program uses the key"
     return Finding("count", State.WARNING, text, remedy)
 
 
@@ -160,25 +161,21 @@ def _examine_database(settings: Settings) -> Iterator[Finding]:
                 yield Finding("schema", State.FAILED, f"lacks {_names(missing)}", MIGRATE)
                 return
             if newer := applied - known:
-                text = f"has {_names(newer)}, which this version does not know"
+                text = f"has {_names(newer)}, which this version lacks"
                 yield Finding("schema", State.WARNING, text, "update this program")
             else:
                 yield Finding("schema", State.OK, "up to date")
             if health.is_read_only(connection):
                 remedy = "see why the server takes no writes: a standby, or a full disk"
                 yield Finding("Postgres", State.FAILED, "read-only", remedy)
-            yield from _examine_rights(connection)
+            if lacking := health.without_rights(connection, known_tables()):
+                text = f"the role may not read and write {', '.join(lacking)}"
+                yield Finding("rights", State.FAILED, text, GRANT)
             yield from _examine_collection(connection)
     except SettingsError as exc:
         yield Finding("Postgres", State.FAILED, str(exc), "correct the setting")
     except DatabaseError as exc:
         yield Finding("Postgres", State.FAILED, exc.problem, exc.remedy)
-
-
-def _examine_rights(connection: Connection) -> Iterator[Finding]:
-    if lacking := health.without_rights(connection, known_tables()):
-        text = f"the role may not read and write {', '.join(lacking)}"
-        yield Finding("rights", State.FAILED, text, GRANT)
 
 
 def _examine_collection(connection: Connection) -> Iterator[Finding]:
@@ -207,16 +204,16 @@ def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
             subject, State.WARNING, "nothing has been read in full yet", "dealfetcher scans"
         )
     elif moved_s > STALE_S:
-        text = f"watermark {row['watermark']:%F %T} has not moved for {_hours(moved_s)}"
-        yield Finding(subject, State.WARNING, text, "dealfetcher scans -q tells why")
+        text = f"watermark {row['watermark']:%F %T} has not moved for {span_words(moved_s)}"
+        yield Finding(subject, State.WARNING, text, "see dealfetcher scans -q")
     elif age_s is not None and age_s > STALE_S:
-        text = f"the newest deal served is {_hours(age_s)} old"
+        text = f"the newest deal served is {span_words(age_s)} old"
         yield Finding(
             subject, State.WARNING, text, "dealfetcher verify-sort; is the filter right?"
         )
     else:
-        text = f"read up to {row['watermark']:%F %T}, moved {_ago(moved_s)}"
-        newest = "" if age_s is None else f"; newest deal {_minutes(age_s)} old when served"
+        text = f"read up to {row['watermark']:%F %T}, moved {span_words(moved_s)} ago"
+        newest = "" if age_s is None else f"; newest deal {span_words(age_s)} old when served"
         yield Finding(subject, State.OK, text + newest)
     if row["gaps"]:
         text = f"{row['gaps']} gaps wait to be read"
@@ -232,22 +229,10 @@ def _workers(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         if row in alive:
             yield Finding("fetchers", State.OK, f"{name}: {row['doing']}")
         else:
-            # It has not left, so it was killed, or it can't do its work.
-            text = f"{name} has not worked for {_minutes(row['seen_ago_s'])}: {row['doing']}"
+            # A fetcher that has not left was killed, or can't do its work.
+            text = f"{name} has not worked for {span_words(row['seen_ago_s'])}: {row['doing']}"
             remedy = "if it still runs, its log names the cause; restart it"
             yield Finding("fetchers", State.WARNING, text, remedy)
-
-
-def _ago(seconds: int) -> str:
-    return f"{_minutes(seconds)} ago"
-
-
-def _minutes(seconds: int) -> str:
-    return f"{seconds // 60} min" if seconds >= 60 else f"{max(seconds, 0)} s"  # noqa: PLR2004 - a minute
-
-
-def _hours(seconds: int) -> str:
-    return f"{seconds / 3600:.0f} hours"
 
 
 def _names(migrations: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""The order in which rows really arrive, measured and never believed.
+"""The real order of rows, always measured, never taken on trust.
 
-A watermark may end a scan only where rows come newest first. Whether they do is read
-off each page, over the border to the page before it as well.
+A watermark may end a scan only if its rows come newest first. That is measured on each
+page, and over the border to the page before it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ DISORDER_TOLERATED_MS: Final = 4 * MS_PER_MINUTE
 
 
 class Trend(StrEnum):
-    """How one field runs down the rows; unknown with fewer than two known values."""
+    """The trend of one field down the rows; unknown with fewer than two known values."""
 
     DESCENDING = "descending"
     ASCENDING = "ascending"
@@ -29,7 +29,7 @@ class Trend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OrderKeys:
-    """The values by which a row could have been sorted; times in Unix ms."""
+    """The values by which a row may be sorted; times in Unix ms."""
 
     creation_ms: int | None
     last_update_ms: int | None
@@ -64,8 +64,8 @@ PROMISED: Final = {
 class Order:
     """The trend of each key over some rows.
 
-    ``disorder_ms`` is by how much a row is newer (by creation) than the oldest row before
-    it, at worst; None if no row tells its creation though there are rows.
+    ``disorder_ms`` is the most by which a row is newer (by creation) than the oldest row
+    before it; None if there are rows, but none with a creation time.
     """
 
     creation_ms: Trend
@@ -82,13 +82,13 @@ class Order:
 
     @property
     def follows(self) -> tuple[tuple[str, Trend], ...]:
-        """The keys that run one way, with their direction."""
+        """The keys with one direction, and that direction."""
         one_way = (Trend.DESCENDING, Trend.ASCENDING)
         trends = [(name, Trend(getattr(self, name))) for name in KEY_NAMES]
         return tuple((name, trend) for name, trend in trends if trend in one_way)
 
     def words(self) -> str:
-        """What the rows are ordered by: "percent drop descending"."""
+        """Returns the order of the rows in words: "percent drop descending"."""
         if not self.follows:
             return "no recognisable order"
         return ", ".join(f"{KEY_WORDS[name]} {trend}" for name, trend in self.follows)
@@ -96,7 +96,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class PageEnd:
-    """What the next page's order is measured against.
+    """The end of a page, against which the next page's order is measured.
 
     ``last`` holds each key's last known value, ``asins`` all products of the page.
     """
@@ -106,11 +106,11 @@ class PageEnd:
 
 
 def order_keys(deal: Deal) -> OrderKeys:
-    """The sort keys of one row."""
+    """Returns the sort keys of one row."""
     return OrderKeys(
         creation_ms=deal.creation_ms,
         last_update_ms=deal.last_update_ms,
-        # Keepa orders ranks and counts by their drop too; stored facts know it by this name.
+        # Keepa orders ranks and counts by their drop too; stored facts have it under this name.
         drop_minor=deal.drop,
         drop_percent=deal.drop_percent,
         rank=deal.rank,
@@ -118,17 +118,17 @@ def order_keys(deal: Deal) -> OrderKeys:
 
 
 def page_end(deals: Sequence[Deal]) -> PageEnd:
-    """How the page of *deals* ends."""
+    """Returns the end of the page of *deals*."""
     rows = [order_keys(deal) for deal in reversed(deals)]
     last = {name: next(iter(_known(rows, name)), None) for name in KEY_NAMES}
     return PageEnd(OrderKeys(**last), tuple(deal.asin for deal in deals))
 
 
 def measure_order(deals: Sequence[Deal], before: PageEnd | None = None) -> Order:
-    """Measure the order of *deals* and over the border to the page *before* them.
+    """Measures the order of *deals*, and over the border to the page *before* them.
 
-    Rows that moved over the border from that page since it was read say nothing about
-    the order, and are left out.
+    Leaves out rows that have moved over the border since that page was read: they prove
+    nothing about the order.
     """
     seen = frozenset(before.asins) if before is not None else frozenset()
     rows = [order_keys(deal) for deal in deals if deal.asin not in seen]
@@ -175,7 +175,7 @@ SortVerdict = Literal["as documented", "not as documented", "undocumented", "too
 
 @dataclass(frozen=True, slots=True)
 class SortFinding:
-    """What the replies to one sort type show; times in Unix ms."""
+    """The measured order of the replies to one sort type; times in Unix ms."""
 
     sort_type: int
     meaning: str
@@ -189,9 +189,9 @@ class SortFinding:
 
 
 def judge_sort(sort_type: int, pages: Sequence[Sequence[Deal]]) -> SortFinding:
-    """Compare the deals of consecutive *pages* with what *sort_type* promises."""
+    """Compares the deals of consecutive *pages* with the order that *sort_type* promises."""
     deals = [deal for page in pages for deal in page]
-    # Rows move over page borders between two calls, so each product counts once.
+    # Each product counts once: rows move over page borders between two calls.
     unique = list({deal.asin: deal for deal in reversed(deals)}.values())[::-1]
     order = measure_order(unique)
     rows = [order_keys(deal) for deal in unique]
@@ -217,9 +217,6 @@ def _sort_verdict(sort_type: int, order: Order) -> SortVerdict:
     if trend is Trend.UNKNOWN:
         return "too few rows"
     kept = trend in (direction, Trend.CONSTANT)
-    return "as documented" if kept or _almost(sort_type, order) else "not as documented"
-
-
-def _almost(sort_type: int, order: Order) -> bool:
-    """Newest first but for the few rows whose time runs ahead."""
-    return PROMISED[sort_type] == PROMISED[1] and order.newest_first
+    # A few rows with times that run ahead don't count.
+    almost = PROMISED[sort_type] == PROMISED[1] and order.newest_first
+    return "as documented" if kept or almost else "not as documented"

@@ -1,4 +1,4 @@
-"""What a scan remembers of a page it has read, and whether two pages join without a seam."""
+"""The facts that a scan keeps of a page, and whether two pages join without a seam."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from fetcher.scans.order import Order, OrderKeys, PageEnd, measure_order, page_e
 
 STALE_AFTER_MS: Final = 24 * 60 * MS_PER_MINUTE
 
-# Rows that moved over a border are found on one page while others keep pushing them on.
+# At most so many rows are taken to have moved over a border between two calls.
 SHIFT_MAX_ROWS: Final = ROWS_PER_PAGE // 2
 
 
 @dataclass(frozen=True, slots=True)
 class RowEstimate:
-    """How many rows a selection has, as far as the category counts tell.
+    """Bounds on the number of rows of a selection, from the category counts.
 
-    ``at_most`` is None where they give no bound.
+    ``at_most`` is None if they give no upper bound.
     """
 
     at_least: int
@@ -27,10 +27,10 @@ class RowEstimate:
 
 
 def estimate_rows(selection: Mapping[str, object], counts: Mapping[int, int]) -> RowEstimate:
-    """Bound the rows of *selection* by the *counts* of a reply, by root category.
+    """Bounds the rows of *selection* by the *counts* of a reply, by root category.
 
-    The counts ignore the selection's category filters and honour all others. An included
-    or excluded id without a count may be a sub-category, whose share nobody tells.
+    The counts ignore the selection's category filters, but not its other filters. An
+    included or excluded id without a count may be a sub-category of an unknown share.
     """
     included = keepa_selection.included_categories(selection)
     excluded = keepa_selection.excluded_categories(selection)
@@ -44,10 +44,10 @@ def estimate_rows(selection: Mapping[str, object], counts: Mapping[int, int]) ->
 
 @dataclass(frozen=True, slots=True)
 class PageFacts:
-    """What a scan needs to remember of a page it has read; times in Unix ms.
+    """The facts that a scan keeps of a page it has read; times in Unix ms.
 
-    ``server_ms`` is the reply's own time, ``newest_ms`` and ``oldest_ms`` the extreme
-    creation times on it, ``order`` includes the border to the page before.
+    ``server_ms`` is the reply's own time. ``newest_ms`` and ``oldest_ms`` are its extreme
+    creation times. ``order`` includes the border to the page before.
     """
 
     number: int
@@ -63,7 +63,7 @@ class PageFacts:
 
     @property
     def end(self) -> PageEnd:
-        """What the next page's order is measured against."""
+        """The end of the page, against which the next page's order is measured."""
         return PageEnd(self.last, self.asins)
 
     @property
@@ -73,12 +73,12 @@ class PageFacts:
 
     @property
     def newest_age_ms(self) -> int | None:
-        """Age of the newest deal when it was served; None without dated deals."""
+        """Age of the newest deal when Keepa served it; None without dated deals."""
         return None if self.newest_ms is None else self.server_ms - self.newest_ms
 
     @property
     def is_stale(self) -> bool:
-        """Whether even the newest deal is so old that somebody should know."""
+        """Whether even the newest deal is so old that a person should look at it."""
         return self.newest_age_ms is not None and self.newest_age_ms > STALE_AFTER_MS
 
 
@@ -90,7 +90,7 @@ def page_facts(
     server_ms: int,
     before: PageFacts | None,
 ) -> PageFacts:
-    """The facts of *page*, whose predecessor *before* has been read, if it has."""
+    """Returns the facts of *page*; *before* are those of its predecessor, if it was read."""
     creations = [deal.creation_ms for deal in page.deals if deal.creation_ms is not None]
     end = page_end(page.deals)
     return PageFacts(
@@ -111,12 +111,12 @@ SeamProblem = Literal["staler", "moved"]
 
 
 def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
-    """Why rows might lie unseen between two consecutive pages; None if they can't.
+    """Returns why rows may be missing between two consecutive pages; None if they can't.
 
-    ``staler``: *page* may show a time so much before *before* that rows now at its head
-    were still above it. ``moved``: a few rows have come or gone between the two calls,
-    and may have carried others over the border to the side already read; one of the two
-    pages, read again, shows them. Two pages that share a product hide nothing.
+    ``staler``: *page* may show an earlier time than *before*, when rows now at its head
+    were still above it. ``moved``: a few rows have come or gone between the two calls, and
+    may have moved others over the border to the side already read; one of the two pages,
+    read again, shows them. Two pages that share a product hide nothing.
     """
     if not frozenset(before.asins).isdisjoint(page.asins):
         return None
@@ -130,5 +130,5 @@ def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
 
 
 def read_earlier(before: PageFacts, page: PageFacts) -> int:
-    """Which of two pages with a moved seam shows the rows in question if read again."""
+    """Returns the number of the page to read again for the rows at a moved seam."""
     return before.number if before.server_ms <= page.server_ms else page.number

@@ -1,11 +1,11 @@
-"""Reading a query's pages: what to read next, when to stop, what is then known.
+"""Reading a query's pages: what to read next, when to stop, and the progress that follows.
 
 Rule 1: the watermark is the newest deal time fully ingested. It moves with a finished
         scan only, never backwards, and never past the server time of the first page.
 Rule 2: a scan stops early only at rows strictly older than watermark less overlap, and only
-        while the rows it has seen come newest first.
-Rule 3: what a cap cuts off is a gap, and stays one until it is read or has expired.
-Rule 4: no page past a known end is asked for; an empty page costs as much as a full one.
+        while the rows read so far come newest first.
+Rule 3: rows that a cap cuts off are a gap, until they are read or have expired.
+Rule 4: no page past a known end is fetched; an empty page costs as much as a full one.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from fetcher.scans.page_facts import PageFacts, read_earlier, seam_problem
 # Deal times are even minutes, ties are normal, and a few run ahead of the server's clock.
 OVERLAP_MS: Final = 10 * MS_PER_MINUTE
 
-# Keepa lists products updated within about half a day; what is older is gone from it.
+# Keepa lists products updated within about half a day: older rows have gone from its list.
 GAP_EXPIRES_MS: Final = 24 * 60 * MS_PER_MINUTE
 
-# With more, the two oldest become one; a scan each is due per interval at most.
+# Beyond it, the two oldest become one; at most one scan per gap and interval is due.
 GAPS_MAX: Final = 8
 
 ScanKind = Literal["incremental", "full", "gap"]
@@ -40,8 +40,8 @@ EndReason = Literal[
 class Gap:
     """Rows that a page cap cut off; times in Unix ms.
 
-    They are older than ``until_ms`` and no older than ``from_ms`` (None: as old as there
-    are), and began at page ``page`` when the scan of ``since_ms`` was cut.
+    They are older than ``until_ms`` and no older than ``from_ms`` (None: without a limit).
+    They began at page ``page`` when the scan of ``since_ms`` was cut.
     """
 
     from_ms: int | None
@@ -51,17 +51,17 @@ class Gap:
     tried_ms: int
 
     def has_expired(self, now_ms: int) -> bool:
-        """Whether its rows have left Keepa's list by now."""
+        """Returns whether its rows have left Keepa's list by now."""
         return now_ms - self.since_ms >= GAP_EXPIRES_MS
 
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """What one scan reads: from ``first_page`` on, at most ``max_pages``.
+    """The pages of one scan: from ``first_page`` on, at most ``max_pages``.
 
     It may stop at rows older than ``stop_before_ms`` (None: it reads to the end). A scan
-    that fills ``gap`` must touch the rows above the gap. ``in_background``: it looks for
-    what others have missed, so fresh deals go before it.
+    that fills ``gap`` must touch the rows above the gap. A scan ``in_background`` looks for
+    deals that others have missed; fresh deals go before it.
     """
 
     kind: ScanKind
@@ -79,11 +79,11 @@ class ScanPlan:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where one query's reading stands; times in Unix ms, None is never.
+    """How far one query has been read; times in Unix ms, None is never.
 
-    ``last_scan_ms`` and ``last_full_ms`` are starts of scans that have ended, of which a
-    full scan is one too; ``last_read_ms`` is when the latest page was read, background
-    scans apart.
+    ``last_scan_ms`` and ``last_full_ms`` are starts of scans that have ended; a full scan
+    counts for both. ``last_read_ms`` is when the latest page was read, except in the
+    background.
     """
 
     watermark_ms: int | None = None
@@ -95,7 +95,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How often to read, in milliseconds, and at most how many pages at once.
+    """How often to read, in milliseconds, and the most pages per scan.
 
     ``cache_ms`` is how long Keepa repeats an answer; no scan starts sooner.
     """
@@ -113,12 +113,15 @@ def due_scans(
     running: frozenset[ScanKind] = frozenset(),
     now_ms: int,
 ) -> tuple[ScanPlan, ...]:
-    """The scans to start now, most urgent first; kinds that are *running* are left alone.
+    """Returns the scans to start now, most urgent first; none of a kind that is *running*.
 
-    The first scan of a selection is a full one: until it has ended, nothing is known
+    The first scan of a selection is a full one: until it has ended, there is no watermark
     at which another could stop.
     """
-    is_due = _is_due(progress, schedule, now_ms)
+    # Before its cache has expired, Keepa would repeat the pages that were read last.
+    is_due = _has_passed(progress.last_scan_ms, schedule.interval_ms, now_ms) and _has_passed(
+        progress.last_read_ms, schedule.cache_ms, now_ms
+    )
     if progress.watermark_ms is None:
         plan = ScanPlan("full", 0, schedule.max_pages, None, in_background=False)
         return (plan,) if is_due and not running else ()
@@ -136,19 +139,12 @@ def due_scans(
     return tuple(plan for plan in plans if plan.kind not in running)
 
 
-def _is_due(progress: Progress, schedule: Schedule, now_ms: int) -> bool:
-    """Sooner than its cache has expired, Keepa would answer with pages that we have."""
-    return _has_passed(progress.last_scan_ms, schedule.interval_ms, now_ms) and _has_passed(
-        progress.last_read_ms, schedule.cache_ms, now_ms
-    )
-
-
 def _has_passed(since_ms: int | None, duration_ms: int, now_ms: int) -> bool:
     return since_ms is None or now_ms - since_ms >= duration_ms
 
 
 def open_gaps(progress: Progress, now_ms: int) -> tuple[Gap, ...]:
-    """The gaps whose rows can still be read."""
+    """Returns the gaps with rows that can still be read."""
     return tuple(gap for gap in progress.gaps if not gap.has_expired(now_ms))
 
 
@@ -162,14 +158,14 @@ def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[Sca
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from a page: the pages that may be claimed now, or why none follows."""
+    """What follows a page: the pages that may be claimed now, or why the scan ends."""
 
     next_pages: tuple[int, ...]
     end: EndReason | None
 
 
 def decide_after_page(plan: ScanPlan, page: PageFacts, *, orderly: bool = True) -> Decision:
-    """What to read once *page* has been committed.
+    """Decides what to read once *page* has been committed.
 
     Args:
         plan: The scan's plan.
@@ -183,31 +179,32 @@ def decide_after_page(plan: ScanPlan, page: PageFacts, *, orderly: bool = True) 
     following = page.number + 1
     if plan.stop_before_ms is not None and orderly:
         return Decision((*missed, following), None)
-    # Nothing but the end of the rows ends it, so all pages known to exist may be read.
+    # Only the end of the rows ends the scan: all pages that certainly exist may be read.
     known = min(-(-page.rows.at_least // ROWS_PER_PAGE), plan.page_limit)
     return Decision((*missed, *range(following, max(known, following + 1))), None)
 
 
 def _end_reason(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> EndReason | None:
     following = page.number + 1
-    # The last page that Keepa serves is short, whatever lies beyond.
+    # The last page that Keepa serves is short, even if more rows match.
     if page.number * ROWS_PER_PAGE + page.row_count >= MOST_ROWS:
         return "row limit"
     if page.row_count < ROWS_PER_PAGE:
         return "short page"
-    if plan.stop_before_ms is not None and orderly and _is_older(page, plan.stop_before_ms):
+    if (
+        orderly
+        and plan.stop_before_ms is not None
+        and page.oldest_ms is not None
+        and page.oldest_ms < plan.stop_before_ms
+    ):
         return "watermark reached"
     if page.rows.at_most == following * ROWS_PER_PAGE:
         return "counted end"
     return "page cap" if following >= plan.page_limit else None
 
 
-def _is_older(page: PageFacts, than_ms: int) -> bool:
-    return page.oldest_ms is not None and page.oldest_ms < than_ms
-
-
 def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int, ...]:
-    """The page above, if a gap's rows have moved up to it since they were cut off."""
+    """Returns the page above, if a gap's rows may have moved up to it since the cut."""
     if plan.gap is None or plan.gap.until_ms is None or not orderly:
         return ()
     if not 0 < page.number <= plan.first_page:
@@ -218,13 +215,13 @@ def _page_before(plan: ScanPlan, page: PageFacts, *, orderly: bool) -> tuple[int
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a finished scan establishes.
+    """The result of a finished scan.
 
-    ``progress`` is to be committed with it. ``watermark_held`` tells that a page came
-    from a cache older than the page before, so that the watermark stays where it was.
-    ``read_again``: pages of a full scan whose rows may have moved over a border already
-    read; it has finished when they have been read once more. ``is_full``: all that there
-    was has been read, which closes every earlier gap.
+    ``progress`` is to be committed with it. ``watermark_held``: a page came from a cache
+    older than the page before, so that the watermark stays where it was. ``read_again``:
+    pages of a full scan with rows that may have moved over a border; the scan has finished
+    when they have been read once more. ``is_full``: all rows have been read, which closes
+    every earlier gap.
     """
 
     progress: Progress
@@ -242,13 +239,13 @@ def finish_scan(
     progress: Progress,
     read_twice: frozenset[int] = frozenset(),
 ) -> ScanResult:
-    """What is known once all *pages*, consecutive and in order, have been committed.
+    """Returns the result once all *pages*, consecutive and in order, have been committed.
 
     Args:
         plan: The scan's plan.
-        pages: Every page it has read, from the lowest number to the one that ended it.
+        pages: Every page of the scan, from the lowest number to the one that ended it.
         end: Why it ended.
-        progress: The query's progress now, other scans' included.
+        progress: The query's progress now, with that of other scans.
         read_twice: Pages that have been read again already.
     """
     assert pages
@@ -265,7 +262,7 @@ def finish_scan(
         watermark_held=held,
         gap=gap,
         is_full=is_full,
-        # Once only: what moves while pages are read again is left to the next full scan.
+        # Once only: the next full scan finds rows that move while pages are read again.
         read_again=tuple(sorted(moved)) if may_read_again else (),
     )
 
@@ -279,13 +276,16 @@ def _advance(
     held: bool,
     is_full: bool,
 ) -> Progress:
-    """The progress after a finished scan; only the watermark depends on what was on it."""
+    """Returns the progress after a finished scan."""
     start_ms = pages[0].server_ms
     last_ms = max(page.server_ms for page in pages)
-    # A full scan has had its turn, complete or not: repeated at once it would read the
-    # same cached pages, and prove as little for as many tokens.
+    # A full scan has had its turn, complete or not. Repeated at once it would read the same
+    # cached pages, and prove as little for as many tokens.
     full_turn = is_full or plan.kind == "full"
-    reached_ms = None if held or plan.kind == "gap" else _reached_ms(pages)
+    # The newest deal read, but no later than the first page was served.
+    dated = [page.newest_ms for page in pages if page.newest_ms is not None]
+    counts = dated and not held and plan.kind != "gap"
+    reached_ms = min(max(dated), start_ms) if counts else None
     return Progress(
         watermark_ms=_later(progress.watermark_ms, reached_ms),
         last_scan_ms=_later(progress.last_scan_ms, None if plan.kind == "gap" else start_ms),
@@ -298,7 +298,7 @@ def _advance(
 
 
 def give_up_scan(plan: ScanPlan, progress: Progress, *, now_ms: int) -> Progress:
-    """The progress after a scan that can't be finished: its turn is over, no more."""
+    """Returns the progress after a scan that can't be finished: only its turn is over."""
     gaps = tuple(
         replace(gap, tried_ms=now_ms) if gap == plan.gap else gap for gap in progress.gaps
     )
@@ -311,18 +311,12 @@ def give_up_scan(plan: ScanPlan, progress: Progress, *, now_ms: int) -> Progress
 
 
 def _later(before_ms: int | None, reached_ms: int | None) -> int | None:
-    """The later of two times, either of which may be missing."""
+    """Returns the later of two times; either may be missing."""
     return max((ms for ms in (before_ms, reached_ms) if ms is not None), default=None)
 
 
-def _reached_ms(pages: Sequence[PageFacts]) -> int | None:
-    """The newest deal read, but no later than the first page was served."""
-    dated = [page.newest_ms for page in pages if page.newest_ms is not None]
-    return min(max(dated), pages[0].server_ms) if dated else None
-
-
 def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason, *, held: bool) -> Gap | None:
-    """What this scan leaves unread, if anything."""
+    """Returns the gap that this scan leaves unread, if any."""
     read_ms = pages[0].server_ms
     if held and plan.gap is not None:
         return replace(plan.gap, tried_ms=read_ms)
@@ -340,22 +334,15 @@ def _gap(plan: ScanPlan, pages: Sequence[PageFacts], end: EndReason, *, held: bo
 def _gaps(
     progress: Progress, plan: ScanPlan, gap: Gap | None, *, closed_ms: int | None, now_ms: int
 ) -> tuple[Gap, ...]:
-    """The gaps still open, oldest first; all there was at *closed_ms* has been read."""
-    # A gap that reaches down to the last row holds every older one.
+    """Returns the open gaps, oldest first; those from before *closed_ms* have been read."""
+    # A gap that reaches down to the last row includes every older gap.
     held_ms = gap.since_ms if gap is not None and gap.from_ms is None else None
     closed_ms = _later(closed_ms, held_ms) or 0
     unread = (old for old in open_gaps(progress, now_ms) if old != plan.gap)
     others = [old for old in unread if old.since_ms > closed_ms]
     ordered = sorted((*others, *((gap,) if gap else ())), key=lambda some: some.since_ms)
     if len(ordered) > GAPS_MAX:
-        ordered[:2] = [_joined(ordered[0], ordered[1])]
+        starts_ms = [gap.from_ms for gap in ordered[:2] if gap.from_ms is not None]
+        both_dated = len(starts_ms) == 2  # noqa: PLR2004 - both gaps
+        ordered[:2] = [replace(ordered[1], from_ms=min(starts_ms) if both_dated else None)]
     return tuple(ordered)
-
-
-def _joined(older: Gap, newer: Gap) -> Gap:
-    """One gap that holds both."""
-    starts = (older.from_ms, newer.from_ms)
-    return replace(
-        newer,
-        from_ms=None if None in starts else min(start for start in starts if start is not None),
-    )

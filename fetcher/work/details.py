@@ -1,4 +1,4 @@
-"""Buying details of accepted deals: as many with one call as the broker affords."""
+"""Buying details of accepted deals: as many per call as the broker grants."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -43,26 +43,26 @@ class ProductsJob(Job):
 
     @property
     def claims(self) -> Sequence[ProductClaim]:
-        """One a product."""
+        """One claim per product."""
         return self._claims
 
     @property
     def about(self) -> Mapping[str, str | int]:
-        """How many of which site."""
+        """The number of products, and their site."""
         return {"products": len(self._claims), "domain": self._request.domain_id}
 
     @property
     def doing(self) -> str:
-        """How many products."""
+        """The number of products, in words."""
         return f"buying details of {len(self._claims)} products"
 
     def without(self, claims: Sequence[Claim]) -> "ProductsJob | None":
-        """The other products."""
+        """Return the job for the other products."""
         left = [claim for claim in self._claims if claim not in claims]
         return ProductsJob(self._request, left, self._keepa) if left else None
 
     def call(self) -> Reply:
-        """Ask for all of them."""
+        """Fetch all of them."""
         return self._keepa.products(
             [claim.asin for claim in self._claims],
             domain_id=self._request.domain_id,
@@ -70,7 +70,7 @@ class ProductsJob(Job):
         )
 
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
-        """Write the details, and judge the deals they belong to again."""
+        """Write the details, and judge their deals again."""
         asins = tuple(claim.asin for claim in self._claims)
         page = parse_products(reply.body, domain_id=self._request.domain_id, asins=asins)
         envelope = reply.envelope
@@ -90,7 +90,7 @@ class ProductsJob(Job):
         return Stored(lost=lost, unanswered=[claim for claim in missing if claim not in lost])
 
     def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
-        """Set *claims* aside, the others of the job apart."""
+        """Set *claims* aside, and leave the others of the job."""
         return bury_claims(connection, PRODUCT_WORK, claims, error)
 
     def _commit(
@@ -114,7 +114,7 @@ class EnrichmentWork:
         self._calls = PaidCalls(workplace, longest_call_s=keepa.longest_call_s)
 
     def step(self) -> bool:
-        """Buy one batch if anything is wanted; False means that nothing was."""
+        """Buy one batch; returns False if nothing was wanted."""
         take_over = self._workplace.may_take_over
         request = self._workplace.persist(partial(next_request, take_over=take_over))
         if request is None:
@@ -138,7 +138,7 @@ class EnrichmentWork:
         )
 
     def give_back(self) -> None:
-        """Return the products that a call is still out for; its cost is unknown."""
+        """Release the products whose call is still under way; its cost is unknown."""
         self._calls.give_back()
 
     def _claim(

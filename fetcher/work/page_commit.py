@@ -1,4 +1,4 @@
-"""What a page's reply changes, in one transaction: deals, verdicts, page, scan, watermark.
+"""All that a page's reply changes, in one transaction: deals, verdicts, page, scan, watermark.
 
 A process that dies anywhere in here leaves nothing behind: the page is read again.
 """
@@ -75,7 +75,7 @@ class ScanEnd:
 class Committed:
     """What a page brought, and whether it completed its scan.
 
-    *order_lost* is said once per scan, those in the background apart: its rows don't come
+    *order_lost* is true once per scan, except in the background: the scan's rows don't come
     newest first, so that no watermark can end it.
     """
 
@@ -91,7 +91,7 @@ def commit_page(
     """Write everything that follows from *reply*; the caller's transaction commits it.
 
     Raises:
-        ClaimLostError: The page is somebody else's by now: roll back.
+        ClaimLostError: The page has another holder by now: roll back.
     """
     scan = lock_scan(connection, claim.scan_id)
     hold_page(connection, claim)
@@ -124,7 +124,7 @@ def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> No
     """Set the page aside and end its scan: the watermark stays where it is.
 
     Raises:
-        ClaimLostError: The page is somebody else's by now: roll back.
+        ClaimLostError: The page has another holder by now: roll back.
     """
     scan = lock_scan(connection, claim.scan_id)
     bury_page(connection, claim, error)
@@ -143,8 +143,8 @@ def write_deals(
 ) -> int:
     """Write deals, verdicts and wanted products; returns how many deals are new.
 
-    All of them only ever replace older ones, so this is right even for a reply
-    whose page has meanwhile been read by somebody else.
+    They replace older ones only: this is right even for a reply to a page that another
+    process has read meanwhile.
     """
     deals = reply.page.deals
     asins = [deal.asin for deal in deals]
@@ -155,7 +155,7 @@ def write_deals(
 
 
 def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
-    """Deals that are younger than the watermark was when the scan began."""
+    """Counts the deals that are younger than the watermark was when the scan began."""
     if plan.stop_before_ms is None:
         return 0
     watermark_ms = plan.stop_before_ms + OVERLAP_MS
@@ -165,7 +165,7 @@ def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
 def _advance(
     connection: Connection, scan: Scan, facts: PageFacts, *, first_read: bool
 ) -> ScanEnd | None:
-    """Open the pages that follow, or end the scan if this was the last one missing."""
+    """Opens the pages that follow, or ends the scan if this was the last one missing."""
     end_page, reason = scan.end_page, scan.end_reason
     if first_read:
         orderly = scan.is_orderly_before(facts.number)
@@ -187,7 +187,7 @@ def _advance(
 def _finish(
     connection: Connection, scan: Scan, stored: list[StoredPage], reason: EndReason
 ) -> ScanEnd | None:
-    """Complete the scan, unless some of its pages must be read once more."""
+    """Completes the scan, unless some of its pages must be read once more."""
     read = [page.facts for page in stored if page.facts is not None]
     progress = lock_progress(connection, scan.query, scan.selection_hash)
     read_twice = frozenset(page.page for page in stored if page.reads > 1)

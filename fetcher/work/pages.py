@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -12,14 +11,14 @@ from fetcher.broker_client import Priority
 from fetcher.errors import ClaimLostError
 from fetcher.keepa import Keepa, Reply
 from fetcher.postgres.claims import PAGE_WORK, Claim
-from fetcher.postgres.database import Connection
+from fetcher.postgres.database import Connection, instant
 from fetcher.postgres.pages import PageClaim, claim_page, next_page, open_pages
 from fetcher.postgres.progress import lock_progress, standings
 from fetcher.postgres.scans import abandon_forgotten, start_scan
 from fetcher.queries.query import DealQuery
 from fetcher.replies.deals import parse_deal_page
 from fetcher.replies.units import MOST_ROWS, TOKENS_PER_DEAL_PAGE
-from fetcher.scans.plan import ScanPlan, due_scans
+from fetcher.scans.plan import due_scans
 from fetcher.tracing import tracer
 from fetcher.work.pace import Pace
 from fetcher.work.page_commit import (
@@ -42,7 +41,7 @@ PRIORITIES: Final = {
     "low": Priority.LOW,
 }
 LOOK_FOR_DUE_EVERY_S: Final = 1.0
-# They have been forgotten for a day.
+# A forgotten scan is a day old: to find it minutes later is early enough.
 LOOK_FOR_FORGOTTEN_EVERY_S: Final = 600.0
 
 
@@ -59,26 +58,26 @@ class PageJob(Job):
 
     @property
     def claims(self) -> Sequence[PageClaim]:
-        """The one."""
+        """The page's claim."""
         return (self._claim,)
 
     @property
     def about(self) -> Mapping[str, str | int]:
-        """Query, scan and page."""
+        """Query, scan and page number."""
         claim = self._claim
         return {"query": claim.query, "scan": claim.scan_id, "page": claim.page}
 
     @property
     def doing(self) -> str:
-        """Which page of which query."""
+        """The page and its query, in words."""
         return f"reading page {self._claim.page} of {self._claim.query}"
 
     def without(self, claims: Sequence[Claim]) -> "PageJob | None":
-        """A page can't be asked for in part."""
+        """Return the job or None: a page can't be asked for in part."""
         return self if not claims else None
 
     def call(self) -> Reply:
-        """Ask for the page."""
+        """Fetch the page."""
         return self._keepa.deals(self._query.page_selection(self._claim.page))
 
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
@@ -104,7 +103,7 @@ class PageJob(Job):
         return Stored()
 
     def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
-        """Set the page aside and give its scan up."""
+        """Set the page aside and give up its scan."""
         try:
             bury_and_give_up(connection, self._claim, error)
         except ClaimLostError:
@@ -112,12 +111,12 @@ class PageJob(Job):
         return ()
 
     def _commit(self, connection: Connection, *, paid: PageReply) -> Committed | None:
-        """None: the claim was lost, and only the deals were written."""
+        """Commits the page; returns None if the claim was lost: only the deals are written."""
         try:
             with connection.transaction():
                 return commit_page(connection, self._claim, self._query, paid)
         except ClaimLostError:
-            # The page is read again by another process, but this reply was paid for too.
+            # Another process reads the page again, but this reply was paid for too.
             write_deals(connection, self._query, paid, scan_id=self._claim.scan_id)
             return None
 
@@ -147,7 +146,7 @@ class PageJob(Job):
                 order=facts.order.words(),
             )
         if done.end is not None:
-            _say_ended(self._claim, done.end)
+            _log_end(self._claim, done.end)
 
 
 class ScanWork:
@@ -162,7 +161,7 @@ class ScanWork:
         self._look_for_forgotten = Every(LOOK_FOR_FORGOTTEN_EVERY_S)
 
     def step(self) -> bool:
-        """Read one page if there is one to read; False means that there was none."""
+        """Read one page; returns False if there was none to read."""
         queries = self._workplace.folder.book.queries
         if self._look_for_forgotten.is_due(time.monotonic()):
             self._workplace.persist(abandon_forgotten)
@@ -187,13 +186,13 @@ class ScanWork:
         )
 
     def give_back(self) -> None:
-        """Return the page that a call is still out for, unharmed; its cost is unknown."""
+        """Release the page whose call is still under way; the cost of the call is unknown."""
         self._calls.give_back()
 
     def _claim(
         self, queries: Sequence[DealQuery], connection: Connection, _units: int
     ) -> PageJob | None:
-        """By now a more urgent page may be there than the one that was seen."""
+        """Claims the most urgent page, which may be a newer one than the page seen before."""
         claim = claim_page(
             connection,
             queries,
@@ -216,7 +215,7 @@ class ScanWork:
                 self._workplace.persist(partial(self._start, query))
 
     def _start(self, query: DealQuery, connection: Connection) -> None:
-        # Looked at again under the lock: another process may have been faster.
+        # Checked again under the lock: another process may have been faster.
         progress = lock_progress(connection, query.name, query.selection_hash)
         stand = standings(connection, [query])[query.name]
         schedule = self._pace.schedule(query)
@@ -224,40 +223,33 @@ class ScanWork:
             scan_id = start_scan(connection, query, plan)
             if scan_id is not None:
                 open_pages(connection, scan_id, [plan.first_page])
-                _say_started(query, plan, scan_id)
+                log.info(
+                    "Fetching deals using Sort Type: %s",
+                    query.sort_words,
+                    query=query.name,
+                    scan=scan_id,
+                    kind=plan.kind,
+                    first_page=plan.first_page,
+                )
 
 
-def _say_started(query: DealQuery, plan: ScanPlan, scan_id: int) -> None:
-    log.info(
-        "Fetching deals using Sort Type: %s",
-        query.sort_words,
-        query=query.name,
-        scan=scan_id,
-        kind=plan.kind,
-        first_page=plan.first_page,
-    )
-
-
-def _say_ended(claim: PageClaim, end: ScanEnd) -> None:
+def _log_end(claim: PageClaim, end: ScanEnd) -> None:
+    watermark = instant(end.result.progress.watermark_ms)
     log.info(
         "scan complete",
         query=claim.query,
         scan=claim.scan_id,
         pages=end.pages,
         reason=end.reason,
-        watermark=_time(end.result.progress.watermark_ms),
+        watermark=None if watermark is None else f"{watermark:%F %T}",
         **({"watermark_held": True} if end.result.watermark_held else {}),
         **({"gap": True} if end.result.gap is not None else {}),
     )
     if end.reason == "row limit":
         log.warning(
-            "Keepa lists no more rows of a selection: what lies beyond is not seen,"
-            " so narrow it down or split it",
+            "Keepa lists no more rows of a selection, and the rest is not seen:"
+            " narrow it down or split it",
             query=claim.query,
             rows=MOST_ROWS,
         )
     log.info("verdicts", query=claim.query, scan=claim.scan_id, breakdown=end.breakdown.words())
-
-
-def _time(unix_ms: int | None) -> str | None:
-    return None if unix_ms is None else f"{datetime.fromtimestamp(unix_ms / 1000, UTC):%F %T}"

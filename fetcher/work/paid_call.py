@@ -7,12 +7,12 @@ Law:
 2. The lease is settled the moment the call's outcome is known: before the reply is parsed,
    and before anything is written.
 3. A reply was paid for: it is kept and written again and again while Postgres is away.
-4. A reply whose claim was lost is written where it is newer than what is stored. What
-   follows from the claim is left to its new holder.
+4. A reply is written where it is newer than what is stored, even if its claim was lost.
+   The new holder does what follows from the claim.
 5. A claim ends in one way: its work is stored, or the claim is released (the work is not at
    fault), failed (tried again, later each time) or buried (a person must look at it).
-6. An error that is not expected here fails the claim before it goes on: heartbeats would
-   keep the work from others for as long as the process lives.
+6. An error that is not expected here fails the claim before it goes on. Else heartbeats
+   would keep the work from others for as long as the process lives.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +67,7 @@ class Stored:
 class Job(ABC):
     """Claimed work that one call asks for."""
 
-    # For logs: what its claims are.
+    # What the claims are, for logs.
     noun: ClassVar[str]
     table: ClassVar[WorkTable]
 
@@ -79,7 +79,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def about(self) -> Mapping[str, str | int]:
-        """Names the work in logs and spans."""
+        """Attributes that name the work in logs and spans."""
 
     @property
     @abstractmethod
@@ -88,15 +88,15 @@ class Job(ABC):
 
     @abstractmethod
     def without(self, claims: Sequence[Claim]) -> "Job | None":
-        """The job less *claims*; None when nothing is left."""
+        """Return the job without *claims*; None when nothing is left."""
 
     @abstractmethod
     def call(self) -> Reply:
-        """Ask Keepa. Raises KeepaError."""
+        """Make the call to Keepa. Raises KeepaError."""
 
     @abstractmethod
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
-        """Parse *reply* and persist what follows from it, in one transaction.
+        """Parse *reply* and persist all that follows from it, in one transaction.
 
         Raises:
             MalformedReplyError: The reply is not what was asked for.
@@ -109,9 +109,9 @@ class Job(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Work that was seen and is not held: what to lease for it, and how to claim it.
+    """Work that was found but not claimed: what to lease for it, and how to claim it.
 
-    *claim* takes the units that were granted; its answer is None when nothing is left.
+    *claim* takes the units that were granted; it returns None when nothing is left.
     """
 
     span: str
@@ -128,8 +128,8 @@ class PaidCalls:
     """Makes the paid calls of one thread, one after the other.
 
     Args:
-        workplace: What the process shares.
-        longest_call_s: How long a call can take, in seconds.
+        workplace: What the threads of the process share.
+        longest_call_s: Longest time a call can take, in seconds.
     """
 
     def __init__(self, workplace: Workplace, *, longest_call_s: float) -> None:
@@ -139,7 +139,7 @@ class PaidCalls:
         self._in_hand: tuple[Job, Lease] | None = None
 
     def make(self, want: Want) -> bool:
-        """Lease, claim and call; False means that nothing was left to claim.
+        """Lease, claim and call; returns False if nothing was left to claim.
 
         Raises:
             BrokerClientError: No lease.
@@ -179,7 +179,7 @@ class PaidCalls:
         return True
 
     def give_back(self) -> None:
-        """Release what a call is still out for; its cost is unknown."""
+        """Release the job whose call is still under way; the cost of the call is unknown."""
         if (held := self._in_hand) is not None:
             job, lease = held
             lease.settle_if_open()
@@ -194,13 +194,19 @@ class PaidCalls:
                 return
             job = rest
         try:
-            reply = self._call(job, lease)
+            self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
+            reply = leased_call(lease, job.call, units=len(job.claims))
+            self._outage.over()
             stored = self._store(job, reply)
         except (LeaseLostError, KeepaThrottledError) as exc:
             log.info("%s put back", job.noun, **job.about, reason=str(exc))
             self._release(job)
         except KeepaUnavailableError as exc:
-            self._unavailable(job, exc)
+            if exc.sent:
+                self._fail(job, job.claims, str(exc))
+            else:
+                self._release(job)
+            self._outage.pause(exc)
         except KeepaResponseError as exc:
             self._refused(job, exc)
         except (MalformedReplyError, DatabaseRefusedError) as exc:
@@ -208,13 +214,6 @@ class PaidCalls:
         else:
             if stored.unanswered:
                 self._fail(job, stored.unanswered, "the reply left it out")
-
-    def _unavailable(self, job: Job, exc: KeepaUnavailableError) -> None:
-        if exc.sent:
-            self._fail(job, job.claims, str(exc))
-        else:
-            self._release(job)
-        self._outage.pause(exc)
 
     def _refused(self, job: Job, exc: KeepaResponseError) -> None:
         if exc.concerns_key:
@@ -224,14 +223,8 @@ class PaidCalls:
             # The same request would be refused again.
             self._bury(job, job.claims, str(exc))
         else:
-            # Which of them Keepa does not like is unknown.
+            # It is unknown which of them Keepa refuses.
             self._fail(job, job.claims, str(exc))
-
-    def _call(self, job: Job, lease: Lease) -> Reply:
-        self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
-        reply = leased_call(lease, job.call, units=len(job.claims))
-        self._outage.over()
-        return reply
 
     def _store(self, job: Job, reply: Reply) -> Stored:
         self._workplace.doing(f"writing what came of {job.doing}", at_most_s=STEP_AT_MOST_S)
@@ -267,20 +260,20 @@ class PaidCalls:
         self._change(job, partial(release_claims, table=job.table, claims=job.claims))
 
     def _change(self, job: Job, change: Callable[[Connection], Sequence[Claim]]) -> None:
-        """Persist the end of claims; those that were lost are their new holders' to end."""
+        """Persists the end of claims; the new holders end those that were lost."""
         if lost := self._workplace.persist(change):
             log.info("claim lost", **job.about, lost=len(lost))
 
 
 def odd(oddities: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """What was malformed in a reply, for its log line; nothing as a rule."""
+    """Returns the oddities of a reply for its log line; nothing as a rule."""
     return {"oddities": dict(oddities)} if oddities else {}
 
 
 def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = None) -> Reply:
     """Make *call* and settle *lease* the moment its outcome is known.
 
-    *units* is what the call asks for where that is less than was granted.
+    *units* is the number that the call asks for, where that is fewer than granted.
 
     Raises:
         LeaseLostError: Too little of the lease is left; nothing was sent.
@@ -310,20 +303,20 @@ def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = 
 
 
 class Outage:
-    """Backs off while Keepa is unreachable, as one thread sees it; logs the outage once."""
+    """Backs off one thread while Keepa is unreachable; logs the outage once."""
 
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
         self._failures = 0
 
     def over(self) -> None:
-        """Keepa has answered."""
+        """Start afresh: Keepa has answered."""
         if self._failures > 1:
             log.info("Keepa answers again")
         self._failures = 0
 
     def pause(self, exc: KeepaUnavailableError) -> None:
-        """Wait a little longer each time."""
+        """Wait, longer each time."""
         if self._failures == 0:
             log.warning("Keepa is not available: trying again", problem=str(exc))
         pause_s = min(FIRST_PAUSE_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)

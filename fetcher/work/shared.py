@@ -1,4 +1,4 @@
-"""What the threads of one process share: Postgres, the broker, the queries, the end."""
+"""What the threads of one process share: Postgres, the broker, the queries, the stop."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
 
-# After a stop, a reply that was paid for is still tried to be written for so long.
+# After a stop, writing a reply that was paid for is still tried for so long.
 STOP_GRACE_S: Final = 1.0
 
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Patience: how long claims last, how often and how soon a failed call is repeated."""
+    """How long claims last, and how often and how soon a failed call is repeated."""
 
     claim_ttl_s: float
     attempts_max: int
@@ -45,19 +45,19 @@ class Limits:
         return self.claim_ttl_s / 3
 
     def retry_delay(self, attempts: int) -> float:
-        """Seconds until the next try after *attempts* failed ones; doubles up to a minute."""
+        """Returns the seconds after *attempts* failed tries; doubles up to a minute."""
         return float(min(self.retry_delay_s * 2 ** min(attempts, 10), 60.0))
 
 
 class Every:
-    """Lets something happen once within *period_s* seconds, the first time at once."""
+    """A timer that is due at once, then at most every *period_s* seconds."""
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._last_s = float("-inf")
 
     def is_due(self, now_s: float) -> bool:
-        """Whether it is to happen now; the next time is counted from here."""
+        """Returns whether it is due; if so, the next period starts now."""
         if now_s - self._last_s < self._period_s:
             return False
         self._last_s = now_s
@@ -65,12 +65,12 @@ class Every:
 
 
 class Pulse:
-    """Whether heartbeats succeed, and with that whether expired claims may be taken over.
+    """Decides by the heartbeats' success whether expired claims may be taken over.
 
     A claim of another process may have expired because Postgres took no renewals for a
-    while, which this process's own heartbeats show too. Its holder then renews it as soon
-    as Postgres takes renewals again. It is left that time, or its work would be paid twice.
-    A process that has just started knows nothing of the time before, and waits as well.
+    while. This process's own heartbeats show that too. The claim's holder renews it as soon
+    as Postgres takes renewals again, and gets that time: else its work would be paid twice.
+    A process that has just started has no heartbeats to judge by, and waits as well.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -81,17 +81,17 @@ class Pulse:
         self._steady_since_s = float("inf")
 
     def beat(self, now_s: float) -> None:
-        """A heartbeat has succeeded."""
+        """Record a heartbeat that has succeeded."""
         if self._last_s is None or now_s - self._last_s > self._gap_max_s:
             self._steady_since_s = now_s
         self._last_s = now_s
 
     def miss(self) -> None:
-        """A heartbeat has failed."""
+        """Record a heartbeat that has failed."""
         self._last_s = None
 
     def may_take_over(self, now_s: float) -> bool:
-        """Whether living holders of expired claims have had the time to renew them."""
+        """Returns whether living holders of expired claims have had the time to renew them."""
         last_s = self._last_s
         if last_s is None or now_s - last_s > self._gap_max_s:
             return False
@@ -99,14 +99,14 @@ class Pulse:
 
 
 class Troubles:
-    """Which threads Postgres fails at present; logged when the first begins and the last ends."""
+    """The threads that Postgres fails at present; logs the first trouble and the last end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads: dict[str, str] = {}
 
     def begin(self, exc: DatabaseAwayError) -> None:
-        """Postgres has failed the calling thread."""
+        """Record that Postgres has failed the calling thread."""
         with self._lock:
             is_first = not self._threads
             self._threads[threading.current_thread().name] = str(exc)
@@ -114,7 +114,7 @@ class Troubles:
             log.warning("Postgres is away: waiting for it", problem=str(exc))
 
     def end(self) -> None:
-        """Postgres serves the calling thread."""
+        """Record that Postgres serves the calling thread."""
         with self._lock:
             was_last = self._threads.pop(threading.current_thread().name, "") and not self._threads
         if was_last:
@@ -123,7 +123,7 @@ class Troubles:
 
 @dataclass
 class Workplace:
-    """Shared by the threads of one process."""
+    """What the threads of one process share."""
 
     holder: str
     database: Database
@@ -144,7 +144,7 @@ class Workplace:
         return self.pulse.may_take_over(time.monotonic())
 
     def doing(self, text: str, *, at_most_s: float | None) -> None:
-        """Note what the calling thread does, and how long that may take; None is for ever."""
+        """Record what the calling thread does, and how long it may take; None: for ever."""
         self.activities.begin(text, at_most_s=at_most_s)
 
     def attempt(self, change: Callable[[Connection], Result]) -> Result:
@@ -167,13 +167,13 @@ class Workplace:
         """Run *change* in one transaction, again and again while Postgres is away.
 
         Raises:
-            StoppedError: The process was told to stop meanwhile.
+            StoppedError: The process is to end, and Postgres has not come back.
             DatabaseRefusedError: The same change fails again.
         """
         pause_s = FIRST_PAUSE_S
         has_failed = False
         while True:
-            # The end can't wait for long.
+            # A stop can't wait for long.
             timeout_s = STOP_GRACE_S / 2 if self.stop.is_set() else None
             try:
                 with self.database.connection(timeout_s=timeout_s) as connection:
@@ -182,26 +182,23 @@ class Workplace:
                 has_failed = True
                 self.troubles.begin(exc)
             else:
-                # Reading may work where writing does not: that ends no trouble of before.
+                # Reading may work where writing does not: it ends no earlier trouble.
                 if has_failed:
                     self.troubles.end()
                 return result
             self.doing("waiting for Postgres", at_most_s=None)
             if self.stop.is_set():
-                self._check_grace()
-                # The event doesn't wait any more, and Postgres must not be hammered.
+                now_s = time.monotonic()
+                if self._stopped_at_s is None:
+                    self._stopped_at_s = now_s
+                if now_s - self._stopped_at_s > STOP_GRACE_S:
+                    raise StoppedError("Postgres did not come back before the end")
+                # The event that is set does not wait, and Postgres must not be hammered.
                 time.sleep(FIRST_PAUSE_S)
             else:
                 self.stop.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def rest(self, pause_s: float) -> None:
-        """Wait for *pause_s* seconds or the end."""
+        """Wait for *pause_s* seconds or the stop."""
         self.stop.wait(pause_s)
-
-    def _check_grace(self) -> None:
-        now_s = time.monotonic()
-        if self._stopped_at_s is None:
-            self._stopped_at_s = now_s
-        if now_s - self._stopped_at_s > STOP_GRACE_S:
-            raise StoppedError("Postgres did not come back before the end")

@@ -1,11 +1,11 @@
-"""The threads of one process: none ends while the process lives, and none stands still unseen.
+"""The threads of one process: none ends while the process lives, and a stuck one is noticed.
 
 Law:
 1. A thread repeats its step until the process is to end. An error that no step expects is
    logged once with its traceback; the thread rests, longer each time, and goes on.
-2. An error that only a person can mend ends the process; so does whatever ends a thread.
-3. A thread notes what it does and how long that may take. One that takes longer is stuck:
-   it is logged, and its process counts as alive no more.
+2. An error that only a person can mend ends the process. So does the end of a thread.
+3. A thread notes what it does and how long that may take. A thread that takes longer is
+   stuck: it is logged, and its process no longer counts as alive.
 """
 
 import threading
@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Final
 
 import structlog
@@ -25,7 +24,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
 
-# Whatever a step does beside waiting for tokens and calling Keepa: statements, above all.
+# For all that a step does besides waiting for tokens and calling Keepa: mostly statements.
 STEP_AT_MOST_S: Final = 300.0
 
 # One round of a thread's work; returns the seconds to rest before the next one.
@@ -38,7 +37,7 @@ class ThreadEndedError(FetcherError):
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a thread does since *since_s*, and may do for *at_most_s*; None is for ever."""
+    """What a thread does since *since_s*, and may do for *at_most_s*; None: for ever."""
 
     thread: str
     text: str
@@ -46,37 +45,37 @@ class Activity:
     at_most_s: float | None
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether the thread is stuck in it."""
+        """Returns whether the thread is stuck in it."""
         return self.at_most_s is not None and now_s - self.since_s > self.at_most_s
 
 
 class Activities:
-    """What each thread of the process does at present; threads write, any thread reads."""
+    """The present activity of each thread; each thread writes its own, any thread reads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._current: dict[str, Activity] = {}
 
     def begin(self, text: str, *, at_most_s: float | None = STEP_AT_MOST_S) -> None:
-        """Note what the calling thread does from now on."""
+        """Record what the calling thread does from now on."""
         name = threading.current_thread().name
         with self._lock:
             self._current[name] = Activity(name, text, time.monotonic(), at_most_s)
 
     def rest(self) -> None:
-        """Note that the calling thread rests, for as long as it likes."""
+        """Record that the calling thread rests, without a limit."""
         name = threading.current_thread().name
         with self._lock:
             if (current := self._current.get(name)) is not None:
                 self._current[name] = replace(current, at_most_s=None)
 
     def current(self) -> list[Activity]:
-        """What the threads do, by thread."""
+        """Returns the activities of all threads, by name."""
         with self._lock:
             return [self._current[name] for name in sorted(self._current)]
 
     def overdue(self) -> list[Activity]:
-        """What threads are stuck in."""
+        """Returns the activities in which threads are stuck."""
         now_s = time.monotonic()
         return [activity for activity in self.current() if activity.is_overdue(now_s)]
 
@@ -86,9 +85,9 @@ class Threads:
 
     Args:
         stop: Set when the process is to end.
-        activities: Where the threads note what they do.
+        activities: Where the threads record what they do.
         fatal: Errors that end the process.
-        end: Called with such an error, from the thread where it was raised.
+        end: Called with a fatal error, from the thread that raised it.
     """
 
     def __init__(
@@ -108,10 +107,10 @@ class Threads:
     def start(self, name: str, step: Step, *, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
         """Repeat *step* in a thread, resting up to *longest_pause_s* after unexpected errors.
 
-        Call it from one thread only.
+        For one thread only.
 
         Raises:
-            ThreadEndedError: The machine has no room for a thread.
+            ThreadEndedError: The machine can't run another thread.
         """
         thread = threading.Thread(
             target=self._run, args=(name, step, longest_pause_s), name=name, daemon=True
@@ -164,20 +163,16 @@ class Mishaps:
         """Log *exc* unless it came before from the same place; returns the seconds to rest."""
         pause_s = float(min(FIRST_PAUSE_S * 2 ** min(self._count, 10), self._longest_pause_s))
         self._count += 1
-        kind = (type(exc), _place(exc.__traceback__))
+        frames = traceback.extract_tb(exc.__traceback__)
+        kind = (type(exc), f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "")
         if kind not in self._logged:
             self._logged.add(kind)
             log.error("unexpected error", thread=self._thread, retry_in_s=pause_s, exc_info=exc)
         return pause_s
 
     def over(self) -> None:
-        """A step went well."""
+        """Start afresh: a step has succeeded."""
         if self._count:
             log.info("goes on after an unexpected error", thread=self._thread, times=self._count)
         self._count = 0
         self._logged.clear()
-
-
-def _place(trace: TracebackType | None) -> str:
-    frames = traceback.extract_tb(trace)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

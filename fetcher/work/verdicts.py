@@ -36,17 +36,17 @@ def judge_and_store(
 def judge_again(
     connection: Connection, queries: Iterable[DealQuery], domain_id: int, asins: Sequence[str]
 ) -> None:
-    """Judge stored deals anew for every query that has a verdict on them."""
+    """Judge stored deals again for every query that has a verdict on them."""
     for query in queries:
         if query.domain_id == domain_id and query.enrichment is not None:
             _judge_stored(connection, query, deals_judged_by(connection, query, asins))
 
 
 def judge_outdated(connection: Connection, query: DealQuery) -> int:
-    """Judge up to BATCH deals whose verdict rests on an older query; returns how many.
+    """Judge up to BATCH deals again that an older version of *query* judged; returns how many.
 
-    Once none is left, the verdicts are deleted that the query made while it asked for
-    another price type or site.
+    When none is left, it deletes the query's verdicts on price types and sites that the
+    query no longer asks for.
     """
     stored = outdated_deals(connection, query, limit=BATCH)
     _judge_stored(connection, query, stored)
@@ -59,7 +59,20 @@ def _judge_stored(connection: Connection, query: DealQuery, stored: Sequence[Sto
     asins = [row.asin for row in stored]
     known = known_products(connection, query, asins)
     judgements = [
-        judge_deals(query, [_deal(query, row)], known, reply_time_ms=row.reply_time_ms)
+        judge_deals(
+            query,
+            # Only rows that name a product were ever stored, so that each parses.
+            [
+                parse_deal(
+                    row.raw,
+                    domain_id=query.domain_id,
+                    price_type=query.price_type,
+                    date_range=query.date_range,
+                )
+            ],
+            known,
+            reply_time_ms=row.reply_time_ms,
+        )
         for row in stored
     ]
     _store(connection, query, judgements, scan_id=None)
@@ -73,20 +86,10 @@ def _store(
     *,
     scan_id: int | None,
 ) -> None:
-    # All products before all verdicts, wherever they are written: no waiting in a circle.
+    # All products before all verdicts, everywhere: writers never wait in a circle.
     request = request_of(query)
     if request is not None:
         wanted = ChainMap(*(dict(judgement.wanted) for judgement in judgements))
         want_products(connection, request, wanted)
     verdicts = [verdict for judgement in judgements for verdict in judgement.verdicts]
     upsert_verdicts(connection, query.name, verdicts, scan_id=scan_id)
-
-
-def _deal(query: DealQuery, row: StoredDeal) -> Deal:
-    """The stored row as *query* reads it; only rows that name a product were ever stored."""
-    return parse_deal(
-        row.raw,
-        domain_id=query.domain_id,
-        price_type=query.price_type,
-        date_range=query.date_range,
-    )

@@ -1,8 +1,8 @@
-"""One fetcher process: its threads, its heartbeat, and how it ends.
+"""One fetcher process: its threads, its heartbeat, and its end.
 
 One thread reads pages, one buys details, one renews the claims of both and reports that the
-process lives. The main thread starts them, watches over them and waits for the end: a signal,
-the time limit, or an error that a person must see.
+process lives. The main thread starts and watches them, and waits for the end: a signal, the
+time limit, or an error that a person must see.
 """
 
 import random
@@ -37,7 +37,7 @@ from fetcher.work.verdicts import judge_outdated
 
 log = structlog.get_logger(__name__)
 
-# Nothing to do: look again after about so long. Fleets must not look in step.
+# Pause after a look that found no work; it varies, so that fleets don't look in step.
 IDLE_S: Final = 0.5
 DENIED_PAUSE_MAX_S: Final = 10.0
 AWAY_PAUSE_MAX_S: Final = 10.0
@@ -45,8 +45,8 @@ SCHEMA_PAUSE_S: Final = 2.0
 JUDGE_AGAIN_PAUSE_S: Final = 30.0
 WATCH_EVERY_S: Final = 1.0
 
-# Of the five seconds that a stop may take: first for the work to end by itself, then to
-# give back what is still out, then to tell the broker.
+# Shares of the five seconds that a stop may take: for the work to end by itself, and for
+# the last settles. The rest is for Postgres, to take back the claims.
 FINISH_S: Final = 2.5
 GOODBYE_S: Final = 1.0
 
@@ -64,12 +64,12 @@ class Worker:
     def __init__(self, workplace: Workplace, new_keepa: Callable[[], Keepa], version: str) -> None:
         self._workplace = workplace
         self._version = version
-        # A session each: they are for one thread.
+        # One session per thread: a session serves one thread only.
         self._keepas = [new_keepa(), new_keepa()]
         self._scans = ScanWork(workplace, self._keepas[0])
         self._details = EnrichmentWork(workplace, self._keepas[1])
-        self._end_heard, self._end_said = socket.socketpair()
-        self._end_said.setblocking(False)
+        self._end_receiver, self._end_sender = socket.socketpair()
+        self._end_sender.setblocking(False)
         self._fatal: Exception | None = None
         self._threads = Threads(
             workplace.stop,
@@ -77,17 +77,17 @@ class Worker:
             fatal=(KeyRefusedError, BrokerRefusedError),
             end=self._end_by,
         )
-        # Set once the tables are known to be as this version needs them.
+        # Set once the tables have been found as this version needs them.
         self._has_tables = threading.Event()
-        self._waits_because = ""
-        # Set while deals may be left that other rules have judged.
+        self._logged_problem = ""
+        # Set while deals may be left that older rules have judged.
         self._judge_outdated_again: Every | None = None
 
     def run(self, *, seconds: float | None = None) -> None:
         """Work until `end` is called or *seconds* have passed.
 
         Raises:
-            FetcherError, BrokerClientError: A person must act; the message says how.
+            FetcherError, BrokerClientError: A person must act; the message has the remedy.
         """
         beat_every_s = self._workplace.limits.beat_every_s
         try:
@@ -102,59 +102,59 @@ class Worker:
 
     @property
     def wakeup_fd(self) -> int:
-        """For signal.set_wakeup_fd: whatever is written there ends `run`.
+        """The descriptor for signal.set_wakeup_fd: any byte written to it ends `run`.
 
-        A handler of Python's own can't wake a thread that is about to wait for a lock;
-        bytes in a socket can't be missed.
+        A signal handler in Python can't wake a thread that is about to wait for a lock;
+        a byte in a socket can't be missed.
         """
-        return self._end_said.fileno()
+        return self._end_sender.fileno()
 
     def close(self) -> None:
-        """Disconnect from Keepa, once `run` has returned and no signal can come any more."""
+        """Disconnect from Keepa; call it after `run`, when no signal can come any more."""
         for keepa in self._keepas:
             keepa.close()
-        self._end_heard.close()
-        self._end_said.close()
+        self._end_receiver.close()
+        self._end_sender.close()
 
     def end(self) -> None:
-        """Have `run` return soon."""
-        self._end_said.send(b"\0")
+        """Make `run` return soon."""
+        self._end_sender.send(b"\0")
 
     def _end_by(self, exc: Exception) -> None:
         self._fatal = self._fatal or exc
         self.end()
 
     def _watch(self, seconds: float | None) -> None:
-        """Wait for the end; log threads that are stuck, each once."""
+        """Waits for the end; logs each stuck thread once."""
         end_s = float("inf") if seconds is None else time.monotonic() + seconds
         logged: set[Activity] = set()
         while (left_s := end_s - time.monotonic()) > 0:
-            heard, _, _ = select.select([self._end_heard], [], [], min(left_s, WATCH_EVERY_S))
-            if heard:
+            ended, _, _ = select.select([self._end_receiver], [], [], min(left_s, WATCH_EVERY_S))
+            if ended:
                 return
             for activity in set(self._workplace.activities.overdue()) - logged:
                 logged.add(activity)
                 log.error(
-                    "thread is stuck: this process counts as alive no more",
+                    "thread is stuck: this process no longer counts as alive",
                     thread=activity.thread,
                     doing=activity.text,
                     at_most_s=activity.at_most_s,
                 )
 
     def can_begin(self) -> bool:
-        """Whether the tables are there and may be used; logs once why not."""
+        """Returns whether the tables can be used; logs once why not."""
         if self._has_tables.is_set():
             return True
         if threading.current_thread().name != SCANS:
-            # One thread looks for all.
+            # One thread checks for all.
             return False
         if problem := self._schema_problem():
             self._workplace.doing(f"waiting for the database: {problem}", at_most_s=None)
-            if problem != self._waits_because:
+            if problem != self._logged_problem:
                 log.warning("waiting for the database", problem=problem)
-                self._waits_because = problem
+                self._logged_problem = problem
             return False
-        if self._waits_because:
+        if self._logged_problem:
             log.info("the database can be used")
         self._has_tables.set()
         return True
@@ -175,14 +175,14 @@ class Worker:
             self._workplace.folder.report()
             self._judge_outdated_again = Every(JUDGE_AGAIN_PAUSE_S)
         again = self._judge_outdated_again
-        # Kept until it has succeeded, but what can't be judged must not stop the reading.
+        # Repeated until it succeeds; deals that can't be judged must not stop the reading.
         if again is not None and again.is_due(time.monotonic()):
             self._judge_outdated()
             self._judge_outdated_again = None
         return self._scans.step()
 
     def _judge_outdated(self) -> None:
-        """Judge by today's rules what was judged by others."""
+        """Judges again, by today's rules, the deals that other rules have judged."""
         for query in self._workplace.folder.book.queries:
             judged = 0
             while not self._workplace.stop.is_set():
@@ -194,12 +194,17 @@ class Worker:
                 log.info("deals judged again by changed rules", query=query.name, deals=judged)
 
     def _heartbeat(self) -> float:
-        """Renew the claims, then report that the process lives; returns the pause in seconds."""
+        """Renews the claims, then reports that the process lives; returns the pause in s."""
         workplace = self._workplace
         workplace.doing("renewing claims", at_most_s=STEP_AT_MOST_S)
         pulse, beat_every_s = workplace.pulse, workplace.limits.beat_every_s
         if not self._has_tables.is_set():
-            self._report_waiting()
+            try:
+                with workplace.database.connection() as connection:
+                    self._report(connection)
+            except DatabaseError as exc:
+                # The thread that waits for the tables logs why.
+                log.debug("no report of waiting", problem=str(exc))
             return beat_every_s
         try:
             workplace.attempt(self._renew)
@@ -209,14 +214,14 @@ class Worker:
             return beat_every_s / 2
         pulse.beat(time.monotonic())
         try:
-            # Apart: a table of reports that can't be written must cost no claims.
+            # Separate: a table of reports that can't be written must cost no claims.
             workplace.attempt(self._report)
         except DatabaseAwayError as exc:
             log.debug("no report of being alive", problem=str(exc))
         return beat_every_s
 
     def _renew(self, connection: Connection) -> None:
-        # What a stuck thread holds is left to others.
+        # The claims of a stuck thread lapse: other processes take them over.
         stuck = {activity.thread for activity in self._workplace.activities.overdue()}
         for thread, table in CLAIMERS:
             if thread not in stuck:
@@ -245,17 +250,8 @@ class Worker:
             else None,
         )
 
-    def _report_waiting(self) -> None:
-        """Let `doctor` and `alive` show why the process does not work, if they can read that."""
-        try:
-            with self._workplace.database.connection() as connection:
-                self._report(connection)
-        except DatabaseError as exc:
-            # Logged by the thread that waits.
-            log.debug("no report of waiting", problem=str(exc))
-
     def _end(self) -> None:
-        """Let the work finish for a moment, then give back what is still out."""
+        """Lets the work finish for a moment, then gives back what is still claimed."""
         self._workplace.stop.set()
         self._workplace.broker.stop_waiting()
         self._threads.join(until_s=time.monotonic() + FINISH_S)
@@ -270,7 +266,7 @@ class Worker:
 
 
 class Round:
-    """One round of a thread that makes paid calls: *step*, and the pause that follows from it."""
+    """One round of a thread that makes paid calls: *step*, and the pause after it."""
 
     def __init__(self, worker: Worker, workplace: Workplace, step: Callable[[], bool]) -> None:
         self._worker = worker
@@ -290,11 +286,11 @@ class Round:
             log.info("no tokens for now", reason=exc.reason, retry_in_s=exc.retry_delay_s)
             return float(min(max(exc.retry_delay_s, IDLE_S), DENIED_PAUSE_MAX_S))
         except (BrokerAwayError, WaitCancelledError, StoppedError) as exc:
-            # Logged where the wait happens, or the process is to end; nothing is held here.
-            log.debug("put off", problem=str(exc))
+            # Already logged where the wait happens, or the process ends; nothing is held here.
+            log.debug("postponed", problem=str(exc))
             return IDLE_S
         except DatabaseAwayError:
-            # As above.
+            # Already logged by `Troubles`.
             self._failures += 1
             return float(min(IDLE_S * 2 ** min(self._failures, 10), AWAY_PAUSE_MAX_S))
         self._failures = 0

@@ -1,4 +1,4 @@
-"""What people read of scans fits their terminal and tells ages."""
+"""Tables of scans fit a terminal and show ages."""
 
 import re
 import sys
@@ -8,7 +8,8 @@ import pytest
 
 from fetcher.commands.look import _scan_for_people
 from fetcher.commands.output import Format, age, print_rows
-from fetcher.work.pace import _alike, _rounded
+from fetcher.replies.units import span_words
+from fetcher.work.pace import _alike
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -48,21 +49,20 @@ def test_all_columns_are_there_when_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7_199, "119 min"), (7_200, "2 h"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "119 min"), (7_200, "2 h"),
      (200_000, "2 d"), (-5, "0 s")],
 )  # fmt: skip
 def test_an_age_has_one_unit(seconds: int, words: str) -> None:
-    """Nobody needs the seconds of yesterday."""
+    """Seconds of yesterday help no reader."""
     assert age(NOW - timedelta(seconds=seconds), NOW) == words
 
 
 @pytest.mark.parametrize(
-    ("duration_ms", "words"),
-    [(361_200, "6 min"), (45_000, "45 s"), (10_836_000, "3 h"), (3, "1 s")],
+    ("span_s", "words"), [(361.2, "6 min"), (45.0, "45 s"), (10_836.0, "3 h"), (0.6, "1 s")]
 )
-def test_an_interval_reads_as_people_say_it(duration_ms: int, words: str) -> None:
+def test_an_interval_has_one_unit(span_s: float, words: str) -> None:
     """A newcomer once read "10836 s"."""
-    assert _rounded(duration_ms) == words
+    assert span_words(span_s) == words
 
 
 def test_a_plan_is_news_when_it_changes_by_much() -> None:

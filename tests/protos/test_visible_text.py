@@ -13,7 +13,7 @@ from rich.console import Console
 from broker.commands.tables import bucket_line, bucket_table, lease_table, waiting_table
 from deploy.local.log_line import LogLine
 from deploy.local.screen import Screen
-from fetcher.commands.output import Format, print_rows, say
+from fetcher.commands.output import Format, print_line, print_rows
 from protos.process.logs import configure
 from protos.process.settings import LogFormat, LogLevel
 from protos.process.visible_text import visible
@@ -97,7 +97,7 @@ def test_tables_and_lines_of_the_fetcher_show_codes(capsys: pytest.CaptureFixtur
     """Deals, scans, rejections, dead pages: all print by these two."""
     print_rows(HOSTILE, [{"title": HOSTILE, "verdicts": [HOSTILE]}], Format.TABLE)
     print_rows(HOSTILE, [], Format.TABLE)
-    say(HOSTILE)
+    print_line(HOSTILE)
 
     assert_harmless(capsys.readouterr().out)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fetcher.queries.conditions import FACTS
 from fetcher.queries.enrichment import Enrichment
 from fetcher.queries.reader import BadKeyError
-from fetcher.queries.rules import RuleSet, Verdict, break_down, evaluate, read_rules
+from fetcher.queries.rules import Breakdown, RuleCount, RuleSet, Verdict, evaluate, read_rules
 from tests.fetcher.builders import (
     MINUTE_MS,
     NOW_MS,
@@ -193,7 +193,7 @@ def test_a_bad_rule_is_named(written: dict[str, Any], key: str, hint: str) -> No
 
 
 def test_the_version_changes_with_whatever_changes_a_verdict() -> None:
-    """Stored verdicts are told from newer rules by it."""
+    """It separates stored verdicts from newer rules."""
     versions = {
         rules(price={"max": 1}).version,
         rules(price={"max": 2}).version,
@@ -205,16 +205,15 @@ def test_the_version_changes_with_whatever_changes_a_verdict() -> None:
     assert rules(price={"max": 1}).version in versions
 
 
-def test_a_breakdown_counts_each_rule_against_the_rejected() -> None:
-    """One line tells why deals were rejected, the unknown set apart."""
-    ruleset = rules(price={"max": 1_000}, rank={"max": 60_000})
-    verdicts = [evaluate(ruleset, found, now_ms=NOW_MS) for found in (deal(), deal(**UNRANKED))]
-    accepted = evaluate(rules(), deal(), now_ms=NOW_MS)
+def test_a_breakdown_in_words_counts_each_rule() -> None:
+    """One line shows why deals were rejected, with the unknown apart."""
+    against = (RuleCount("price", failed=2, unknown=0), RuleCount("rank", failed=0, unknown=1))
 
-    words = break_down([*verdicts, accepted]).words()
-
-    assert words == "1 accepted, 0 pending, 2 rejected: price 2, rank 1 (1 unknown)"
-    assert break_down([]).words() == "0 accepted, 0 pending, 0 rejected"
+    assert (
+        Breakdown(accepted=1, pending=0, rejected=2, rules=against).words()
+        == "1 accepted, 0 pending, 2 rejected: price 2, rank 1 (1 unknown)"
+    )
+    assert Breakdown(0, 0, 0, ()).words() == "0 accepted, 0 pending, 0 rejected"
 
 
 @settings(deadline=None)

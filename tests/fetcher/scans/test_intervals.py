@@ -1,5 +1,7 @@
 """Intervals that make deals as young as the budget allows."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,6 @@ from fetcher.scans.intervals import (
     LONGEST_INTERVAL_MS,
     PolledQuery,
     Yield,
-    mean_age_ms,
     plan_intervals,
 )
 
@@ -21,6 +22,14 @@ queries = st.builds(
     yields_per_ms=st.floats(0, 400).map(PER_HOUR.__mul__),
     weight=st.sampled_from([0.5, 1.0, 2.0]),
 )
+
+
+def mean_age_ms(polled: Sequence[PolledQuery], intervals_ms: Sequence[float]) -> float:
+    """Mean age of a deal when it is written, over all queries, by yield and weight."""
+    weights = [query.yields_per_ms * query.weight for query in polled]
+    if not (total := sum(weights)):
+        return 0.0
+    return sum(w * ms / 2 for w, ms in zip(weights, intervals_ms, strict=True)) / total
 
 
 @pytest.mark.parametrize(("rate", "age_minutes"), [(0.5, 5.0), (1, 2.5), (2, 1.25), (20, 1.0)])
