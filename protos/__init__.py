@@ -1,7 +1,7 @@
-"""The contract between broker and fetchers, and how a client gets at the broker."""
+"""The contract between broker and fetchers, and what all processes have in common."""
 
 import os
 
-# grpc's core reads this when it is imported. By default it writes a line of its own to
-# stderr for every failed handshake, again and again, past all logging of ours.
+# gRPC's core reads this at import. By default it writes a line to stderr for every failed
+# handshake, again and again, past the process's logging.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

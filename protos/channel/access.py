@@ -1,8 +1,8 @@
-"""How a client gets at the broker: TLS, a certificate or token of its own, plain words for people.
+"""How a client connects to the broker: TLS, its certificate or token, and readable errors.
 
 The same for every Python program. Certificates and tokens are files, because they are
-replaced while programs run: a token is read for every call, certificates whenever
-`Access.read` is asked again.
+replaced while programs run: a token is read for every call, certificates at every
+`Access.read`.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ DIRECT: Final = ("grpc.enable_http_proxy", 0)
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What the files held when they were read, as PEM; the key never shows."""
+    """The content of the files when they were read, as PEM; the key never shows."""
 
     ca: bytes | None = None
     chain: bytes | None = None
@@ -42,14 +42,14 @@ class Certificates:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The files that a client was given; without any it speaks plaintext, as nobody.
+    """A client's files; without any the client uses plaintext and has no identity.
 
     Args:
-        ca_file: CA that the broker's certificate must come from; without it there is no TLS.
-        cert_file: This client's own certificate chain, for mutual TLS.
+        ca_file: CA of the broker's certificate; without it there is no TLS.
+        cert_file: The client's certificate chain, for mutual TLS.
         key_file: The key of *cert_file*.
-        server_name: A name to look for in the broker's certificate instead of the address.
-        token_file: A bearer token.
+        server_name: The name in the broker's certificate, if it is not the address.
+        token_file: File with a bearer token.
     """
 
     ca_file: Path | None = None
@@ -59,10 +59,10 @@ class Access:
     token_file: Path | None = None
 
     def read(self) -> Certificates:
-        """The certificates as the files hold them now.
+        """Reads the certificates from their files.
 
         Raises:
-            CredentialError: A file is missing, unreadable or makes no sense.
+            CredentialError: A file is missing, unreadable or unusable.
         """
         if (self.cert_file is None) != (self.key_file is None):
             raise CredentialError(f"{CERT_FILE} and {KEY_FILE} belong together: set both or none")
@@ -80,7 +80,7 @@ class Access:
         return Certificates(ca, chain, key)
 
     def check(self, address: str) -> None:
-        """Whether a channel to *address* could be opened.
+        """Checks that a channel to *address* can be opened.
 
         Raises:
             CredentialError: A file is wrong, or a token would travel in plaintext.
@@ -97,7 +97,7 @@ class Access:
     def channel(
         self, address: str, options: Options = CLIENT, certificates: Certificates | None = None
     ) -> grpc.Channel:
-        """A channel to *address*, with *certificates* if they have been read already.
+        """Opens a channel to *address*, with *certificates* if they have been read already.
 
         Raises:
             CredentialError: As `check`.
@@ -110,7 +110,7 @@ class Access:
     def aio_channel(
         self, address: str, options: Options = CLIENT, certificates: Certificates | None = None
     ) -> grpc.aio.Channel:
-        """The same for the running event loop.
+        """Opens a channel for the running event loop.
 
         Raises:
             CredentialError: As `check`.
@@ -123,7 +123,7 @@ class Access:
     def _way(
         self, address: str, options: Options, certificates: Certificates | None
     ) -> tuple[Options, grpc.ChannelCredentials | None]:
-        """How to open a channel; without credentials it speaks plaintext, as nobody."""
+        """Returns options and credentials of a channel; without credentials it is plaintext."""
         self.check(address)
         if is_local(address):
             options = (*options, DIRECT)
@@ -135,7 +135,7 @@ class Access:
 
     def _credentials(self, certificates: Certificates | None) -> grpc.ChannelCredentials:
         if self.ca_file is None:
-            # Plaintext; grpc itself sees to it that it never leaves the machine.
+            # Plaintext; gRPC lets it connect to this machine only.
             credentials = grpc.local_channel_credentials()
         else:
             has = certificates or self.read()
@@ -146,7 +146,7 @@ class Access:
         return grpc.composite_channel_credentials(credentials, bearer)
 
     def trouble(self, details: str | None) -> str:
-        """What *details* of an UNAVAILABLE say of TLS, with the remedy; empty if nothing."""
+        """Returns the TLS problem in *details* of an UNAVAILABLE, with its remedy; else ""."""
         details = details or ""
         if "CERTIFICATE_VERIFY_FAILED" in details:
             if "expired" in details:
@@ -164,7 +164,7 @@ class Access:
         return ""
 
     def silence(self, address: str, details: str | None) -> str:
-        """Why nothing answers at *address*, in one line, from *details* of an UNAVAILABLE."""
+        """Returns in one line why *address* gives no answer, from *details* of an UNAVAILABLE."""
         details = details or ""
         trouble = self.trouble(details)
         if trouble or "failed to connect" in details or not details:
@@ -173,7 +173,7 @@ class Access:
         return f"the connection to the broker at {address} broke: {_last_error(details)}"
 
     def _hung_up(self) -> str:
-        """The broker closed the connection in the handshake; it can't say why."""
+        """Returns the likely cause of a connection that the broker closed in the handshake."""
         if self.ca_file is None:
             return f"it hangs up on plaintext: if it uses TLS, set {CA_FILE}"
         if self.cert_file is None:
@@ -185,7 +185,7 @@ class Access:
 
 
 class BearerToken(grpc.AuthMetadataPlugin):
-    """Adds the token to every call, as its file holds it at that moment."""
+    """Adds the token to every call, as read from its file at that moment."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -194,14 +194,14 @@ class BearerToken(grpc.AuthMetadataPlugin):
     def __call__(
         self, _context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback
     ) -> None:
-        """Called by grpc; a file that is gone for a moment doesn't matter."""
+        """Add the token; while its file is unreadable, the last one read."""
         with suppress(CredentialError):
             self._token = read_token(self._path)
         callback((("authorization", f"Bearer {self._token}"),), None)
 
 
 def read_token(path: Path) -> str:
-    """The token in *path*, without the line break that editors leave.
+    """Returns the token in *path*, without the line break that editors leave.
 
     Raises:
         CredentialError: There is none.
@@ -215,7 +215,7 @@ def read_token(path: Path) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Whether *address*, a gRPC target or host:port, can't be reached from other machines."""
+    """Returns whether *address*, a gRPC target or host:port, is on this machine only."""
     if address.startswith("unix:"):
         return True
     for scheme in ("dns:", "ipv4:", "ipv6:"):
@@ -225,7 +225,7 @@ def is_local(address: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether *host*, a name or an IP address, is this machine alone."""
+    """Returns whether *host*, a name or an IP address, is this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -237,6 +237,6 @@ def _hung_up(details: str) -> bool:
 
 
 def _last_error(details: str) -> str:
-    """The end of grpc's chain of errors, which names the cause; without its kind and address."""
+    """Returns the cause at the end of gRPC's chain of errors, without kind and address."""
     cause = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
     return ADDRESS.sub("", " ".join(cause.split()))[:REASON_LENGTH_MAX]

@@ -1,4 +1,4 @@
-"""Certificates, keys and tokens in files: read them, and say in one line what is wrong."""
+"""Reading certificates, keys and tokens from files; each error is one line."""
 
 import codecs
 import ssl
@@ -10,7 +10,7 @@ class CredentialError(Exception):
 
 
 def read_file(setting: str, path: Path) -> bytes:
-    """The content of the file that *setting* names.
+    """Returns the content of the file that *setting* names.
 
     Raises:
         CredentialError: It can't be read.
@@ -28,7 +28,7 @@ def read_file(setting: str, path: Path) -> bytes:
 
 
 def check_ca(setting: str, ca: bytes) -> None:
-    """Whether *ca* holds PEM certificates.
+    """Checks that *ca* holds PEM certificates.
 
     Raises:
         CredentialError: It doesn't.
@@ -40,7 +40,7 @@ def check_ca(setting: str, ca: bytes) -> None:
 
 
 def check_pair(cert: tuple[str, Path], key: tuple[str, Path]) -> None:
-    """Whether certificate and key, each a setting and its file, belong together.
+    """Checks that certificate and key, each a setting and its file, belong together.
 
     Raises:
         CredentialError: They don't, or are no PEM files.

@@ -1,7 +1,7 @@
 """The options of both ends of the channel between broker and clients.
 
-gRPC ignores an option whose name it does not have, so a test compares every name with
-the library's own, and another shows the effect of each.
+gRPC ignores options with unknown names: a test compares every name with the library's
+own, and another shows the effect of each.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ RECONNECT_MAX_MS: Final = 1_000
 # is called min_reconnect_backoff, but bounds a single attempt; it delays no further one.
 CONNECT_TIMEOUT_MS: Final = 15_000
 
-# A peer that is gone without a word is noticed after both together.
+# After both together, the loss of a silent peer is noticed.
 PING_EVERY_MS: Final = 15_000
 PING_TIMEOUT_MS: Final = 10_000
 
 KEEPALIVE: Final[Options] = (
     ("grpc.keepalive_time_ms", PING_EVERY_MS),
-    # The answer to a ping is awaited this long; keepalive_timeout alone has no effect
-    # while this one stands at its default of a minute.
+    # Longest wait for the answer to a ping. keepalive_timeout alone has no effect while
+    # this one has its default of a minute.
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
     # Pings go on through a wait in which no data flows. The default allows two.
@@ -35,7 +35,7 @@ CLIENT: Final[Options] = (
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     *KEEPALIVE,
-    # A lease request is repeated by the client itself, under the same id.
+    # The client itself repeats a lease request, under the same id.
     ("grpc.enable_retries", 0),
     # Connections are not shared between clients of one process, so closing is local.
     ("grpc.use_local_subchannel_pool", 1),

@@ -1,7 +1,7 @@
 """Why the broker refused a call: the trailing metadata of its errors, part of the contract.
 
-A status alone does not tell the broker's own answer from that of a proxy or of the
-library; the key does. Clients decide by the reason and show the message.
+A status alone does not show whether the broker, a proxy or the library gave the answer;
+the key does. Clients decide by the reason and show the message.
 """
 
 from enum import StrEnum
@@ -9,8 +9,8 @@ from typing import Final
 
 import grpc
 
-# Present on every error that the broker itself raised; the value is one of `Reason`, or,
-# for SyncBucket, the way in which Keepa could not be asked.
+# On every error that the broker itself raised. The value is one of `Reason`, or, for
+# SyncBucket, the kind of Keepa's failure.
 REASON_KEY: Final = "tokenbroker-reason"
 
 
@@ -33,8 +33,8 @@ class Reason(StrEnum):
 
 
 def reason_of(exc: grpc.RpcError) -> str:
-    """The broker's reason for *exc*; empty if the error is not the broker's own."""
-    # Both kinds of client have it; grpc's base class of their errors has not.
+    """Returns the broker's reason for *exc*; empty if the error is not the broker's own."""
+    # The errors of both kinds of channel have it; their base class in gRPC has not.
     trailing = getattr(exc, "trailing_metadata", None)
     metadata = () if trailing is None else trailing() or ()
     return next((str(value) for key, value in metadata if key == REASON_KEY), "")

@@ -1,1 +1,1 @@
-"""What every process of the project does alike."""
+"""What all processes of the project have in common."""

@@ -1,4 +1,4 @@
-"""Addresses to listen on, and a clear word when one is taken."""
+"""Addresses to listen on, and a clear error when one is taken."""
 
 import errno
 import socket
@@ -9,7 +9,7 @@ from protos.channel.access import is_loopback
 
 PORT_MAX = 65_535
 BACKLOG = 1_024
-# Either means every interface, IPv4 and IPv6, as it does to gRPC.
+# Either means every interface, IPv4 and IPv6, as in gRPC.
 EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what a person may ask for
 
 
@@ -26,7 +26,7 @@ class Listen:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `host:port`, `[v6]:port` or `:port` (every interface, IPv4 and IPv6).
+        """Reads `host:port`, `[v6]:port` or `:port` (every interface, IPv4 and IPv6).
 
         Raises:
             ValueError: it is none of these.
@@ -51,27 +51,27 @@ class Listen:
 
     @property
     def hosts(self) -> list[str]:
-        """The IP addresses to listen on; one that serves IPv4 and IPv6 where it is to be both.
+        """The IP addresses to listen on; for every interface, one for IPv4 and IPv6.
 
         Raises:
-            OSError: the name of the host leads nowhere.
+            OSError: the name of the host can't be resolved.
         """
         if self.host in EVERY_INTERFACE:
             return ["::" if socket.has_dualstack_ipv6() else "0.0.0.0"]  # noqa: S104 - as asked
         if self.host == "localhost":
-            # Both, whatever the hosts file says (RFC 6761, section 6.3), as in gRPC.
+            # Both, even against the hosts file (RFC 6761, section 6.3), as in gRPC.
             return ["127.0.0.1", "::1"] if socket.has_ipv6 else ["127.0.0.1"]
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(where[0]) for *_, where in found))
 
     @property
     def grpc_target(self) -> str:
-        """The same for gRPC, which resolves names itself."""
+        """The address for gRPC, which resolves names itself."""
         host = self.hosts[0] if self.host in EVERY_INTERFACE else self.host
         return str(Listen(host, self.port))
 
     def bind(self, setting: str) -> list[socket.socket]:
-        """Sockets that listen on every address of the host, all on one port.
+        """Opens sockets that listen on every address of the host, all on one port.
 
         Raises:
             ListenError: the address is taken, not allowed or not of this machine.
@@ -99,7 +99,7 @@ class Listen:
         return sockets
 
     def check_free(self, setting: str) -> list[tuple[str, int]]:
-        """Bind once and let go, for libraries that bind themselves; returns what worked.
+        """Binds and closes, for libraries that bind themselves; returns the free places.
 
         Raises:
             ListenError: the address is taken, not allowed or not of this machine.
@@ -118,7 +118,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def listen_error(setting: str, listen: Listen, exc: OSError) -> ListenError:
-    """Say in one line what is wrong with *listen*, which came from *setting*."""
+    """Returns in one line what is wrong with *listen*, the value of *setting*."""
     match exc.errno:
         case errno.EADDRINUSE:
             problem = "is taken; stop the program that uses it, or choose another port"

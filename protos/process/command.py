@@ -1,4 +1,4 @@
-"""Runs a command so that a cause outside the program ends in one clear line, never a traceback."""
+"""Running a command: an error from outside ends in one clear line, never a traceback."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def run_command(
     exit_codes: Mapping[type[Exception], int],
     secrets: Callable[[], Iterable[str]],
 ) -> None:
-    """Run *command*; an expected error becomes a line on stderr and an exit code.
+    """Runs *command*; an expected error becomes a line on stderr and an exit code.
 
     Args:
         program: Its name, before each line.
@@ -51,9 +51,9 @@ def run_command(
 
 
 def _show_unless_channel_closed(args: threading.ExceptHookArgs) -> None:
-    """Drop the error of gRPC's own thread that looks at a channel just after it was closed.
+    """Drops the error of gRPC's own thread that polls a channel just after its end.
 
-    grpc/_channel.py, `_poll_connectivity`: the thread has no means to be ended before.
+    grpc/_channel.py, `_poll_connectivity`: no call can end the thread before.
     """
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(args.exc_traceback)}
     if not (args.exc_type is ValueError and "_poll_connectivity" in names):
@@ -63,7 +63,7 @@ def _show_unless_channel_closed(args: threading.ExceptHookArgs) -> None:
 def _os_problem(exc: OSError) -> str:
     if exc.filename:
         return f"{exc.filename}: {exc.strerror}"
-    # What could not be written would be tried again at exit, with a traceback.
+    # At exit Python would write the rest again, and fail with a traceback.
     # Source: Python documentation, module signal, "Note on SIGPIPE".
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
-"""Starts a command of the package, and names the extra to install where a library is missing.
+"""Starting a command of the package; names the extra to install if a library is missing.
 
-Needs the standard library only: `pip install keepa-token-broker` brings the commands
+Needs the standard library only: `pip install keepa-token-broker` installs the commands
 without their libraries.
 """
 

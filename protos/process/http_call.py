@@ -1,11 +1,11 @@
 """One HTTP call to Keepa: bounded in time and memory, its key in no error.
 
-Rule 1: no retries and no redirects. A retry would spend tokens that no lease covers, a
-redirect would carry the key to wherever it points.
+Rule 1: no retries and no redirects. A retry would spend tokens that no lease covers, and a
+redirect would carry the key to another server.
 Rule 2: failures are returned. A raised error of the HTTP library quotes the URL, and the
 key travels in the query string.
-Rule 3: whether a call may have been charged is observed: it was sent once a byte of the
-request has left, whatever error follows.
+Rule 3: whether a call may have been charged is observed: it counts as sent once a byte of
+the request has left, also if an error follows.
 """
 
 import logging
@@ -32,7 +32,7 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
 
 
 class Trouble(StrEnum):
-    """What kept a call from an answer."""
+    """Why a call got no answer."""
 
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
@@ -50,7 +50,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer; the body is None where it is larger than allowed."""
+    """An answer; the body is None if it is larger than allowed."""
 
     status: int
     body: bytes | None
@@ -98,7 +98,12 @@ class HttpCaller:
         """Make one call; the answer may have any status."""
         proxy = Proxy.towards(self.base_url)
         if proxy is not None and urlsplit(self.base_url).scheme == "http":
-            return Failure(Trouble.UNREACHABLE, self._in_clear(proxy), sent=False)
+            problem = (
+                f"{proxy} is on the way to {self.base_url}, and over plain http it would read the"
+                " key: use https in KEEPA_BASE_URL, or put"
+                f" {urlsplit(self.base_url).hostname} into NO_PROXY"
+            )
+            return Failure(Trouble.UNREACHABLE, problem, sent=False)
         self._wire.request_left = False
         deadline_s = time.monotonic() + self._call_timeout_s
         try:
@@ -111,14 +116,16 @@ class HttpCaller:
                 timeout=self.timeouts_s,
                 allow_redirects=False,
                 stream=True,
-                # The way is the one looked at above: loopback is never behind a proxy.
+                # The same way as checked above: loopback is never behind a proxy.
                 proxies=None if proxy else {"no_proxy": urlsplit(self.base_url).hostname or ""},
             ) as response:
                 return self._answer(response, deadline_s)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
-            # All errors of `requests` are OSErrors; ValueErrors are addresses it can't read.
+            # All errors of `requests` are OSErrors; it raises ValueErrors for bad addresses.
             sent = self._wire.request_left
-            return Failure(_trouble(exc), self._describe(exc, proxy, sent=sent), sent)
+            late = isinstance(exc, requests.Timeout)
+            trouble = Trouble.TIMEOUT if late else Trouble.UNREACHABLE
+            return Failure(trouble, self._describe(exc, proxy, sent=sent), sent)
 
     def _answer(self, response: requests.Response, deadline_s: float) -> Answer | Failure:
         try:
@@ -129,15 +136,8 @@ class HttpCaller:
             return Failure(Trouble.BAD_BODY, str(exc), sent=True)
         return Answer(response.status_code, body)
 
-    def _in_clear(self, proxy: Proxy) -> str:
-        host = urlsplit(self.base_url).hostname
-        return (
-            f"{proxy} is on the way to {self.base_url}, and over plain http it would read the"
-            f" key: use https in KEEPA_BASE_URL, or put {host} into NO_PROXY"
-        )
-
     def _describe(self, exc: Exception, proxy: Proxy | None, *, sent: bool) -> str:
-        """The cause of *exc* and its remedy, in one line without the URL."""
+        """Returns the cause of *exc* and its remedy, in one line without the URL."""
         if sent:
             if isinstance(exc, requests.Timeout):
                 return "no answer within the read timeout"
@@ -174,7 +174,7 @@ class _Noting(HTTPConnection):
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        # What a proxy is sent to open a tunnel holds neither the request nor the key.
+        # The request that opens a proxy's tunnel holds neither Keepa's request nor the key.
         if not self._connecting:
             self.wire.request_left = True
         super().send(data)
@@ -193,12 +193,8 @@ class _Wire(HTTPAdapter):
         return pool
 
 
-def _trouble(exc: Exception) -> Trouble:
-    return Trouble.TIMEOUT if isinstance(exc, requests.Timeout) else Trouble.UNREACHABLE
-
-
 def _causes(exc: BaseException) -> list[BaseException]:
-    """*exc* and every error that it wraps; the libraries nest them in arguments."""
+    """Returns *exc* and every error that it wraps; the libraries nest them in arguments."""
     found: list[BaseException] = []
     waiting: list[BaseException] = [exc]
     while waiting:
@@ -238,7 +234,7 @@ def _why_not_sent(exc: Exception, host: str) -> str:
 
 
 def _timed_out(causes: list[BaseException]) -> bool:
-    # NewConnectionError counts as a timeout to the library, whatever its reason is.
+    # The library's NewConnectionError is always a timeout, also for other reasons.
     return any(
         isinstance(cause, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError)
         and not isinstance(cause, urllib3.exceptions.NewConnectionError)
@@ -247,7 +243,7 @@ def _timed_out(causes: list[BaseException]) -> bool:
 
 
 def _why_refused_here(exc: Exception, host: str) -> str:
-    """Why the library itself would not send the request."""
+    """Returns why the library itself did not send the request."""
     match exc:
         case requests.exceptions.InvalidSchema() | requests.exceptions.MissingSchema():
             return "KEEPA_BASE_URL must start with https://"

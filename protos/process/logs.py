@@ -1,6 +1,6 @@
 """Logging of a process: structlog, with other libraries' lines in the same form.
 
-Lines go to stderr: on a terminal as text, elsewhere as JSON, one object a line.
+Lines go to stderr: on a terminal as text, elsewhere as JSON, one object per line.
 """
 
 import io
@@ -17,13 +17,13 @@ from protos.process.redaction import Redaction
 from protos.process.settings import LogFormat, LogLevel
 from protos.process.visible_text import visible
 
-# Their debug lines hold whole URLs, and the key with them, or repeat what our own lines report.
+# Their debug lines hold whole URLs, and the key with them, or repeat the project's own lines.
 QUIET: Final = (
     *("urllib3", "requests", "aiohttp.access", "asyncio", "grpc"),
     *("psycopg", "yoyo"),
 )
 
-# Logs at every batch and attempt that the collector is away.
+# It logs at every batch and attempt that the collector is away.
 REPEATS_ITSELF: Final = "opentelemetry."
 SILENCE_S: Final = 300.0
 
@@ -36,7 +36,7 @@ class Seldom(logging.Filter):
         self._passed_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether *record* is to be written."""
+        """Return whether *record* is to be written."""
         if not record.name.startswith(REPEATS_ITSELF):
             return True
         silent = record.created - self._passed_s.get(record.name, -SILENCE_S) < SILENCE_S
@@ -46,21 +46,21 @@ class Seldom(logging.Filter):
 
 
 class Renderer:
-    """Renders lines and blanks out every secret in them, wherever it came from."""
+    """Renders lines and blanks out every secret in them."""
 
     def __init__(self, render: Processor, secrets: Sequence[str]) -> None:
         self._render = render
         self._redact = Redaction(secrets)
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
-        """The line of *event*, its secrets blanked out."""
+        """Return the line of *event*, with its secrets blanked out."""
         line = self._render(logger, name, event)
         assert isinstance(line, str)
         return self._redact(line)
 
 
 def add_trace(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Adds the ids of the span in which a line is written, so that each leads to the other."""
+    """Adds the ids of the span in which a line is written: line and span lead to each other."""
     span = trace.get_current_span()
     # A trace that is not recorded, or a span that has ended, can't be looked up.
     if span.is_recording():
@@ -88,7 +88,7 @@ def configure(
     ]
     handler = logging.StreamHandler(stream)
     handler.addFilter(Seldom())
-    # JSON escapes what acts on a terminal; a console line must not hold it.
+    # JSON escapes control characters; a console line must not hold them.
     prepared = [_make_visible] if console else [structlog.processors.format_exc_info]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -119,7 +119,7 @@ def configure(
 
 
 def _make_visible(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Shows hidden and acting characters of texts as codes; the renderer quotes all else."""
+    """Shows control and hidden characters of texts as codes; the renderer quotes the rest."""
     return {visible(name): _shown(value) for name, value in event.items()}
 
 
@@ -130,7 +130,7 @@ def _shown(value: object) -> object:
         case list():
             return [_shown(item) for item in value]
         case tuple():
-            # An error's exc_info is one, and must stay it.
+            # An error's exc_info is a tuple, and must stay one.
             return tuple(_shown(item) for item in value)
         case dict():
             return {visible(str(name)): _shown(item) for name, item in value.items()}

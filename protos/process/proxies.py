@@ -1,6 +1,6 @@
-"""The proxies that the environment names: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
+"""The proxies of the environment: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
 
-This machine itself is always reached without one: a proxy elsewhere can't reach it.
+Calls to this machine itself never use one: a proxy elsewhere can't reach it.
 """
 
 import os
@@ -16,14 +16,14 @@ from protos.channel.access import is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy between this process and a server; *url* comes without its credentials."""
+    """A proxy between this process and a server; *url* is without its credentials."""
 
     variable: str
     url: str
 
     @classmethod
     def towards(cls, url: str) -> Self | None:
-        """The proxy on the way to *url*; None: the way is direct, by NO_PROXY or loopback."""
+        """Returns the proxy on the way to *url*; None for loopback, by NO_PROXY or without one."""
         target = urlsplit(url)
         if is_loopback(target.hostname or "") or requests.utils.should_bypass_proxies(url, None):
             return None
@@ -38,7 +38,7 @@ class Proxy:
 
 
 def _variable(kind: str) -> str:
-    """The variable as it is spelled in this environment; Python prefers small letters."""
+    """Returns the variable as spelled in this environment; Python prefers lower case."""
     name = f"{kind}_proxy"
     spelled = [key for key in os.environ if key.lower() == name]
     return name if name in spelled else spelled[0]

@@ -1,4 +1,4 @@
-"""Keeps secrets out of whatever a process writes for people: logs, errors, tracebacks."""
+"""Keeps secrets out of all that a process writes for people: logs, errors, tracebacks."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from typing import Any, Final, TextIO, cast
 from urllib.parse import quote, quote_plus
 
 REDACTED: Final = "[redacted]"
-# A shorter secret stands in too many harmless words; the patterns below still cover it.
+# A shorter secret is part of too many harmless words; the patterns below still cover it.
 LENGTH_MIN: Final = 6
-# What stands where passwords do, be it a known one or not.
+# Text in the place of a password, whether it is a known one or not.
 PATTERNS: Final = (
     re.compile(r"(://[^\s/:@\"']*:)[^\s@\"']+(?=@)"),
     re.compile(r"(?i)(password=)[^\s&'\"]+"),
@@ -20,17 +20,17 @@ PATTERNS: Final = (
 
 
 class Redaction:
-    """Blanks out *secrets* in a text, however they are quoted."""
+    """Blanks out *secrets* in a text, in every form of quoting."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         forms = (str, quote, partial(quote, safe=""), quote_plus, _in_json, _in_repr)
         long = [text for text in secrets if len(text) >= LENGTH_MIN]
         found = {form(text) for text in long for form in forms}
-        # Longest first: of a secret that holds another, no piece must be left.
+        # Longest first: no piece of a secret that contains another must be left.
         self._secrets = sorted(found, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """*text* without the secrets."""
+        """Return *text* without the secrets."""
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
         for pattern in PATTERNS:
@@ -39,11 +39,11 @@ class Redaction:
 
 
 class RedactedStream:
-    """A text stream that blanks out secrets line by line; all else is the given stream's.
+    """A text stream that blanks out secrets line by line, over the given stream.
 
     Args:
-        stream: Where the lines go.
-        secrets: Read when the first line is written.
+        stream: The stream to write to.
+        secrets: Returns the secrets; called when the first line is written.
     """
 
     def __init__(self, stream: TextIO, secrets: Callable[[], Iterable[str]]) -> None:
@@ -61,7 +61,7 @@ class RedactedStream:
         return Redaction(self._read_secrets())
 
     def write(self, text: str) -> int:
-        """Write whole lines; what has no end of line yet waits for it, or for `flush`."""
+        """Write whole lines; an unfinished line waits for its end, or for `flush`."""
         with self._lock:
             lines, newline, self._rest = (self._rest + text).rpartition("\n")
             if newline:
@@ -69,7 +69,7 @@ class RedactedStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write the unfinished line."""
         with self._lock:
             rest, self._rest = self._rest, ""
             if rest:
@@ -78,17 +78,17 @@ class RedactedStream:
 
 
 def redact_stderr(secrets: Callable[[], Iterable[str]]) -> None:
-    """Blank out *secrets* in all that this process writes to stderr from now on.
+    """Blanks out *secrets* in all that this process writes to stderr from now on.
 
-    That covers every way out at once: usage errors, sys.excepthook, threading.excepthook,
-    asyncio's and logging's last resort, warnings, and what fails at exit.
+    That covers usage errors, sys.excepthook, threading.excepthook, asyncio's and logging's
+    last resort, warnings, and errors at exit.
     """
     if not isinstance(sys.stderr, RedactedStream):
         sys.stderr = cast("TextIO", RedactedStream(sys.stderr, secrets))
 
 
 def _in_json(text: str) -> str:
-    """*text* as it stands inside a JSON string."""
+    """Returns *text* in the form that it has inside a JSON string."""
     return json.dumps(text)[1:-1]
 
 

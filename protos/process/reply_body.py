@@ -1,7 +1,7 @@
 """The body of an HTTP reply, read within bounds: bytes on the wire, bytes decoded, time.
 
-The timeouts of `requests` limit a single read, and its decoding reads on for as long as
-nothing comes out. So a body is read and decompressed here, a piece at a time.
+The timeouts of `requests` limit a single read, and its decoding reads on while nothing
+comes out. So this module reads and decompresses a body piece by piece.
 """
 
 import time
@@ -12,8 +12,8 @@ import requests
 import urllib3.exceptions
 
 CHUNK_BYTES: Final = 64 * 1024
-# zlib's word for "gzip or zlib, as the header says", and for deflate without any header,
-# which some servers send under that name (RFC 9110, section 8.4.1.2).
+# For zlib: gzip or zlib, by the header; and deflate without any header, which some servers
+# send under that name (RFC 9110, section 8.4.1.2).
 _WITH_HEADER: Final = zlib.MAX_WBITS | 32
 _BARE_DEFLATE: Final = -zlib.MAX_WBITS
 _DEFLATE_METHOD: Final = 8
@@ -28,17 +28,17 @@ class BodyTooLargeError(BodyError):
 
 
 def read_body(response: requests.Response, *, bytes_max: int, deadline_s: float) -> bytes:
-    """The decompressed body of a streamed *response*, of at most *bytes_max* bytes.
+    """Returns the decompressed body of a streamed *response*, of at most *bytes_max* bytes.
 
-    Never holds more than that and a chunk in memory, whatever Content-Length says.
+    Never holds more than that and a chunk in memory, for any Content-Length.
 
     Args:
-        response: Asked for with ``stream=True``, its body not yet touched.
+        response: Requested with ``stream=True``, its body not yet read.
         bytes_max: Most bytes, before and after decompression.
         deadline_s: When the body must be complete, on the monotonic clock.
 
     Raises:
-        BodyError: As its subclasses say.
+        BodyError: The body can't be read in full; BodyTooLargeError is one such.
     """
     body, received = bytearray(), 0
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -55,9 +55,9 @@ def read_body(response: requests.Response, *, bytes_max: int, deadline_s: float)
 
 
 def _receive(response: requests.Response) -> bytes:
-    """What one read of the socket brings, still compressed; empty at the end."""
+    """Returns the bytes of one read of the socket, still compressed; empty at the end."""
     try:
-        # read1 returns what is there: a byte now and then must not put off the deadline.
+        # read1 returns what has come: single bytes must not delay the deadline's check.
         return response.raw.read1(CHUNK_BYTES, decode_content=False) or b""
     except urllib3.exceptions.ReadTimeoutError:
         reason = "no answer within the read timeout"

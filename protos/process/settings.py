@@ -1,7 +1,7 @@
 """Settings that every process reads the same way: the environment first, then `.env`.
 
-A missing or malformed setting becomes a `SettingsError`: one line a problem, which names
-the variable and the remedy and never repeats a value, because the value may be the key.
+A missing or malformed setting becomes a `SettingsError`: one line per problem, with the
+variable and the remedy, and never with the value, because that may be the key.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FINGERPRINT_DIGITS: Final = 12
 
 
 class SettingsError(ValueError):
-    """A setting is missing or malformed; one line a problem, with its remedy.
+    """A setting is missing or malformed; one line per problem, with its remedy.
 
     A ValueError, so that a validator may raise it too.
     """
@@ -83,17 +83,17 @@ OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 
 class Environment(BaseSettings):
-    """Settings that are read, or refused, as a whole."""
+    """Settings that are read, or rejected, as a whole."""
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE,
-        # Whatever the locale is.
+        # The same in every locale.
         env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         # A rejected value may be the key.
         hide_input_in_errors=True,
-        # The documents' tables are made of them (make docs).
+        # The documents' settings tables come from the docstrings (make docs).
         use_attribute_docstrings=True,
     )
 
@@ -115,12 +115,12 @@ class Environment(BaseSettings):
             problems = [f"{ENV_FILE.absolute()}: can't be read: {exc.strerror}"]
         except UnicodeDecodeError:
             problems = [f"{ENV_FILE.absolute()}: {_why_unreadable(ENV_FILE)}"]
-        # Outside the handler: the validation error would be shown as the cause, values and all.
+        # Outside the handler: the cause in a traceback would show the values.
         raise SettingsError(problems)
 
 
 class LogSettings(Environment):
-    """What a process logs, and how."""
+    """Level and form of a process's log."""
 
     log_level: LogLevel = LogLevel.INFO
     """Least severity that is logged: `debug`, `info`, `warning` or `error`."""
@@ -152,7 +152,7 @@ class KeepaSettings(Environment):
         return self
 
     def read_api_key(self) -> str:
-        """The Keepa key, from the variable or else from the file; empty if neither is set.
+        """Returns the Keepa key, from the variable or else the file; empty if neither is set.
 
         Raises:
             SettingsError: The file is unreadable or empty, or its text can't be a key.
@@ -171,7 +171,7 @@ class ClientSettings(Environment):
     broker_address: Target = "127.0.0.1:50051"
     """Where clients find the broker: host:port, or any gRPC target."""
     broker_tls_ca_file: Path | None = None
-    """Clients: speak TLS with a broker whose certificate is of this CA (PEM)."""
+    """Clients: CA of the broker's certificate (PEM); turns TLS on."""
     broker_tls_client_cert_file: Path | None = None
     """Clients: their own certificate (PEM)."""
     broker_tls_client_key_file: Path | None = None
@@ -194,7 +194,7 @@ class ClientSettings(Environment):
 
 
 class Secrets(Environment):
-    """The texts that must never be shown, whatever else is wrong with the settings."""
+    """The texts that must never be shown, even if other settings are wrong."""
 
     keepa_api_key: str = ""
     keepa_api_key_file: Path | None = None
@@ -202,14 +202,14 @@ class Secrets(Environment):
 
     @classmethod
     def known(cls) -> list[str]:
-        """All that can be read; none where `.env` can't be."""
+        """Returns all secrets that can be read; none if `.env` can't be read."""
         try:
             return [text for text in cls.load().texts() if text]
         except SettingsError:
             return []
 
     def texts(self) -> Iterator[str]:
-        """Each secret; some may be empty."""
+        """Yields each secret; some may be empty."""
         yield self.keepa_api_key.strip()
         yield content_of(self.keepa_api_key_file)
         yield content_of(self.broker_token_file)
@@ -218,15 +218,15 @@ class Secrets(Environment):
 class TracingSettings(Environment):
     """Whether spans are sent; OpenTelemetry's SDK reads the rest of its variables itself."""
 
-    # The SDK reads the environment only, so nothing of it is looked for in `.env`.
+    # The SDK reads the environment only, and so does this class.
     model_config = SettingsConfigDict(env_file=None)
 
     otel_sdk_disabled: bool = False
-    """Send no traces, whatever else is set."""
+    """Send no traces, even if other variables are set."""
     otel_traces_exporter: Literal["otlp", "none"] | None = None
     """`otlp` sends traces to a collector on this machine; `none` sends none."""
     otel_exporter_otlp_endpoint: str | None = None
-    """The collector that traces are sent to."""
+    """The collector's address for traces."""
     otel_exporter_otlp_traces_endpoint: str | None = None
     """The same, for traces only."""
     otel_exporter_otlp_protocol: OtlpProtocol = "http/protobuf"
@@ -245,7 +245,7 @@ class TracingSettings(Environment):
 
 
 def key_fingerprint(api_key: str) -> str:
-    """The first digits of a salted SHA-256: tells keys apart and gives none away."""
+    """Returns the first digits of a salted SHA-256: they identify a key and reveal nothing."""
     digest = hashlib.sha256(f"keepa-token-broker:{api_key}".encode()).hexdigest()
     return digest[:FINGERPRINT_DIGITS]
 
@@ -259,7 +259,7 @@ def _why_unreadable(path: Path) -> str:
 
 
 def read_secret(variable: str, path: Path, content: str) -> str:
-    """The text of the file that *variable* names, without blanks around it.
+    """Returns the text of the file that *variable* names, without blanks around it.
 
     Args:
         variable: The setting, for errors.
@@ -278,12 +278,12 @@ def read_secret(variable: str, path: Path, content: str) -> str:
         if text:
             return text
         problem = f"{variable}: {path.absolute()} is empty: put {content} in it"
-    # Outside the handler: a decoding error would be shown as the cause, content and all.
+    # Outside the handler: the cause in a traceback would show the content.
     raise SettingsError([problem])
 
 
 def content_of(path: Path | None) -> str:
-    """The text of a secret's file as far as there is any; never an error."""
+    """Returns the text of a secret's file; empty if there is none; never raises."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() if path else ""
     except (OSError, ValueError):

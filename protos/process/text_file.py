@@ -1,11 +1,11 @@
-"""Text files that people write: UTF-8, with or without a mark, or a clear word what they are."""
+"""Text files written by people: UTF-8, with or without a mark; else a clear error."""
 
 import codecs
 from pathlib import Path
 from typing import Final
 
 REMEDY: Final = "save it as UTF-8"
-# The longer marks first: that of UTF-32 begins like that of UTF-16.
+# The longer marks first: a mark of UTF-32 begins with that of UTF-16.
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -15,11 +15,11 @@ _MARKS: Final = (
 
 
 class NotUtf8Error(ValueError):
-    """A text in another encoding; the message names it and the remedy, and quotes nothing."""
+    """A text in another encoding; the message names encoding and remedy, and quotes nothing."""
 
 
 def decode_text(raw: bytes) -> str:
-    """The text of a file's content, without the mark that some editors put before it.
+    """Returns the text of a file's content, without the mark that some editors put first.
 
     Raises:
         NotUtf8Error: It is in another encoding, or no text.
@@ -34,7 +34,7 @@ def decode_text(raw: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text in *path*.
+    """Returns the text in *path*.
 
     Raises:
         OSError: It can't be read.
@@ -48,7 +48,7 @@ def _probable_encoding(raw: bytes) -> str:
         if raw.startswith(mark):
             return f"it is {name}, not UTF-8"
     if b"\0" in raw:
-        # Of mostly Latin text in UTF-16 every other byte is zero.
+        # In UTF-16, every other byte of mostly Latin text is zero.
         zeros = max(raw[::2].count(0), raw[1::2].count(0))
         if zeros * 4 > len(raw):
             return "it is probably UTF-16, not UTF-8"

@@ -1,7 +1,7 @@
 """OpenTelemetry: sends spans to the collector that the environment names, if it names one.
 
-Spans are begun with OpenTelemetry's API where the work is done. They cost nothing until
-`exporting` has loaded the SDK.
+The code that does the work begins its spans with OpenTelemetry's API. They cost nothing
+until `exporting` has loaded the SDK.
 """
 
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-# A collector that is away must not delay the end of the process for longer.
+# Longest delay of the process's end by a collector that is away.
 FLUSH_S: Final = 1.0
 
 
@@ -28,7 +28,7 @@ FLUSH_S: Final = 1.0
 def exporting(service: str, protocol: OtlpProtocol | None) -> Iterator[None]:
     """Sends the spans of *service* by *protocol* while the block runs; None sends nothing.
 
-    The SDK reads the collector's address and all else from the environment.
+    The SDK reads the collector's address and all other options from the environment.
     """
     if protocol is None:
         yield
@@ -44,7 +44,7 @@ def exporting(service: str, protocol: OtlpProtocol | None) -> Iterator[None]:
 
 
 def _provider(service: str, protocol: OtlpProtocol) -> "TracerProvider":
-    # Only a process that traces pays for these imports.
+    # Imported late: slow to load, and only a process that traces needs them.
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415

@@ -10,7 +10,7 @@ from protos.process.extras import PACKAGE
 
 
 def package_version() -> str:
-    """The version that is installed."""
+    """Returns the installed version."""
     return version(PACKAGE)
 
 

@@ -1,9 +1,9 @@
 """Text from outside, made safe to print for people.
 
-Titles, holders' names and error texts come from Keepa, from files and from clients. On a
-terminal an ESC sequence in one of them would be executed: it can rename the window, move
-the cursor or hide what stands before it. So whatever is no plain character is shown as its
-code instead, wherever text leaves a process for people.
+Titles, holders' names and error texts come from Keepa, from files and from clients. A
+terminal would execute an ESC sequence in one of them: it can rename the window, move the
+cursor or hide the text before it. So every text for people shows characters that are not
+plain as their codes.
 """
 
 import re
@@ -26,11 +26,11 @@ _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1b": "\\e", "\x07": "
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """*text* with every hidden or acting character shown as its code, an escape of Python's.
+    """Returns *text* with every control or hidden character as its code, a Python escape.
 
     Args:
-        text: Whatever came from outside.
-        lines: Whether *text* has lines of our own: line breaks and tabs stay.
+        text: Text from outside.
+        lines: Whether the project itself broke *text* into lines: line breaks and tabs stay.
     """
     pattern = _HIDDEN_BUT_LINES if lines else _HIDDEN
     return pattern.sub(_code, text)

@@ -10,12 +10,12 @@ never compared. Every enum's zero value is refused as input.
 Every error that the broker itself raises carries the key `tokenbroker-reason` in
 its trailing metadata. An error without it comes from the network, a proxy or gRPC.
 
-  invalid_argument     INVALID_ARGUMENT     a field makes no sense; the message names it
+  invalid_argument     INVALID_ARGUMENT     a field is unusable; the message names it
   lease_not_found      NOT_FOUND            the lease was never granted in this epoch
   lease_conflict       ALREADY_EXISTS       the lease_id is in use with other arguments
   lease_ended          FAILED_PRECONDITION  the lease_id has ended: ask with a new one
   lease_too_old        FAILED_PRECONDITION  the lease has reached its greatest age: make no call
-  limit_reached        RESOURCE_EXHAUSTED   the caller waits for, or holds, all that it may
+  limit_reached        RESOURCE_EXHAUSTED   the caller has reached its limit of waits or leases
   other_key            FAILED_PRECONDITION  client and broker use different upstream keys
   stopping             UNAVAILABLE          the broker shuts down: repeat the request
   no_credentials       UNAUTHENTICATED      the broker serves identities only
@@ -118,7 +118,7 @@ class _DenialReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DenialRe
     DENIAL_REASON_PAUSED: _DenialReason.ValueType  # 3
     """An operator has paused granting."""
     DENIAL_REASON_NOT_SYNCED: _DenialReason.ValueType  # 4
-    """The broker has not yet heard from the upstream since it started."""
+    """The broker has had no answer from the upstream since it started."""
     DENIAL_REASON_BUDGET_EXHAUSTED: _DenialReason.ValueType  # 5
     """The holder's or the operation's budget is used up."""
 
@@ -134,7 +134,7 @@ DENIAL_REASON_TOO_LARGE: DenialReason.ValueType  # 2
 DENIAL_REASON_PAUSED: DenialReason.ValueType  # 3
 """An operator has paused granting."""
 DENIAL_REASON_NOT_SYNCED: DenialReason.ValueType  # 4
-"""The broker has not yet heard from the upstream since it started."""
+"""The broker has had no answer from the upstream since it started."""
 DENIAL_REASON_BUDGET_EXHAUSTED: DenialReason.ValueType  # 5
 """The holder's or the operation's budget is used up."""
 Global___DenialReason: _TypeAlias = DenialReason  # noqa: Y015
@@ -206,7 +206,7 @@ class _LeaseStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseState
     LEASE_STATE_OPEN: _LeaseState.ValueType  # 1
     """Granted and alive."""
     LEASE_STATE_LAPSED: _LeaseState.ValueType  # 2
-    """Its client fell silent or does not know the cost; the hold stays."""
+    """Its client fell silent or could not report the cost; the hold stays."""
     LEASE_STATE_SETTLED: _LeaseState.ValueType  # 3
     """Settled, but the last observation may not include it yet."""
 
@@ -218,7 +218,7 @@ LEASE_STATE_UNSPECIFIED: LeaseState.ValueType  # 0
 LEASE_STATE_OPEN: LeaseState.ValueType  # 1
 """Granted and alive."""
 LEASE_STATE_LAPSED: LeaseState.ValueType  # 2
-"""Its client fell silent or does not know the cost; the hold stays."""
+"""Its client fell silent or could not report the cost; the hold stays."""
 LEASE_STATE_SETTLED: LeaseState.ValueType  # 3
 """Settled, but the last observation may not include it yet."""
 Global___LeaseState: _TypeAlias = LeaseState  # noqa: Y015
@@ -250,12 +250,12 @@ class AcquireLeaseRequest(_message.Message):
     min_units: _builtins.int
     """Least units that are useful; 0 means all or nothing."""
     tokens_per_unit: _builtins.float
-    """What the caller believes one unit costs, in tokens, until costs are learned."""
+    """Assumed cost of one unit, in tokens, until the broker has learned it."""
     priority: Global___Priority.ValueType
     """Class of the request."""
     key_fingerprint: _builtins.str
     """Short hash of the upstream key the client will use; empty skips the check.
-    A mismatch is FAILED_PRECONDITION: another account's tokens are not ours.
+    A mismatch is FAILED_PRECONDITION: the tokens are another account's.
     """
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
@@ -289,7 +289,7 @@ Global___AcquireLeaseRequest: _TypeAlias = AcquireLeaseRequest  # noqa: Y015
 
 @_typing.final
 class AcquireLeaseResponse(_message.Message):
-    """Either tokens or the reason why not."""
+    """Either tokens or the reason for the denial."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,7 +479,7 @@ Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
 
 @_typing.final
 class Envelope(_message.Message):
-    """What the upstream says of its bucket in every reply."""
+    """The state of the upstream's bucket, part of each of its replies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -505,7 +505,7 @@ class Envelope(_message.Message):
 
     @_builtins.property
     def processing_time(self) -> _duration_pb2.Duration:
-        """How long it processed."""
+        """How long it processed the call."""
 
     @_builtins.property
     def refill_in(self) -> _duration_pb2.Duration:
@@ -570,7 +570,7 @@ class SettleLeaseRequest(_message.Message):
 
     @_builtins.property
     def call_duration(self) -> _duration_pb2.Duration:
-        """From sending the call to having its reply."""
+        """Time from sending the call to receiving its reply."""
 
     def __init__(
         self,
@@ -712,7 +712,7 @@ Global___WatchBucketResponse: _TypeAlias = WatchBucketResponse  # noqa: Y015
 
 @_typing.final
 class Bucket(_message.Message):
-    """What an operator looks at. Fields ending in _tokens and the plain counts are tokens."""
+    """The bucket, for operators. Fields ending in _tokens and the plain counts are tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -742,7 +742,7 @@ class Bucket(_message.Message):
     reserved: _builtins.int
     """Held for calls that the last observation may not include."""
     available: _builtins.int
-    """What could be granted now: balance - reserved - floor."""
+    """Tokens that could be granted now: balance - reserved - floor."""
     capacity: _builtins.int
     """Most the bucket holds: 60 refills."""
     refill_rate: _builtins.int
@@ -754,7 +754,7 @@ class Bucket(_message.Message):
     drift_tokens: _builtins.int
     """Last observed minus predicted balance."""
     foreign_tokens: _builtins.int
-    """Spent by somebody else on the same account since the broker started."""
+    """Spent by other programs on the same account since the broker started."""
     open_leases: _builtins.int
     """Leases granted and not yet settled."""
     waiting: _builtins.int
@@ -766,9 +766,9 @@ class Bucket(_message.Message):
     key_fingerprint: _builtins.str
     """Short hash of the upstream key in use."""
     upstream_trouble: _builtins.str
-    """Why the upstream tells no balance, for people; empty while it answers."""
+    """Why the upstream gives no balance, for people; empty while it answers."""
     budgets_trouble: _builtins.str
-    """Why a changed file of budgets is not in force, for people; empty while it is."""
+    """Why a changed file of budgets is rejected, for people; else empty."""
     @_builtins.property
     def next_refill_in(self) -> _duration_pb2.Duration:
         """Time to the next refill."""
@@ -787,7 +787,7 @@ class Bucket(_message.Message):
 
     @_builtins.property
     def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
-        """Budgets in force."""
+        """The present budgets."""
 
     def __init__(
         self,
@@ -862,7 +862,7 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class Observation(_message.Message):
-    """An envelope that the broker believed."""
+    """An envelope that the broker accepted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -943,7 +943,7 @@ class Totals(_message.Message):
     late_settles: _builtins.int
     """Settles that came after the lease had lapsed."""
     expiries: _builtins.int
-    """Leases whose client fell silent."""
+    """Leases that lapsed because the client fell silent."""
     refusals: _builtins.int
     """Calls that the upstream refused (HTTP 429)."""
     spent_tokens: _builtins.int
@@ -980,7 +980,7 @@ Global___Totals: _TypeAlias = Totals  # noqa: Y015
 
 @_typing.final
 class ListLeasesRequest(_message.Message):
-    """Asks for leases and waiters."""
+    """Asks for leases and waiting requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1006,7 +1006,7 @@ Global___ListLeasesRequest: _TypeAlias = ListLeasesRequest  # noqa: Y015
 
 @_typing.final
 class ListLeasesResponse(_message.Message):
-    """Leases first, then waiters."""
+    """Leases first, then waiting requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1021,7 +1021,7 @@ class ListLeasesResponse(_message.Message):
 
     @_builtins.property
     def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
-        """Who waits, next to be served first."""
+        """Waiting requests, next to be served first."""
 
     def __init__(
         self,
@@ -1055,9 +1055,9 @@ class Lease(_message.Message):
     lease_id: _builtins.str
     """The lease."""
     holder: _builtins.str
-    """Who holds it."""
+    """Its holder."""
     operation: _builtins.str
-    """For what."""
+    """Its operation."""
     units: _builtins.int
     """Units granted."""
     tokens: _builtins.int
@@ -1111,9 +1111,9 @@ class Waiting(_message.Message):
     lease_id: _builtins.str
     """The lease asked for."""
     holder: _builtins.str
-    """Who waits."""
+    """Its holder."""
     operation: _builtins.str
-    """For what."""
+    """Its operation."""
     units: _builtins.int
     """Most units wanted."""
     min_units: _builtins.int
@@ -1130,7 +1130,7 @@ class Waiting(_message.Message):
 
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
-        """Expected time until it is served; unset when nobody can tell."""
+        """Expected time until it is served; unset when it is unknown."""
 
     def __init__(
         self,

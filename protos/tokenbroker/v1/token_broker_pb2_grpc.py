@@ -87,9 +87,9 @@ class TokenBrokerServiceServicer:
     """
 
     def AcquireLease(self, request, context):
-        """Reserves tokens before a call, waiting inside the broker until they are
-        there. Idempotent for a given lease_id: a repeat joins the wait or returns
-        the open grant with its remaining TTL. A denial is an answer, not an error.
+        """Reserves tokens before a call; waits inside the broker until they are there.
+        Idempotent for a given lease_id: a repeat joins the wait or returns the
+        open grant with its remaining TTL. A denial is an answer, not an error.
         A wait whose connection breaks keeps its place for 30 s; a repeat of the
         request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
@@ -98,37 +98,37 @@ class TokenBrokerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Heartbeat of an open lease; send it at once after a reconnect, so that a
-        restarted broker learns of the lease.
+        """Heartbeat of an open lease. Send it at once after a reconnect: a restarted
+        broker then adopts the lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SettleLease(self, request, context):
-        """Ends a lease with what the call really cost. Accepted late as well; a
-        replay gets the first answer.
+        """Ends a lease with the real cost of the call. Accepted late as well; a
+        repeat gets the first answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBucket(self, request, context):
-        """The bucket as the broker sees it now.
+        """Returns the bucket as the broker counts it now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchBucket(self, request, context):
-        """The bucket now and again whenever it changes.
+        """Sends the bucket now, and again whenever it changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListLeases(self, request, context):
-        """Open leases, and who waits in the order in which they will be served.
+        """Lists the leases, and the waiting requests in the order of service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +150,7 @@ class TokenBrokerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeGrants(self, request, context):
-        """Takes up granting again.
+        """Resumes granting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

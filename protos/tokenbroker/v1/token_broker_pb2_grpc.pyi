@@ -10,12 +10,12 @@ never compared. Every enum's zero value is refused as input.
 Every error that the broker itself raises carries the key `tokenbroker-reason` in
 its trailing metadata. An error without it comes from the network, a proxy or gRPC.
 
-  invalid_argument     INVALID_ARGUMENT     a field makes no sense; the message names it
+  invalid_argument     INVALID_ARGUMENT     a field is unusable; the message names it
   lease_not_found      NOT_FOUND            the lease was never granted in this epoch
   lease_conflict       ALREADY_EXISTS       the lease_id is in use with other arguments
   lease_ended          FAILED_PRECONDITION  the lease_id has ended: ask with a new one
   lease_too_old        FAILED_PRECONDITION  the lease has reached its greatest age: make no call
-  limit_reached        RESOURCE_EXHAUSTED   the caller waits for, or holds, all that it may
+  limit_reached        RESOURCE_EXHAUSTED   the caller has reached its limit of waits or leases
   other_key            FAILED_PRECONDITION  client and broker use different upstream keys
   stopping             UNAVAILABLE          the broker shuts down: repeat the request
   no_credentials       UNAUTHENTICATED      the broker serves identities only
@@ -56,26 +56,26 @@ class TokenBrokerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TokenBrokerServiceAsyncStub: ...
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.AcquireLeaseRequest, _token_broker_pb2.AcquireLeaseResponse]
-    """Reserves tokens before a call, waiting inside the broker until they are
-    there. Idempotent for a given lease_id: a repeat joins the wait or returns
-    the open grant with its remaining TTL. A denial is an answer, not an error.
+    """Reserves tokens before a call; waits inside the broker until they are there.
+    Idempotent for a given lease_id: a repeat joins the wait or returns the
+    open grant with its remaining TTL. A denial is an answer, not an error.
     A wait whose connection breaks keeps its place for 30 s; a repeat of the
     request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]
-    """Heartbeat of an open lease; send it at once after a reconnect, so that a
-    restarted broker learns of the lease.
+    """Heartbeat of an open lease. Send it at once after a reconnect: a restarted
+    broker then adopts the lease.
     """
     SettleLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.SettleLeaseRequest, _token_broker_pb2.SettleLeaseResponse]
-    """Ends a lease with what the call really cost. Accepted late as well; a
-    replay gets the first answer.
+    """Ends a lease with the real cost of the call. Accepted late as well; a
+    repeat gets the first answer.
     """
     GetBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.GetBucketRequest, _token_broker_pb2.GetBucketResponse]
-    """The bucket as the broker sees it now."""
+    """Returns the bucket as the broker counts it now."""
     WatchBucket: _grpc.UnaryStreamMultiCallable[_token_broker_pb2.WatchBucketRequest, _token_broker_pb2.WatchBucketResponse]
-    """The bucket now and again whenever it changes."""
+    """Sends the bucket now, and again whenever it changes."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ListLeasesRequest, _token_broker_pb2.ListLeasesResponse]
-    """Open leases, and who waits in the order in which they will be served."""
+    """Lists the leases, and the waiting requests in the order of service."""
     SyncBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]
@@ -83,7 +83,7 @@ class TokenBrokerServiceStub:
     go on; requests wait.
     """
     ResumeGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ResumeGrantsRequest, _token_broker_pb2.ResumeGrantsResponse]
-    """Takes up granting again."""
+    """Resumes granting."""
 
 @_typing.type_check_only
 class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
@@ -91,26 +91,26 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcquireLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.AcquireLeaseRequest, _token_broker_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
-    """Reserves tokens before a call, waiting inside the broker until they are
-    there. Idempotent for a given lease_id: a repeat joins the wait or returns
-    the open grant with its remaining TTL. A denial is an answer, not an error.
+    """Reserves tokens before a call; waits inside the broker until they are there.
+    Idempotent for a given lease_id: a repeat joins the wait or returns the
+    open grant with its remaining TTL. A denial is an answer, not an error.
     A wait whose connection breaks keeps its place for 30 s; a repeat of the
     request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]  # type: ignore[assignment]
-    """Heartbeat of an open lease; send it at once after a reconnect, so that a
-    restarted broker learns of the lease.
+    """Heartbeat of an open lease. Send it at once after a reconnect: a restarted
+    broker then adopts the lease.
     """
     SettleLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.SettleLeaseRequest, _token_broker_pb2.SettleLeaseResponse]  # type: ignore[assignment]
-    """Ends a lease with what the call really cost. Accepted late as well; a
-    replay gets the first answer.
+    """Ends a lease with the real cost of the call. Accepted late as well; a
+    repeat gets the first answer.
     """
     GetBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.GetBucketRequest, _token_broker_pb2.GetBucketResponse]  # type: ignore[assignment]
-    """The bucket as the broker sees it now."""
+    """Returns the bucket as the broker counts it now."""
     WatchBucket: _aio.UnaryStreamMultiCallable[_token_broker_pb2.WatchBucketRequest, _token_broker_pb2.WatchBucketResponse]  # type: ignore[assignment]
-    """The bucket now and again whenever it changes."""
+    """Sends the bucket now, and again whenever it changes."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ListLeasesRequest, _token_broker_pb2.ListLeasesResponse]  # type: ignore[assignment]
-    """Open leases, and who waits in the order in which they will be served."""
+    """Lists the leases, and the waiting requests in the order of service."""
     SyncBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]  # type: ignore[assignment]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]  # type: ignore[assignment]
@@ -118,7 +118,7 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     go on; requests wait.
     """
     ResumeGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ResumeGrantsRequest, _token_broker_pb2.ResumeGrantsResponse]  # type: ignore[assignment]
-    """Takes up granting again."""
+    """Resumes granting."""
 
 class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Grants leases on the upstream account's token bucket."""
@@ -129,9 +129,9 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.AcquireLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.AcquireLeaseResponse, _abc.Awaitable[_token_broker_pb2.AcquireLeaseResponse]]:
-        """Reserves tokens before a call, waiting inside the broker until they are
-        there. Idempotent for a given lease_id: a repeat joins the wait or returns
-        the open grant with its remaining TTL. A denial is an answer, not an error.
+        """Reserves tokens before a call; waits inside the broker until they are there.
+        Idempotent for a given lease_id: a repeat joins the wait or returns the
+        open grant with its remaining TTL. A denial is an answer, not an error.
         A wait whose connection breaks keeps its place for 30 s; a repeat of the
         request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
@@ -142,8 +142,8 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.RenewLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.RenewLeaseResponse, _abc.Awaitable[_token_broker_pb2.RenewLeaseResponse]]:
-        """Heartbeat of an open lease; send it at once after a reconnect, so that a
-        restarted broker learns of the lease.
+        """Heartbeat of an open lease. Send it at once after a reconnect: a restarted
+        broker then adopts the lease.
         """
 
     @_abc_1.abstractmethod
@@ -152,8 +152,8 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.SettleLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.SettleLeaseResponse, _abc.Awaitable[_token_broker_pb2.SettleLeaseResponse]]:
-        """Ends a lease with what the call really cost. Accepted late as well; a
-        replay gets the first answer.
+        """Ends a lease with the real cost of the call. Accepted late as well; a
+        repeat gets the first answer.
         """
 
     @_abc_1.abstractmethod
@@ -162,7 +162,7 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.GetBucketRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.GetBucketResponse, _abc.Awaitable[_token_broker_pb2.GetBucketResponse]]:
-        """The bucket as the broker sees it now."""
+        """Returns the bucket as the broker counts it now."""
 
     @_abc_1.abstractmethod
     def WatchBucket(
@@ -170,7 +170,7 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.WatchBucketRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_token_broker_pb2.WatchBucketResponse], _abc.AsyncIterator[_token_broker_pb2.WatchBucketResponse]]:
-        """The bucket now and again whenever it changes."""
+        """Sends the bucket now, and again whenever it changes."""
 
     @_abc_1.abstractmethod
     def ListLeases(
@@ -178,7 +178,7 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.ListLeasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.ListLeasesResponse, _abc.Awaitable[_token_broker_pb2.ListLeasesResponse]]:
-        """Open leases, and who waits in the order in which they will be served."""
+        """Lists the leases, and the waiting requests in the order of service."""
 
     @_abc_1.abstractmethod
     def SyncBucket(
@@ -204,6 +204,6 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_broker_pb2.ResumeGrantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.ResumeGrantsResponse, _abc.Awaitable[_token_broker_pb2.ResumeGrantsResponse]]:
-        """Takes up granting again."""
+        """Resumes granting."""
 
 def add_TokenBrokerServiceServicer_to_server(servicer: TokenBrokerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
