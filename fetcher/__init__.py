@@ -1,3 +1,3 @@
 """Stateless fetchers: lease, call, settle, write."""
 
-import protos  # noqa: F401 - before grpc, whose core it quiets
+import protos  # noqa: F401 - before grpc: it quiets grpc's core

@@ -114,7 +114,7 @@ class AsyncBrokerClient:
     ) -> AsyncIterator[AsyncLease]:
         """Hold tokens for one call; see `BrokerClient.lease`.
 
-        A cancelled wait leaves no hold; a lease whose block is cancelled is settled.
+        A cancelled wait leaves no hold; the end of a cancelled block settles its lease.
 
         Raises:
             LeaseDeniedError: The broker denied the lease; the error has the time to retry.

@@ -8,7 +8,6 @@ from datetime import timedelta
 from enum import Enum
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from fetcher.broker_client.tracing import trace_context
 from fetcher.replies.envelope import Envelope
@@ -58,8 +57,15 @@ class Settlement:
             tokens=self.terms.tokens,
             outcome=self.outcome,
         )
-        if self.envelope is not None:
-            message.envelope.CopyFrom(_envelope(self.envelope, now_s - self.ended_at_s))
+        if (envelope := self.envelope) is not None:
+            message.envelope.server_time.FromMilliseconds(envelope.server_time_ms)
+            message.envelope.processing_time.CopyFrom(duration(envelope.processing_ms / 1000))
+            message.envelope.tokens_left = envelope.tokens_left
+            message.envelope.tokens_consumed = envelope.tokens_consumed
+            message.envelope.refill_in.CopyFrom(duration(envelope.refill_in_ms / 1000))
+            message.envelope.refill_rate = envelope.refill_rate
+            message.envelope.token_flow_reduction = envelope.token_flow_reduction
+            message.envelope.age.CopyFrom(duration(now_s - self.ended_at_s))
         if self.call_duration_s is not None:
             message.call_duration.CopyFrom(duration(self.call_duration_s))
         return message
@@ -190,18 +196,3 @@ def duration(value_s: float) -> Duration:
 def seconds(message: Duration) -> float:
     """Returns a Duration in seconds."""
     return message.seconds + message.nanos / 1e9
-
-
-def _envelope(envelope: Envelope, age_s: float) -> pb.Envelope:
-    server_time = Timestamp()
-    server_time.FromMilliseconds(envelope.server_time_ms)
-    return pb.Envelope(
-        server_time=server_time,
-        processing_time=duration(envelope.processing_ms / 1000),
-        tokens_left=envelope.tokens_left,
-        tokens_consumed=envelope.tokens_consumed,
-        refill_in=duration(envelope.refill_in_ms / 1000),
-        refill_rate=envelope.refill_rate,
-        token_flow_reduction=envelope.token_flow_reduction,
-        age=duration(age_s),
-    )

@@ -42,10 +42,19 @@ def explain_deal(database_url: str, asin: str, *, output: Format) -> int:
 
 def _print(story: Mapping[str, list[Row]]) -> None:
     for listing in story["listings"]:
-        _print_listing(listing)
+        site = DOMAINS.get(listing["domain_id"], listing["domain_id"])
+        print_line(f"{listing['asin']} on {site}: {listing['title'] or 'no title'}")
+        print_line(
+            f"  rank {_or_unknown(listing['rank'])}, reviews {_or_unknown(listing['reviews'])}, "
+            f"first seen {when(listing['first_seen'])}, last served {when(listing['reply_time'])}"
+        )
         for deal in story["deals"]:
             if deal["domain_id"] == listing["domain_id"]:
-                _print_deal(deal)
+                print_line(
+                    f"  {PRICE_TYPES[deal['price_type']]} {_or_unknown(value_of(deal))}: "
+                    f"created {when(deal['creation_time'])}, updated {when(deal['last_update'])}, "
+                    f"last served {when(deal['reply_time'])}"
+                )
     for verdict in story["verdicts"]:
         _print_verdict(verdict)
     if not story["verdicts"]:
@@ -55,23 +64,6 @@ def _print(story: Mapping[str, list[Row]]) -> None:
         print_line(f"  details ({details['operation']}): {details['state']}{error}")
     rows = [_change(row) for row in story["changes"]]
     print_rows("Changes", rows, Format.TABLE)
-
-
-def _print_listing(listing: Row) -> None:
-    site = DOMAINS.get(listing["domain_id"], listing["domain_id"])
-    print_line(f"{listing['asin']} on {site}: {listing['title'] or 'no title'}")
-    print_line(
-        f"  rank {_or_unknown(listing['rank'])}, reviews {_or_unknown(listing['reviews'])}, "
-        f"first seen {when(listing['first_seen'])}, last served {when(listing['reply_time'])}"
-    )
-
-
-def _print_deal(deal: Row) -> None:
-    print_line(
-        f"  {PRICE_TYPES[deal['price_type']]} {_or_unknown(value_of(deal))}: "
-        f"created {when(deal['creation_time'])}, updated {when(deal['last_update'])}, "
-        f"last served {when(deal['reply_time'])}"
-    )
 
 
 def _print_verdict(verdict: Row) -> None:

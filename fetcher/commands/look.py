@@ -1,6 +1,7 @@
 """Listings of the collection: scans, deals, rejections."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -45,7 +46,10 @@ def show_rejections(
         states = count_states(connection, query=query, since=since)
         rules = count_rejections(connection, query=query, since=since)
     if output is Format.JSON:
-        print_json([{**row, "rules": _rules_of(row, rules)} for row in states])
+        by_query: dict[str, list[Row]] = defaultdict(list)
+        for rule in rules:
+            by_query[rule.pop("query")].append(rule)
+        print_json([{**row, "rules": by_query[row["query"]]} for row in states])
         return
     print_rows("Verdicts", states, output)
     print_rows("Rules against rejected deals (a deal counts for each)", rules, output)
@@ -72,14 +76,6 @@ def _scan_for_people(row: Mapping[str, Any], now: datetime, *, wide: bool) -> Ro
         "rows": row["rows"],
         "watermark's age": age(row["watermark"], now),
     }
-
-
-def _rules_of(state: Row, rules: Iterable[Row]) -> list[Row]:
-    return [
-        {key: value for key, value in rule.items() if key != "query"}
-        for rule in rules
-        if rule["query"] == state["query"]
-    ]
 
 
 def _deal_for_people(row: Mapping[str, Any]) -> Row:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line, when
-from fetcher.postgres.database import Connection, connect
+from fetcher.postgres.database import connect
 from fetcher.postgres.retention import STATEMENTS, last_page, prune_some
 
 
@@ -21,20 +21,14 @@ def prune_database(database_url: str, *, days: int, force: bool, output: Format)
                 " collection stands still old rows are the only ones (--force deletes anyway)"
             )
             return EXIT_FAILED
-        deleted = {what: _prune(connection, what, timedelta(days=days)) for what in STATEMENTS}
+        deleted = dict.fromkeys(STATEMENTS, 0)
+        for what in STATEMENTS:
+            while count := prune_some(connection, what, timedelta(days=days)):
+                # A transaction per batch: fetchers never wait for a long one.
+                connection.commit()
+                deleted[what] += count
     if output is Format.JSON:
         print_json(deleted)
     else:
         print_line(f"deleted: {', '.join(f'{count} {what}' for what, count in deleted.items())}")
     return EXIT_OK
-
-
-def _prune(connection: Connection, what: str, older_than: timedelta) -> int:
-    total = 0
-    while True:
-        count = prune_some(connection, what, older_than)
-        # A transaction per batch: fetchers never wait for a long one.
-        connection.commit()
-        total += count
-        if not count:
-            return total

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line
-from fetcher.queries.query import DealQuery
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.units import currency_code
 from protos.process.settings import SettingsError
@@ -19,7 +18,22 @@ def check_queries(folder: Path, *, output: Format) -> int:
     if output is Format.JSON:
         print_json(
             {
-                "queries": [_query(query) for query in book.queries],
+                "queries": [
+                    {
+                        "name": query.name,
+                        "selection_hash": query.selection_hash,
+                        "sort": query.sort_words,
+                        "priority": query.priority,
+                        "interval_ms": query.interval_ms,
+                        "max_pages": query.max_pages,
+                        "cost_per_scan": query.cost_per_scan,
+                        "rules": query.rules.words(query.domain_id),
+                        "currency": currency_code(query.domain_id),
+                        "warnings": query.warnings,
+                        "words": query.explain(),
+                    }
+                    for query in book.queries
+                ],
                 "errors": [
                     {"query": error.query, "key": error.key, "reason": error.reason}
                     for error in book.errors
@@ -36,19 +50,3 @@ def check_queries(folder: Path, *, output: Format) -> int:
     if not book.queries and not book.errors:
         raise SettingsError([f"QUERIES: {folder.absolute()} holds no *.json file"])
     return EXIT_FAILED if book.errors else EXIT_OK
-
-
-def _query(query: DealQuery) -> dict[str, object]:
-    return {
-        "name": query.name,
-        "selection_hash": query.selection_hash,
-        "sort": query.sort_words,
-        "priority": query.priority,
-        "interval_ms": query.interval_ms,
-        "max_pages": query.max_pages,
-        "cost_per_scan": query.cost_per_scan,
-        "rules": list(query.rules.words(query.domain_id)),
-        "currency": currency_code(query.domain_id),
-        "warnings": list(query.warnings),
-        "words": query.explain(),
-    }

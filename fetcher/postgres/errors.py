@@ -42,7 +42,7 @@ AWAY_CLASSES: Final = frozenset({
 })  # fmt: skip
 AWAY_CODES: Final = frozenset({
     "0A000",  # "cached plan must not change result type": a migration ran meanwhile
-    "25006",  # read-only: a standby, or a managed server whose disk is full
+    "25006",  # read-only: a standby, or a managed server with a full disk
     "25P03",  # the transaction was idle for too long; the server closed the connection
     "25P04",  # the transaction took too long
     "26000",  # the prepared statement is another connection's: a pooler in between
@@ -112,7 +112,10 @@ def explained(error: psycopg.Error) -> DatabaseError:
             remedies = (remedy for part, remedy in REMEDIES.items() if part in text)
             return DatabaseAwayError(text, next(remedies, LOOK))
         case Trouble.NOT_SET_UP:
-            return DatabaseNotSetUpError(text, _missing(error))
+            if error.sqlstate in MIGRATE_CODES:
+                return DatabaseNotSetUpError(text, MIGRATE)
+            concerns_schema = error.sqlstate == "3F000" or "schema" in text
+            return DatabaseNotSetUpError(text, GRANT_SCHEMA if concerns_schema else GRANT)
     return DatabaseRefusedError(f"{text} (SQLSTATE {error.sqlstate})")
 
 
@@ -120,10 +123,3 @@ def summary(error: psycopg.Error) -> str:
     """Returns the first line of *error*: the rest quotes statements and hints."""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _missing(error: psycopg.Error) -> str:
-    if error.sqlstate in MIGRATE_CODES:
-        return MIGRATE
-    concerns_schema = error.sqlstate == "3F000" or "schema" in summary(error)
-    return GRANT_SCHEMA if concerns_schema else GRANT

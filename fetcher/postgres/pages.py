@@ -143,7 +143,7 @@ def claim_page(
 ) -> PageClaim | None:
     """Claim the most urgent page of *queries* for *ttl_s* seconds; None if there is none.
 
-    With *take_over* also a page whose claim has expired.
+    With *take_over* also a page with an expired claim.
     """
     values = _asked(queries) | {"holder": holder, "ttl_s": ttl_s, "take_over": take_over}
     with connection.cursor(row_factory=class_row(PageClaim)) as cursor:

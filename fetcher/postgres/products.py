@@ -162,7 +162,7 @@ def claim_products(
 ) -> list[ProductClaim]:
     """Claim up to *units* products for one call, for *ttl_s* seconds; in order of ASIN.
 
-    With *take_over* also products whose claim has expired.
+    With *take_over* also products with expired claims.
     """
     values = _asked(request) | {
         "units": units,

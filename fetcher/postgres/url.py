@@ -52,7 +52,14 @@ def check_database_url(text: str) -> str:
         raise ValueError("holds blanks or control characters: write them as %20 and the like")
     if STRAY_PERCENT.search(text):
         raise ValueError("holds a % that begins no %XX: write %25 for a % in the password")
-    _check_delimiters(text.partition("://")[2])
+    rest = text.partition("://")[2]
+    # An @, / or ? within the password ends it for libpq.
+    place = "write %40 for @, %2F for / and %3F for ? in user, password and options"
+    if rest.count("@") > 1:
+        raise ValueError(f"holds more than one @: {place}")
+    userinfo, at, _ = rest.partition("@")
+    if at and ("/" in userinfo or "?" in userinfo):
+        raise ValueError(f"holds a / or ? before the @: {place}")
     try:
         options = conninfo_to_dict(text)
     except psycopg.ProgrammingError:
@@ -80,22 +87,17 @@ def secrets_of(text: str) -> Iterator[str]:
         yield unquote(password)
 
 
-def _check_delimiters(rest: str) -> None:
-    """Rejects an @, / or ? within the password: for libpq it ends the password."""
-    place = "write %40 for @, %2F for / and %3F for ? in user, password and options"
-    if rest.count("@") > 1:
-        raise ValueError(f"holds more than one @: {place}")
-    userinfo, at, _ = rest.partition("@")
-    if at and ("/" in userinfo or "?" in userinfo):
-        raise ValueError(f"holds a / or ? before the @: {place}")
-
-
 def _check_options(options: Mapping[str, object]) -> None:
     hosts = str(options.get("host") or "").split(",")
     ports = str(options.get("port") or "").split(",")
     addresses = str(options.get("hostaddr") or "").split(",")
     place = "after the @ stands host:port, or several of them with commas between"
-    if not all(_is_host(host) for host in hosts) or not all(map(_is_address, addresses)):
+    # A host may also be the folder of the server's socket, or an abstract socket.
+    are_hosts = all(
+        host.startswith(("/", "@")) or HOST_NAME.fullmatch(host) or _is_address(host)
+        for host in hosts
+    )
+    if not are_hosts or not all(map(_is_address, addresses)):
         raise ValueError(f"holds no valid host: {place}")
     if not all(
         not port or (port.isascii() and port.isdecimal() and 0 < int(port) <= PORT_MAX)
@@ -108,11 +110,6 @@ def _check_options(options: Mapping[str, object]) -> None:
     for name, choices in CHOICES.items():
         if (value := options.get(name)) is not None and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}")
-
-
-def _is_host(text: str) -> bool:
-    # Or the folder of the server's socket, or an abstract socket.
-    return text.startswith(("/", "@")) or bool(HOST_NAME.fullmatch(text)) or _is_address(text)
 
 
 def _is_address(text: str) -> bool:

@@ -183,7 +183,11 @@ def parse_query(name: str, text: str) -> DealQuery:
 
 
 def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
-    head = Section(_split(written))
+    if "selection" not in written:
+        if strays := [key for key in written if key in HEAD_KEYS]:
+            raise BadKeyError(strays[0], 'put Keepa\'s own JSON under "selection" beside this key')
+        written = {"selection": written}
+    head = Section(written)
     head.allow_only(HEAD_KEYS)
     selection = Section(head.value("selection"), "selection")
     asked = _asked(head, cast("Mapping[str, object]", head.value("selection")))
@@ -197,7 +201,16 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
     name = head.value("name") if head.has("name") else stem
     if not isinstance(name, str) or not _NAME.match(name):
         raise BadKeyError("name", "write up to 63 letters, digits, dots, dashes or underscores")
-    interval_ms = _interval_ms(head)
+    interval_ms = None
+    if head.value("interval") != "adaptive":
+        interval_ms = head.duration_ms("interval", least_ms=INTERVAL_LEAST_MS, most_ms=7 * DAY_MS)
+    full_scan_every_ms = None
+    if head.value("full_scan_every") != "never":
+        full_scan_every_ms = FULL_SCAN_EVERY_MS
+        if head.has("full_scan_every"):
+            full_scan_every_ms = head.duration_ms(
+                "full_scan_every", least_ms=FULL_SCAN_LEAST_MS, most_ms=30 * DAY_MS
+            )
     warnings = keepa_selection.selection_warnings(asked)
     if (interval_ms or CACHE_MS) < CACHE_MS:
         words = duration_words(CACHE_MS)
@@ -213,21 +226,12 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
         interval_ms=interval_ms,
         priority=cast("Priority", head.choice("priority", PRIORITIES) or "normal"),
         max_pages=head.whole("max_pages", least=1, most=PAGES_MAX),
-        full_scan_every_ms=_full_scan_every_ms(head),
+        full_scan_every_ms=full_scan_every_ms,
         rules=rules,
         enrichment=enrichment,
         selection_hash=keepa_selection.selection_hash(asked),
         warnings=warnings,
     )
-
-
-def _split(written: Mapping[str, object]) -> Mapping[str, object]:
-    """Returns the file as a head with a selection; a file has either of two forms."""
-    if "selection" in written:
-        return written
-    if strays := [key for key in written if key in HEAD_KEYS]:
-        raise BadKeyError(strays[0], 'put Keepa\'s own JSON under "selection" beside this key')
-    return {"selection": written}
 
 
 def _asked(head: Section, selection: Mapping[str, object]) -> dict[str, object]:
@@ -238,21 +242,6 @@ def _asked(head: Section, selection: Mapping[str, object]) -> dict[str, object]:
     if sort not in SORT_MEANINGS:
         raise BadKeyError("sort", f"write one of {', '.join(map(str, SORT_MEANINGS))}")
     return {**selection, "sortType": sort}
-
-
-def _interval_ms(head: Section) -> int | None:
-    if head.value("interval") == "adaptive":
-        return None
-    return head.duration_ms("interval", least_ms=INTERVAL_LEAST_MS, most_ms=7 * DAY_MS)
-
-
-def _full_scan_every_ms(head: Section) -> int | None:
-    if head.value("full_scan_every") == "never":
-        return None
-    every_ms = head.duration_ms(
-        "full_scan_every", least_ms=FULL_SCAN_LEAST_MS, most_ms=30 * DAY_MS
-    )
-    return every_ms or FULL_SCAN_EVERY_MS
 
 
 def _costs(head: Section) -> ProfitCosts:

@@ -188,6 +188,10 @@ def _read_deal(
     root = record.positive("rootCat", limit=INT64_MAX)
     # Amazon's price is the one in which "none" is an answer.
     amazon = record.signed("current", AMAZON)
+    rating = record.count("current", RATING)
+    if rating is not None and rating > RATING_MAX:
+        record.note("rating", "absurd number")
+        rating = None
     return Deal(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -208,7 +212,7 @@ def _read_deal(
         amazon_offers=None if amazon is None or amazon < NO_OFFER else amazon != NO_OFFER,
         buy_box_minor=record.count("current", BUY_BOX),
         rank=record.positive("current", SALES_RANK),
-        rating=_rating(record),
+        rating=rating,
         reviews=record.count("current", COUNT_REVIEWS),
         new_offers=record.count("current", COUNT_NEW),
         used_offers=record.count("current", COUNT_USED),
@@ -230,14 +234,6 @@ def _drop(drop: int | None, value: int | None, average: int | None) -> int | Non
     if drop in NO_DATA and (average is None or average - value != drop):
         return None
     return drop
-
-
-def _rating(record: Record) -> int | None:
-    rating = record.count("current", RATING)
-    if rating is not None and rating > RATING_MAX:
-        record.note("rating", "absurd number")
-        return None
-    return rating
 
 
 def _required_time(record: Record, name: str) -> int | None:

@@ -51,7 +51,10 @@ class Envelope:
         tokens_consumed = _whole(body.get("tokensConsumed", 0), TOKENS_MAX)
         refill_in_ms = _whole(body.get("refillIn"), DURATION_MS_MAX)
         refill_rate = _whole(body.get("refillRate"), TOKENS_MAX)
-        reduction = _amount(body.get("tokenFlowReduction", 0.0))
+        reduction = body.get("tokenFlowReduction", 0.0)
+        is_number = isinstance(reduction, int | float) and not isinstance(reduction, bool)
+        if not is_number or not 0 <= reduction <= TOKENS_MAX:
+            reduction = None
         others = (processing_ms, tokens_consumed, refill_in_ms, refill_rate, reduction)
         return cls(
             server_time_ms=server_time_ms,
@@ -60,7 +63,7 @@ class Envelope:
             tokens_consumed=tokens_consumed or 0,
             refill_in_ms=refill_in_ms or 0,
             refill_rate=0 if None in others else refill_rate or 0,
-            token_flow_reduction=reduction or 0.0,
+            token_flow_reduction=float(reduction or 0.0),
         )
 
     @property
@@ -76,9 +79,3 @@ def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
 
 def _whole(value: object, most: int) -> int | None:
     return value if _is_whole(value, 0, most) else None
-
-
-def _amount(value: object) -> float | None:
-    if type(value) not in {int, float} or not 0 <= value <= TOKENS_MAX:  # type: ignore[operator]  # a number by then
-        return None
-    return float(value)  # type: ignore[arg-type]  # likewise

@@ -158,6 +158,11 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
     # Here -1 is a real "no".
     availability = record.signed("availabilityAmazon")
     rating = record.count("stats", "current", RATING)
+    # The price with shipping is in either of two fields.
+    buy_box_minor = record.count("stats", "current", BUY_BOX)
+    buy_box_price = record.count("stats", "buyBoxPrice")
+    if buy_box_minor is None and buy_box_price is not None:
+        buy_box_minor = buy_box_price + (record.count("stats", "buyBoxShipping") or 0)
     return Product(
         domain_id=domain_id,
         asin=str(row["asin"]),
@@ -173,7 +178,7 @@ def _read_product(row: Mapping[str, object], domain_id: int, oddities: Counter[s
         amazon_offers=None if availability is None else availability != AVAILABLE_NOT,
         new_minor=record.count("stats", "current", NEW),
         new_average_90_minor=record.count("stats", "avg90", NEW),
-        buy_box_minor=_buy_box(record),
+        buy_box_minor=buy_box_minor,
         buy_box_average_90_minor=record.count("stats", "avg90", BUY_BOX),
         buy_box_is_amazon=record.flag("stats", "buyBoxIsAmazon"),
         rank=record.positive("stats", "current", SALES_RANK),
@@ -202,15 +207,6 @@ def _referral_bp(record: Record) -> int | None:
         if not isinstance(percent, Number) or percent not in (-1, -2):
             record.note(name, "absurd number")
     return None
-
-
-def _buy_box(record: Record) -> int | None:
-    """Returns the price of the buy box with shipping, from the field that is filled."""
-    listed = record.count("stats", "current", BUY_BOX)
-    price = record.count("stats", "buyBoxPrice")
-    if listed is not None or price is None:
-        return listed
-    return price + (record.count("stats", "buyBoxShipping") or 0)
 
 
 def _sellers(record: Record) -> int | None:

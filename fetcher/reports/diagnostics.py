@@ -1,6 +1,6 @@
 """The checks of `dealfetcher doctor`: one finding per line, each with its remedy."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -15,7 +15,6 @@ from fetcher.postgres.database import Connection, connect
 from fetcher.postgres.errors import GRANT, MIGRATE
 from fetcher.postgres.schema import applied_migrations, known_migrations, known_tables
 from fetcher.query_folder import QueryFolder
-from fetcher.replies.envelope import Envelope
 from fetcher.replies.units import span_words
 from fetcher.scans.page_facts import STALE_AFTER_MS
 from fetcher.settings import Settings
@@ -86,7 +85,14 @@ def _examine_tokens(settings: Settings) -> Iterator[Finding]:
         remedy = "start it with tokenbroker serve, or set BROKER_ADDRESS"
         yield Finding("broker", State.FAILED, str(exc), remedy)
     else:
-        yield _broker_finding(bucket, api_key)
+        text = f"{bucket.state}, {bucket.available} tokens available, {bucket.waiting} waiting"
+        if api_key is not None and bucket.key_fingerprint not in {"", key_fingerprint(api_key)}:
+            remedy = "give broker and fetchers the same KEEPA_API_KEY"
+            yield Finding("broker", State.FAILED, "it counts for another key", remedy)
+        elif bucket.state != "serving":
+            yield Finding("broker", State.WARNING, text, "see tokenbroker status")
+        else:
+            yield Finding("broker", State.OK, text)
     if api_key is not None:
         yield from _examine_keepa(settings, api_key, bucket)
     elif unreadable is not None:
@@ -104,16 +110,6 @@ def _no_key_finding(settings: Settings, bucket: BucketView | None) -> Finding:
         text = "none is set here, and KEEPA_BASE_URL names no Keepa that asks for one"
         return Finding("key", State.OK, text)
     return Finding("key", State.FAILED, "KEEPA_API_KEY is not set", MISSING_KEY)
-
-
-def _broker_finding(bucket: BucketView, api_key: str | None) -> Finding:
-    text = f"{bucket.state}, {bucket.available} tokens available, {bucket.waiting} waiting"
-    if api_key is not None and bucket.key_fingerprint not in {"", key_fingerprint(api_key)}:
-        remedy = "give broker and fetchers the same KEEPA_API_KEY"
-        return Finding("broker", State.FAILED, "it counts for another key", remedy)
-    if bucket.state != "serving":
-        return Finding("broker", State.WARNING, text, "see tokenbroker status")
-    return Finding("broker", State.OK, text)
 
 
 def _examine_keepa(
@@ -137,19 +133,14 @@ def _examine_keepa(
     text = f"{envelope.tokens_left} tokens left, {envelope.refill_rate} a tick"
     yield Finding("Keepa", State.OK, text)
     if bucket is not None:
-        yield _count_finding(bucket, envelope)
-
-
-def _count_finding(bucket: BucketView, envelope: Envelope) -> Finding:
-    """Compares the broker's count with Keepa's; calls in flight may explain a difference."""
-    difference = envelope.tokens_left - bucket.balance
-    # Between the two requests a call may be charged, or a refill may come.
-    explained = bucket.reserved + envelope.refill_rate
-    text = f"broker {bucket.balance}, Keepa {envelope.tokens_left}"
-    if abs(difference) <= explained:
-        return Finding("count", State.OK, text)
-    remedy = "tokenbroker sync; if it returns, another program uses the key"
-    return Finding("count", State.WARNING, text, remedy)
+        text = f"broker {bucket.balance}, Keepa {envelope.tokens_left}"
+        # Between the two requests a call may be charged, or a refill may come.
+        explained = bucket.reserved + envelope.refill_rate
+        if abs(envelope.tokens_left - bucket.balance) <= explained:
+            yield Finding("count", State.OK, text)
+        else:
+            remedy = "tokenbroker sync; if it returns, another program uses the key"
+            yield Finding("count", State.WARNING, text, remedy)
 
 
 def _examine_database(settings: Settings) -> Iterator[Finding]:
@@ -193,7 +184,18 @@ def _examine_collection(connection: Connection) -> Iterator[Finding]:
     remedy = "start a fetcher: dealfetcher run" if expired else ""
     text = f"{stuck['ready']} pages and {stuck['wanted']} products wait, {expired} claims expired"
     yield Finding("work", State.WARNING if expired else State.OK, text, remedy)
-    yield from _workers(health.workers(connection))
+    rows = health.workers(connection)
+    if all(row["seen_ago_s"] >= ALIVE_S for row in rows):
+        yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
+    for row in rows:
+        name = f"{row['holder']} {row['version']}"
+        if row["seen_ago_s"] < ALIVE_S:
+            yield Finding("fetchers", State.OK, f"{name}: {row['doing']}")
+        else:
+            # A fetcher that has not left was killed, or can't do its work.
+            text = f"{name} has not worked for {span_words(row['seen_ago_s'])}: {row['doing']}"
+            remedy = "if it still runs, its log names the cause; restart it"
+            yield Finding("fetchers", State.WARNING, text, remedy)
 
 
 def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
@@ -218,21 +220,6 @@ def _freshness(row: dict[str, Any]) -> Iterator[Finding]:
     if row["gaps"]:
         text = f"{row['gaps']} gaps wait to be read"
         yield Finding(subject, State.WARNING, text, "raise max_pages, or give it more tokens")
-
-
-def _workers(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
-    alive = [row for row in rows if row["seen_ago_s"] < ALIVE_S]
-    if not alive:
-        yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
-    for row in rows:
-        name = f"{row['holder']} {row['version']}"
-        if row in alive:
-            yield Finding("fetchers", State.OK, f"{name}: {row['doing']}")
-        else:
-            # A fetcher that has not left was killed, or can't do its work.
-            text = f"{name} has not worked for {span_words(row['seen_ago_s'])}: {row['doing']}"
-            remedy = "if it still runs, its log names the cause; restart it"
-            yield Finding("fetchers", State.WARNING, text, remedy)
 
 
 def _names(migrations: Iterable[str]) -> str:

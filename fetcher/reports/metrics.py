@@ -161,7 +161,7 @@ class CollectionCollector(Collector):
         pages = {"ready": latest.pages.ready, "claimed": latest.pages.claimed}
         yield _by_label("open_pages", "Pages of running scans still to be read.", "state", pages)
         yield from _of_queries(latest)
-        yield from _of_reading(latest)
+
         yield from _of_verdicts(latest)
 
 
@@ -178,9 +178,6 @@ def _of_queries(latest: Measurement) -> Iterator[Metric]:
         query.name: (query.interval_ms or LONGEST_INTERVAL_MS) / 1000 for query in latest.queries
     }
     yield _by_query("query_interval_seconds", "Longest time wanted between scans.", intervals)
-
-
-def _of_reading(latest: Measurement) -> Iterator[Metric]:
     rows = {hour.query: hour.rows for hour in latest.reading}
     yield _by_query("hour_rows", "Deals read and written within an hour.", rows)
     new_deals = {hour.query: hour.new_deals for hour in latest.reading}

@@ -7,7 +7,7 @@ page, and over the border to the page before it.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final, Literal
 
 from fetcher.replies.deals import Deal
@@ -136,7 +136,10 @@ def measure_order(deals: Sequence[Deal], before: PageEnd | None = None) -> Order
         rows.insert(0, before.last)
     trends = {name: _trend(_known(rows, name)) for name in KEY_NAMES}
     creations = _known(rows, "creation_ms")
-    disorder_ms = _disorder_ms(creations) if creations or not deals else None
+    disorder_ms = None
+    if creations or not deals:
+        oldest_before = zip(accumulate(creations, min), creations[1:], strict=False)
+        disorder_ms = max(0, 0, *(creation - oldest for oldest, creation in oldest_before))
     return Order(**trends, disorder_ms=disorder_ms)
 
 
@@ -158,16 +161,6 @@ def _trend(values: Sequence[int]) -> Trend:
         case False, True:
             return Trend.ASCENDING
     return Trend.CONSTANT
-
-
-def _disorder_ms(creations: Sequence[int]) -> int:
-    worst_ms = 0
-    oldest_ms: int | None = None
-    for creation_ms in creations:
-        if oldest_ms is not None:
-            worst_ms = max(worst_ms, creation_ms - oldest_ms)
-        oldest_ms = creation_ms if oldest_ms is None else min(oldest_ms, creation_ms)
-    return worst_ms
 
 
 SortVerdict = Literal["as documented", "not as documented", "undocumented", "too few rows"]

@@ -10,7 +10,7 @@ Rule 4: no page past a known end is fetched; an empty page costs as much as a fu
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, Literal
 
 from fetcher.replies.units import CACHE_MS, MOST_ROWS, MS_PER_MINUTE, PAGES_MAX, ROWS_PER_PAGE
@@ -135,7 +135,12 @@ def due_scans(
     if every_ms is not None and _has_passed(progress.last_full_ms, every_ms, now_ms):
         plans.append(ScanPlan("full", 0, schedule.max_pages, None, in_background=True))
     elif "full" not in running:
-        plans += _gap_plans(open_gaps(progress, now_ms), schedule, now_ms)
+        ready = (
+            ScanPlan("gap", gap.page, schedule.max_pages, gap.from_ms, in_background=True, gap=gap)
+            for gap in open_gaps(progress, now_ms)
+            if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms)
+        )
+        plans += islice(ready, 1)
     return tuple(plan for plan in plans if plan.kind not in running)
 
 
@@ -146,14 +151,6 @@ def _has_passed(since_ms: int | None, duration_ms: int, now_ms: int) -> bool:
 def open_gaps(progress: Progress, now_ms: int) -> tuple[Gap, ...]:
     """Returns the gaps with rows that can still be read."""
     return tuple(gap for gap in progress.gaps if not gap.has_expired(now_ms))
-
-
-def _gap_plans(gaps: Sequence[Gap], schedule: Schedule, now_ms: int) -> list[ScanPlan]:
-    for gap in gaps:
-        if _has_passed(gap.tried_ms, schedule.interval_ms, now_ms):
-            pages = schedule.max_pages
-            return [ScanPlan("gap", gap.page, pages, gap.from_ms, in_background=True, gap=gap)]
-    return []
 
 
 @dataclass(frozen=True, slots=True)

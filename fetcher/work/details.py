@@ -138,7 +138,7 @@ class EnrichmentWork:
         )
 
     def give_back(self) -> None:
-        """Release the products whose call is still under way; its cost is unknown."""
+        """Release the products of the call that is still under way; its cost is unknown."""
         self._calls.give_back()
 
     def _claim(

@@ -81,15 +81,13 @@ class Pace:
         # A first plan rests on a guess at the refill: a plan that the next confirms is logged.
         if _alike(planned, self._intervals_ms) and not _alike(planned, self._logged_ms):
             self._logged_ms = planned
-            log.info(PLAN_EVENT, **{query.name: self._words(query, planned) for query in wanted})
+            words = {}
+            for query in wanted:
+                source = "the tokens allow" if query.interval_ms is None else "its file sets"
+                interval_ms = (query.interval_ms or planned[query.name]) / self._speed
+                words[query.name] = f"every {span_words(interval_ms / 1000)}, as {source}"
+            log.info(PLAN_EVENT, **words)
         self._intervals_ms = planned
-
-    def _words(self, query: DealQuery, planned_ms: Mapping[str, int]) -> str:
-        if query.interval_ms is not None:
-            interval = span_words(query.interval_ms / self._speed / 1000)
-            return f"every {interval}, as its file sets"
-        interval = span_words(planned_ms[query.name] / self._speed / 1000)
-        return f"every {interval}, as the tokens allow"
 
     def _update_budget(self) -> None:
         try:

@@ -43,7 +43,6 @@ from fetcher.scans.page_facts import PageFacts, page_facts
 from fetcher.scans.plan import (
     OVERLAP_MS,
     EndReason,
-    ScanPlan,
     ScanResult,
     decide_after_page,
     finish_scan,
@@ -106,9 +105,12 @@ def commit_page(
         server_ms=reply.server_ms,
         before=None if before is None else before.facts,
     )
-    result = PageResult(
-        facts, reply.tokens, new_deals, _fresh_deals(scan.plan, reply.page), reply.page.oddities
-    )
+    # Deals that are younger than the watermark was when the scan began.
+    fresh_deals = 0
+    if scan.plan.stop_before_ms is not None:
+        watermark_ms = scan.plan.stop_before_ms + OVERLAP_MS
+        fresh_deals = sum((deal.creation_ms or 0) > watermark_ms for deal in reply.page.deals)
+    result = PageResult(facts, reply.tokens, new_deals, fresh_deals, reply.page.oddities)
     finish_page(connection, claim, result)
     if facts.number == 0 and not scan.plan.in_background:
         note_freshness(connection, scan.query, scan.selection_hash, facts)
@@ -152,14 +154,6 @@ def write_deals(
     upsert_deals(connection, deals, reply_time_ms=reply.server_ms)
     judge_and_store(connection, query, deals, reply_time_ms=reply.server_ms, scan_id=scan_id)
     return len(set(asins) - known)
-
-
-def _fresh_deals(plan: ScanPlan, page: DealPage) -> int:
-    """Counts the deals that are younger than the watermark was when the scan began."""
-    if plan.stop_before_ms is None:
-        return 0
-    watermark_ms = plan.stop_before_ms + OVERLAP_MS
-    return sum(1 for deal in page.deals if (deal.creation_ms or 0) > watermark_ms)
 
 
 def _advance(

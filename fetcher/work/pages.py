@@ -166,7 +166,12 @@ class ScanWork:
         if self._look_for_forgotten.is_due(time.monotonic()):
             self._workplace.persist(abandon_forgotten)
         if self._look_for_due.is_due(time.monotonic()):
-            self._start_due(queries)
+            standing = self._workplace.persist(partial(standings, queries=queries))
+            self._pace.replan(queries, standing)
+            for query in queries:
+                stand, schedule = standing[query.name], self._pace.schedule(query)
+                if due_scans(stand.progress, schedule, running=stand.running, now_ms=stand.now_ms):
+                    self._workplace.persist(partial(self._start, query))
         take_over = self._workplace.may_take_over
         wanted = self._workplace.persist(partial(next_page, queries=queries, take_over=take_over))
         if wanted is None:
@@ -186,7 +191,7 @@ class ScanWork:
         )
 
     def give_back(self) -> None:
-        """Release the page whose call is still under way; the cost of the call is unknown."""
+        """Release the page of the call that is still under way; its cost is unknown."""
         self._calls.give_back()
 
     def _claim(
@@ -204,15 +209,6 @@ class ScanWork:
             return None
         query = next(query for query in queries if query.name == claim.query)
         return PageJob(claim, query, self._keepa)
-
-    def _start_due(self, queries: Sequence[DealQuery]) -> None:
-        standing = self._workplace.persist(partial(standings, queries=queries))
-        self._pace.replan(queries, standing)
-        for query in queries:
-            stand = standing[query.name]
-            schedule = self._pace.schedule(query)
-            if due_scans(stand.progress, schedule, running=stand.running, now_ms=stand.now_ms):
-                self._workplace.persist(partial(self._start, query))
 
     def _start(self, query: DealQuery, connection: Connection) -> None:
         # Checked again under the lock: another process may have been faster.

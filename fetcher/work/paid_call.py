@@ -179,7 +179,7 @@ class PaidCalls:
         return True
 
     def give_back(self) -> None:
-        """Release the job whose call is still under way; the cost of the call is unknown."""
+        """Release the job of the call that is still under way; its cost is unknown."""
         if (held := self._in_hand) is not None:
             job, lease = held
             lease.settle_if_open()

@@ -177,21 +177,17 @@ class Worker:
         again = self._judge_outdated_again
         # Repeated until it succeeds; deals that can't be judged must not stop the reading.
         if again is not None and again.is_due(time.monotonic()):
-            self._judge_outdated()
+            for query in self._workplace.folder.book.queries:
+                judged = 0
+                while not self._workplace.stop.is_set():
+                    count = self._workplace.persist(partial(judge_outdated, query=query))
+                    judged += count
+                    if not count:
+                        break
+                if judged:
+                    log.info("deals judged again by changed rules", query=query.name, deals=judged)
             self._judge_outdated_again = None
         return self._scans.step()
-
-    def _judge_outdated(self) -> None:
-        """Judges again, by today's rules, the deals that other rules have judged."""
-        for query in self._workplace.folder.book.queries:
-            judged = 0
-            while not self._workplace.stop.is_set():
-                count = self._workplace.persist(partial(judge_outdated, query=query))
-                judged += count
-                if not count:
-                    break
-            if judged:
-                log.info("deals judged again by changed rules", query=query.name, deals=judged)
 
     def _heartbeat(self) -> float:
         """Renews the claims, then reports that the process lives; returns the pause in s."""
