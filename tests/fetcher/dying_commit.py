@@ -1,4 +1,4 @@
-"""Commits a page in processes that die by SIGKILL, each at the statement that it is told.
+"""Commits a page in processes that die by SIGKILL, each at a given statement.
 
     python -m tests.fetcher.dying_commit DATABASE_URL CLAIM
 
@@ -30,7 +30,7 @@ def paid_reply() -> PageReply:
 
 
 class MortalConnection:
-    """A connection whose process is killed at its n-th statement, from 0."""
+    """A connection that kills its process at the n-th statement, from 0."""
 
     def __init__(self, connection: Connection, deadly: int) -> None:
         self._connection = connection

@@ -39,6 +39,6 @@ def stop_in_time(fetcher: Program) -> int:
 
 
 def assert_no_traceback(fetcher: Program) -> None:
-    """People are told in one line what is wrong."""
+    """The output explains in one line what is wrong."""
     assert "Traceback" not in fetcher.output()
     assert "unexpected" not in fetcher.output()

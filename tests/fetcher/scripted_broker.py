@@ -1,4 +1,4 @@
-"""A broker that does as it is told, to show the client what a real one can't at will."""
+"""A broker that follows a script, for answers that a real one can't give at will."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class ScriptedBroker:
-    """Grants everything unless a hook says otherwise; remembers what it was asked."""
+    """Grants everything unless a hook decides otherwise; keeps all requests."""
 
     ttl_s: float = 15.0
     epoch: int = 1
@@ -43,7 +43,7 @@ class ScriptedBroker:
     def acquire(
         self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext
     ) -> pb.AcquireLeaseResponse:
-        """Grant, deny or do as the hook says."""
+        """Grant, deny or follow the hook."""
         self.acquires.append(request)
         if self.on_acquire:
             self.on_acquire(request, context)

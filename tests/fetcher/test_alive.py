@@ -9,7 +9,7 @@ from tests.fix_broker import StartProgram
 ENDED_S = 90.0
 
 
-def test_alive_hears_the_heartbeat(database_url: str, start_program: StartProgram) -> None:
+def test_alive_finds_the_heartbeat(database_url: str, start_program: StartProgram) -> None:
     """A heartbeat of this host is a sign of life; none, or that of another host, is not."""
     with Database(database_url) as database, database.connection() as connection:
         beat(connection, holder="elsewhere-1-abc", version="1", doing="idle")

@@ -20,7 +20,7 @@ RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-
 
 @pytest.fixture
 def world(start_world: StartWorld) -> World:
-    """A world with one query whose rules reject some deals."""
+    """A world with one query and rules that reject some deals."""
     world = start_world()
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
     return world
@@ -70,7 +70,7 @@ def test_doctor_is_content_with_a_healthy_world(world: World) -> None:
 
 
 def test_doctor_names_what_is_missing_and_the_remedy(world: World, tmp_path: Path) -> None:
-    """With nothing set up, every line says what to do; the exit code tells scripts."""
+    """With nothing set up, every line has a remedy; the exit code is for scripts."""
     done = world.command(
         "doctor",
         keepa_api_key="",
@@ -189,7 +189,7 @@ def test_a_recorded_reply_follows_the_drop(world: World) -> None:
 
 
 def test_a_missing_key_is_explained_by_verify_sort(world: World) -> None:
-    """The message says where it was looked for."""
+    """The message lists the places searched."""
     done = world.command("verify-sort", "--direct", keepa_api_key="")
 
     assert done.returncode == 2
@@ -291,7 +291,7 @@ def test_secrets_may_come_from_files(world: World, tmp_path: Path) -> None:
     assert scans.returncode == 0
 
 
-def test_the_commands_tell_what_was_collected(start_world: StartWorld) -> None:
+def test_the_commands_show_what_was_collected(start_world: StartWorld) -> None:
     """Scans, deals and rejections, for people and for programs."""
     world = start_world()
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})

@@ -126,7 +126,7 @@ def assert_no_key(error: BaseException | None) -> None:
 
 
 def test_a_reply_carries_body_and_envelope() -> None:
-    """A page of deals comes with what Keepa says of its tokens."""
+    """A page of deals comes with the state of Keepa's tokens."""
     with (
         serving(json_reply(200, deals={"dr": []})) as server,
         keepa(server.base_url) as client,
@@ -156,7 +156,7 @@ def test_a_long_selection_travels_in_the_body() -> None:
 
 
 def test_429_is_throttled_with_its_envelope() -> None:
-    """A refusal is no failure of the page, and says when tokens come."""
+    """A refusal is no failure of the page, and holds the time of the next tokens."""
     error = failure(json_reply(429, tokensLeft=-249, tokensConsumed=0))
 
     assert isinstance(error, KeepaThrottledError)
@@ -166,7 +166,7 @@ def test_429_is_throttled_with_its_envelope() -> None:
 
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_a_server_error_is_worth_another_try(status: int) -> None:
-    """5xx with an envelope says what it cost."""
+    """5xx with an envelope holds its cost."""
     error = failure(json_reply(status))
 
     assert isinstance(error, KeepaUnavailableError)
@@ -189,7 +189,7 @@ def test_a_server_error_is_worth_another_try(status: int) -> None:
     ids=["cut", "short", "html", "list", "empty", "plain 503", "reset", "closed", "silent"],
 )
 def test_an_unusable_answer_may_have_been_charged(answer: Answer) -> None:
-    """Without an envelope nobody knows the cost of a call that was sent."""
+    """Without an envelope the cost of a call that was sent is unknown."""
     error = failure(answer)
 
     assert isinstance(error, KeepaUnavailableError)
@@ -220,7 +220,7 @@ def test_a_refused_request_is_given_up(status: int) -> None:
 
 
 def test_an_error_object_in_a_200_is_an_error() -> None:
-    """Keepa may say no with HTTP 200; an empty page it is not."""
+    """Keepa may refuse with HTTP 200; that is no empty page."""
     error = failure(json_reply(200, error={"type": "invalidSelection", "message": f"key {KEY}"}))
 
     assert isinstance(error, KeepaResponseError)

@@ -38,13 +38,13 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A port that takes connections and says nothing."""
+    """A port that takes connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 def unsent(base_url: str) -> str:
-    """Why a call to *base_url* was not sent, as fetcher and broker alike say."""
+    """Why a call to *base_url* was not sent, the same from fetcher and broker."""
     with (
         Keepa(KEY, base_url=base_url, connect_timeout_s=0.5, read_timeout_s=0.5) as client,
         pytest.raises(KeepaUnavailableError) as caught,
@@ -67,12 +67,12 @@ def test_a_refused_connection_names_its_server(closed_port: int) -> None:
     assert f"127.0.0.1:{closed_port} refuses connections: check KEEPA_BASE_URL" in message
 
 
-def test_an_unknown_name_is_told() -> None:
+def test_an_unknown_name_is_explained() -> None:
     """A typo in the address, or no DNS."""
     assert "the name keepa.invalid can't be resolved" in unsent(f"https://{NOWHERE}")
 
 
-def test_a_server_without_tls_is_told() -> None:
+def test_a_server_without_tls_is_explained() -> None:
     """Its plain answer is no handshake."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -116,7 +116,7 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
     listener.close()
 
 
-def test_an_untrusted_certificate_is_told(tls_port: int) -> None:
+def test_an_untrusted_certificate_is_explained(tls_port: int) -> None:
     """A proxy that re-signs traffic looks like this."""
     message = unsent(f"https://127.0.0.1:{tls_port}")
 
@@ -129,7 +129,7 @@ def test_a_handshake_without_an_answer_is_not_sent(silent: int) -> None:
     assert unsent(f"https://127.0.0.1:{silent}")
 
 
-def test_a_missing_ca_bundle_is_told(monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
+def test_a_missing_ca_bundle_is_explained(monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
     """The library refuses before it connects."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
 
@@ -165,7 +165,7 @@ def no_way(connection: socket.socket) -> None:
 def test_a_tunnel_that_is_refused_is_not_sent(
     answer: Answer, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a proxy was told holds no key."""
+    """The request to a proxy holds no key."""
     with serving(answer) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.base_url)
         message = unsent(f"https://{NOWHERE}")

@@ -90,7 +90,7 @@ def test_a_reply_that_would_not_fit_is_not_built(body: bytes) -> None:
 
 
 def packed(encoding: str, body: bytes, *, length: int | None = None) -> Answer:
-    """An answer with *body* as it is, said to be packed by *encoding*."""
+    """An answer with *body* as it is, and a header that names *encoding*."""
     head = (
         f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nConnection: close\r\n"
         f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
@@ -178,7 +178,7 @@ def test_a_body_that_can_not_be_unpacked_is_worth_another_try(answer: Answer) ->
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_too_large_an_error_page_stays_what_its_status_says(status: int) -> None:
+def test_too_large_an_error_page_keeps_the_meaning_of_its_status(status: int) -> None:
     """A gateway's page of any size is no reason to put a page of deals aside."""
     error = asked(reply(status, BOMB))
 

@@ -1,4 +1,4 @@
-"""How clients get at the broker: files, tokens, and what is said when one of them is wrong."""
+"""How clients connect to the broker: files, tokens, and the error when one is wrong."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +25,7 @@ def refusal(access: Access, address: str = "127.0.0.1:50051") -> str:
     ["127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1", "ipv4:127.0.0.1:1", "unix:/s"],
     ids=["v4", "name", "v6", "dns", "scheme", "unix"],
 )
-def test_addresses_of_this_machine_are_known(address: str) -> None:
+def test_addresses_of_this_machine_are_local(address: str) -> None:
     """In all the forms that gRPC takes."""
     assert is_local(address)
 
@@ -41,7 +41,7 @@ def test_other_addresses_are_not_taken_for_local(address: str) -> None:
 
 
 def test_a_token_does_not_leave_the_machine_in_plaintext(company: Company) -> None:
-    """Not even to a network that is said to be private."""
+    """Not even to a network that passes for private."""
     token = company.token("carefree")
     said = refusal(Access(token_file=token), AWAY)
 
@@ -82,14 +82,14 @@ def test_wrong_files_are_named_with_their_setting(company: Company, tmp_path: Pa
 
 
 def test_keys_and_tokens_do_not_show(company: Company) -> None:
-    """Whoever prints what was read sees no secret."""
+    """Printing what was read shows no secret."""
     pair = company.issue("shy")
     access = company.access(pair, company.token("shy"))
 
     assert "PRIVATE" not in repr(access) + repr(access.read())
 
 
-def test_trouble_without_tls_has_nothing_to_say() -> None:
+def test_trouble_without_tls_is_empty() -> None:
     """A broker that is merely away is no question of certificates."""
     refused = "failed to connect to all addresses; last error: Connection refused"
 

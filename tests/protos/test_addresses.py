@@ -32,14 +32,14 @@ def test_anything_else_is_refused(text: str) -> None:
         Listen.parse(text)
 
 
-def test_text_and_address_say_the_same() -> None:
+def test_text_and_address_are_the_same() -> None:
     """So that a logged address can be pasted into a setting."""
     texts = ["127.0.0.1:50051", "[::1]:80"]
 
     assert [str(Listen.parse(text)) for text in texts] == texts
 
 
-def test_a_taken_port_is_told_with_the_setting_and_the_remedy() -> None:
+def test_a_taken_port_is_explained_with_the_setting_and_the_remedy() -> None:
     """Instead of a library's complaint."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -50,7 +50,7 @@ def test_a_taken_port_is_told_with_the_setting_and_the_remedy() -> None:
     assert str(caught.value).startswith(f"BROKER_LISTEN: 127.0.0.1:{port} is taken; stop")
 
 
-def test_an_address_of_another_machine_is_told() -> None:
+def test_an_address_of_another_machine_is_explained() -> None:
     """A common mistake: the address that clients should use."""
     with pytest.raises(ListenError, match="is no address of this machine"):
         Listen("192.0.2.1", 0).check_free("BROKER_LISTEN")

@@ -46,7 +46,7 @@ FIELDS = (
 
 
 def broker_reads(body: dict[str, Any]) -> BrokerEnvelope | None:
-    """What the broker's own probe makes of *body*; None if that tells no balance."""
+    """What the broker's own probe reads from *body*; None if that holds no balance."""
     try:
         return read_reply(200, json.dumps(body).encode())
     except KeepaSyncError:
@@ -84,7 +84,7 @@ def test_both_readers_take_a_sound_reply_alike() -> None:
 
 @pytest.mark.parametrize("field", ["refillIn", "refillRate", "tokenFlowReduction"])
 def test_what_a_call_cost_is_read_from_a_garbled_envelope(field: str) -> None:
-    """It tells no balance, but its cost was paid."""
+    """It holds no balance, but its cost was paid."""
     envelope = FetcherEnvelope.from_body({**SOUND, field: "odd"})
 
     assert envelope is not None

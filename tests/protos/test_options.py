@@ -92,14 +92,14 @@ def connect(broker: RunningBroker) -> socket.socket:
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in (*CLIENT, *SERVER)}))
-def test_an_option_is_one_that_the_library_knows(name: str) -> None:
+def test_an_option_is_one_of_the_library(name: str) -> None:
     """GRPC accepts any name in silence; a name of its own is a C string in its binary."""
     library = LIBRARY.read_bytes()
 
     assert name.encode() + b"\0" in library
 
 
-def test_the_library_does_not_know_a_wrong_name() -> None:
+def test_the_library_has_no_wrong_name() -> None:
     """The option that was set instead of the right one for a year."""
     library = LIBRARY.read_bytes()
 
@@ -186,7 +186,7 @@ def test_a_broker_that_comes_back_is_found_within_a_second_or_two(serve: Serve) 
 
 
 def test_a_mute_connection_is_closed(serve: Serve) -> None:
-    """Who connects and says nothing keeps no place."""
+    """A peer that connects and sends nothing keeps no place."""
     with connect(serve(**{"grpc.server_handshake_timeout_ms": 300})) as connection:
         assert closed(connection) < 25
 
@@ -221,7 +221,7 @@ def test_an_old_connection_ends_after_its_grace(serve: Serve) -> None:
 
 
 def test_one_connection_carries_a_limited_number_of_calls(serve: Serve) -> None:
-    """The broker says so in its first frame."""
+    """The broker announces the limit in its first frame."""
     with connect(serve()) as connection:
         connection.sendall(PREFACE)
         frame = connection.recv(4096)
@@ -251,7 +251,7 @@ def test_clients_share_no_connection(serve: Serve, start_proxy: StartProxy) -> N
 
 
 def test_the_library_repeats_nothing_by_itself(serve: Serve) -> None:
-    """Whether a call may be sent again is for the client to know."""
+    """Only the client can decide whether a call may be sent again."""
     broker = serve(waits=False)
 
     def fail(_request: object, context: grpc.ServicerContext) -> None:

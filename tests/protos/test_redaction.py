@@ -11,7 +11,7 @@ from protos.process.redaction import REDACTED, RedactedStream, Redaction
 
 SECRET = "p@ss/wörd\\50%"
 
-# Each line of `main` is a way by which text leaves a process that nobody wrote a handler for.
+# Each line of `main` is a way by which text leaves a process past every handler.
 WAYS_OUT = """
 import asyncio, atexit, logging, sys, threading, warnings
 from protos.process.redaction import redact_stderr

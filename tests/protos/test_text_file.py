@@ -44,8 +44,8 @@ def test_a_mark_before_utf_8_is_no_part_of_the_text() -> None:
     assert decode_text(TEXT.encode("utf-8-sig")) == decode_text(TEXT.encode()) == TEXT
 
 
-def test_what_is_no_text_is_told() -> None:
-    """A picture, say."""
+def test_what_is_no_text_is_an_error() -> None:
+    """A picture, for example."""
     with pytest.raises(NotUtf8Error, match="no text"):
         decode_text(b"\x89PNG" + bytes(4) + b"x" * 40)
 

@@ -12,7 +12,7 @@ from fetcher.broker_client import BrokerClient, ForkedError, Lease
 CALL_S = 3.0
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """One line, whole, whatever process writes it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -42,11 +42,11 @@ def attempt(work: str, client: BrokerClient, lease: Lease) -> str:
 def child(address: str, client: BrokerClient, lease: Lease) -> None:
     """The parent's client refuses; one of its own works, and is renewed."""
     for work in ("lease", "bucket", "calling", "settle"):
-        say(f"{work}: {attempt(work, client, lease)}")
+        show(f"{work}: {attempt(work, client, lease)}")
     with BrokerClient(address, holder="child", ttl_s=1.0) as own, own.lease("deal") as mine:
         mine.calling()
         time.sleep(CALL_S)
-        say(f"own: {mine.time_left > 0}")
+        show(f"own: {mine.time_left > 0}")
         mine.settle_unknown()
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             child(address, client, lease)
             os._exit(0)
         _, status = os.waitpid(pid, 0)
-        say(f"parent: {lease.time_left > 0}, child: {status}")
+        show(f"parent: {lease.time_left > 0}, child: {status}")
         lease.calling()
         lease.settle_unknown()
 

@@ -11,43 +11,43 @@ from multiprocessing.connection import Connection
 from fetcher.broker_client import AsyncBrokerClient, BrokerClient, ForkedError
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """One line, whole, whatever process writes it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
-def blocking(client: BrokerClient, said: Connection) -> None:
+def blocking(client: BrokerClient, results: Connection) -> None:
     """Use the blocking client in the child."""
     try:
         with client.lease("deal"):
-            said.send("leased")
+            results.send("leased")
     except ForkedError as exc:
-        said.send(str(exc))
+        results.send(str(exc))
 
 
-def awaiting(client: AsyncBrokerClient, said: Connection) -> None:
+def awaiting(client: AsyncBrokerClient, results: Connection) -> None:
     """Use the asyncio client in the child, in a loop of its own."""
 
     async def use() -> None:
         async with client.lease("deal"):
-            said.send("leased")
+            results.send("leased")
 
     try:
         asyncio.run(use())
     except ForkedError as exc:
-        said.send(str(exc))
+        results.send(str(exc))
 
 
 def in_a_child(work: object, client: object) -> str:
-    """What *work* says in a forked process."""
+    """The answer of *work* in a forked process."""
     here, there = multiprocessing.Pipe()
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=work, args=(client, there))  # type: ignore[arg-type]
     process.start()
-    said = str(here.recv()) if here.poll(30) else "nothing"
+    answer = str(here.recv()) if here.poll(30) else "nothing"
     process.join(30)
-    return said
+    return answer
 
 
 async def make(address: str) -> AsyncBrokerClient:
@@ -61,10 +61,10 @@ def main() -> None:
     """Try both clients."""
     address = sys.argv[1]
     with BrokerClient(address) as client:
-        say(f"fork: {in_a_child(blocking, client)}")
+        show(f"fork: {in_a_child(blocking, client)}")
     loop = asyncio.new_event_loop()
     other = loop.run_until_complete(make(address))
-    say(f"asyncio: {in_a_child(awaiting, other)}")
+    show(f"asyncio: {in_a_child(awaiting, other)}")
     loop.run_until_complete(other.close())
 
 

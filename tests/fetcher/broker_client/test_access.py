@@ -30,7 +30,7 @@ def office(tmp_path: Path) -> Company:
 def broker(
     simulator: RunningSimulator, start_broker: StartBroker, office: Company
 ) -> RunningBroker:
-    """A broker that asks for a certificate, and knows a token as well."""
+    """A broker that asks for a certificate, and accepts a token as well."""
     server = office.issue("broker", "127.0.0.1")
     tables = [
         table("fetchers", "fetcher", certificates=["fetcher.example"]),
@@ -77,7 +77,7 @@ def test_a_wrong_role_is_a_matter_for_a_person(broker: RunningBroker, office: Co
 
 
 def test_a_broker_that_hangs_up_is_explained(broker: RunningBroker, office: Company) -> None:
-    """To whoever waits only so long, and in the log of who waits on."""
+    """In the error of a caller with a deadline, and in the log of one without."""
     with (
         BrokerClient(broker.address, access=office.access()) as client,
         pytest.raises(BrokerAwayError) as caught,

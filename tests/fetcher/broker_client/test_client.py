@@ -20,7 +20,7 @@ from tests.fetcher.scripted_broker import ScriptedBroker, until
 from tests.fix_broker_client import ENVELOPE, Stage, abort, hold
 
 
-def test_a_settled_lease_reports_what_keepa_said(stage: Stage) -> None:
+def test_a_settled_lease_reports_keepas_envelope(stage: Stage) -> None:
     """Units, outcome, envelope and call time reach the broker as they were."""
     broker = stage.broker()
     client = stage.client(broker)
@@ -51,7 +51,7 @@ def test_a_block_left_before_the_call_gives_the_tokens_back(stage: Stage) -> Non
     assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_NOT_SENT]
 
 
-def test_a_block_left_during_the_call_says_that_the_cost_is_unknown(stage: Stage) -> None:
+def test_a_block_left_during_the_call_reports_an_unknown_cost(stage: Stage) -> None:
     """A call that blew up may have been charged."""
     broker = stage.broker()
     client = stage.client(broker)
@@ -76,7 +76,7 @@ def test_only_the_first_settle_counts(stage: Stage) -> None:
     assert [settle.outcome for settle in broker.servicer.settles] == [pb.OUTCOME_REFUSED]
 
 
-def test_a_denial_says_when_to_come_back(stage: Stage) -> None:
+def test_a_denial_has_the_time_to_come_back(stage: Stage) -> None:
     """Being over the limit is an answer with a time, and leaves no lease behind."""
     denial = pb.Denial(reason=pb.DENIAL_REASON_TOO_LARGE, largest_units=3, message="too many")
     denial.retry_delay.FromMilliseconds(1500)
@@ -167,7 +167,7 @@ def test_no_call_starts_in_the_last_moments_of_a_lease(stage: Stage) -> None:
     assert lease.settled
 
 
-def test_a_restarted_broker_hears_of_open_leases_at_once(stage: Stage) -> None:
+def test_a_restarted_broker_gets_open_leases_at_once(stage: Stage) -> None:
     """The lease is presented again long before its next heartbeat is due."""
     first = stage.broker(ScriptedBroker(ttl_s=600))
     client = stage.client(first)
@@ -182,7 +182,7 @@ def test_a_restarted_broker_hears_of_open_leases_at_once(stage: Stage) -> None:
 
 
 def test_a_settle_waits_for_a_broker_that_is_away(stage: Stage) -> None:
-    """What a call cost is told when the broker is back, with its age."""
+    """A call's cost is reported when the broker is back, with its age."""
     first = stage.broker()
     client = stage.client(first)
     with client.lease("deal") as lease:
@@ -215,7 +215,7 @@ def test_a_settle_is_repeated_until_it_is_taken(stage: Stage) -> None:
 
 
 def test_closing_delivers_what_is_still_to_be_settled(stage: Stage) -> None:
-    """A process that stops tells its costs first."""
+    """A process that stops reports its costs first."""
     let_through = threading.Event()
 
     def object_at_first(_request: object, context: grpc.ServicerContext) -> None:

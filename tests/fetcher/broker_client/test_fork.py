@@ -1,4 +1,4 @@
-"""A program that forks: its client belongs to the parent, and says so in the child."""
+"""A program that forks: its client belongs to the parent, and raises in the child."""
 
 import multiprocessing
 import subprocess

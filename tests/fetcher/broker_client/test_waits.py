@@ -1,4 +1,4 @@
-"""Waiting for a grant: under one id, through absences, and called off at will."""
+"""Waiting for a grant: under one id, through absences, and cancelled at will."""
 
 import threading
 
@@ -32,7 +32,7 @@ def test_a_request_waits_for_the_broker_under_one_id(stage: Stage) -> None:
 
 
 def test_a_repeated_request_keeps_its_id(stage: Stage) -> None:
-    """A grant whose answer was lost is joined, not taken twice."""
+    """A grant that was lost on the way is joined, not taken twice."""
     failures = iter([grpc.StatusCode.UNAVAILABLE])
 
     def fail_once(_request: object, context: grpc.ServicerContext) -> None:
@@ -55,7 +55,7 @@ def test_a_lease_that_lapsed_on_the_way_is_asked_for_anew(stage: Stage) -> None:
     assert len({request.lease_id for request in broker.servicer.acquires}) == 2
 
 
-def test_another_key_is_told_apart(stage: Stage) -> None:
+def test_another_key_has_its_own_error(stage: Stage) -> None:
     """A broker that counts for another account must not grant its tokens to us."""
     other = abort(grpc.StatusCode.FAILED_PRECONDITION, Reason.OTHER_KEY)
     broker = stage.broker(ScriptedBroker(on_acquire=other))
@@ -69,7 +69,7 @@ def test_another_key_is_told_apart(stage: Stage) -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
 def test_a_broken_broker_is_asked_a_few_times_only(stage: Stage, code: grpc.StatusCode) -> None:
-    """A bug repeats itself; the error reaches somebody who can look at it."""
+    """A bug repeats itself; the error reaches a person, to look at it."""
     broker = stage.broker(ScriptedBroker(on_acquire=abort(code)))
     with pytest.raises(BrokerRefusedError, match="fails at this request each time: as told"):
         hold(stage.client(broker))
@@ -84,7 +84,7 @@ def test_every_reason_of_the_broker_means_something(reason: Reason) -> None:
 
 
 def test_a_refusal_is_not_repeated(stage: Stage) -> None:
-    """Without permission, asking again helps nobody."""
+    """Without permission, repeating is no help."""
     broker = stage.broker(ScriptedBroker(on_acquire=abort(grpc.StatusCode.PERMISSION_DENIED)))
     with pytest.raises(BrokerRefusedError):
         hold(stage.client(broker))

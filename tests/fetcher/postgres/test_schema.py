@@ -106,9 +106,7 @@ def test_a_database_of_another_encoding_is_refused_with_the_remedy(foreign_url: 
         assert tables.fetchone() == (0,)
 
 
-def test_text_survives_whatever_the_environment_says(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_survives_any_environment(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PGCLIENTENCODING is for psql."""
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     with connect(database_url) as connection:

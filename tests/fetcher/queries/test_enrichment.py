@@ -34,12 +34,12 @@ def test_a_changed_product_is_due_once_its_details_have_aged() -> None:
 
 
 def test_without_update_times_age_alone_decides() -> None:
-    """Where nothing tells of a change, details are bought after the refresh time."""
+    """Without a sign of a change, details are bought after the refresh time."""
     assert not due(deal=None, product=1, enriched=11)
     assert due(deal=1, product=None, enriched=12)
 
 
-def test_reads_what_a_query_file_says() -> None:
+def test_reads_the_keys_of_a_query_file() -> None:
     """True, false, nothing and an object are all understood."""
     assert read_enrichment(None) is read_enrichment(value=False) is None
     assert read_enrichment(value=True) == Enrichment()

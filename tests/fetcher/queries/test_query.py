@@ -72,7 +72,7 @@ def test_the_head_is_read() -> None:
     assert query.rules.costs.inbound_per_kg_minor == 120
 
 
-def test_what_is_not_said_has_a_default() -> None:
+def test_missing_keys_have_defaults() -> None:
     """Without a head the budget sets the interval and a full scan is daily."""
     query = read()
 
@@ -98,7 +98,7 @@ def test_what_is_not_said_has_a_default() -> None:
     ],
 )
 def test_a_bad_file_is_named_with_key_and_reason(text: str, key: str, hint: str) -> None:
-    """The complaint says which file, which key and what to write instead."""
+    """The error names the file, the key and what to write instead."""
     with pytest.raises(QueryError) as caught:
         parse_query("broken", text)
 
@@ -158,7 +158,7 @@ def test_what_keepa_would_refuse_is_refused_before_it_costs_a_call(
     ],
 )
 def test_typos_in_the_head_are_errors(head: dict[str, Any], key: str, hint: str) -> None:
-    """A key that nobody reads is not ignored, and the nearest one is suggested."""
+    """An unknown key is not ignored, and the nearest one is suggested."""
     with pytest.raises(QueryError) as caught:
         read(**head)
 
@@ -167,7 +167,7 @@ def test_typos_in_the_head_are_errors(head: dict[str, Any], key: str, hint: str)
 
 
 def test_unknown_selection_keys_are_sent_along() -> None:
-    """Keepa may know more filters than we do."""
+    """Keepa may have more filters than its documentation."""
     assert read({"brandNew": ["x"]}).page_selection(0)["brandNew"] == ["x"]
 
 

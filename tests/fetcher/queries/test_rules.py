@@ -27,7 +27,7 @@ UNRANKED: dict[str, Any] = {"current": [-1, -1, 2_000, *[-1] * (PRICE_TYPES - 3)
 
 
 def rules(*, enrichment: Enrichment | None = None, **written: object) -> RuleSet:
-    """A rule set from what a query file would say."""
+    """A rule set from the content of a query file."""
     return read_rules(written, enrichment=enrichment)
 
 
@@ -44,7 +44,7 @@ def test_without_rules_every_deal_is_accepted() -> None:
 
 
 def test_every_failed_rule_is_named_with_limit_and_value() -> None:
-    """A rejected deal tells all that is wrong with it, not the first thing only."""
+    """A rejected deal shows all that is wrong with it, not only the first thing."""
     ruleset = rules(price={"min": 3_000}, rank={"max": 40_000}, rating={"min": 40})
 
     verdict = evaluate(ruleset, deal(), now_ms=NOW_MS)
@@ -96,7 +96,7 @@ def test_each_rule_on_a_deal_has_two_sides(name: str, accepting: Any, rejecting:
     ],
 )
 def test_each_rule_on_details_has_two_sides(name: str, accepting: Any, rejecting: Any) -> None:
-    """Once there are details they decide, also where the deal said something older."""
+    """Once there are details they decide, also against an older value of the deal."""
     states = [
         evaluate(
             rules(enrichment=DETAILS, **{name: limits}), deal(), product(), now_ms=NOW_MS
@@ -112,7 +112,7 @@ def test_each_rule_on_details_has_two_sides(name: str, accepting: Any, rejecting
     [(None, "rejected"), ("reject", "rejected"), ("pass", "accepted"), ("pending", "pending")],
 )
 def test_unknown_is_an_outcome_of_its_own(on_unknown: str | None, state: str) -> None:
-    """A missing rank is neither zero nor good nor bad: the query says what it is."""
+    """A missing rank is neither zero nor good nor bad: the query decides."""
     ruleset = rules(enrichment=DETAILS, rank={"max": 100, "unknown": on_unknown})
 
     verdict = evaluate(ruleset, deal(**UNRANKED), now_ms=NOW_MS)

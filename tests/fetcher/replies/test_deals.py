@@ -82,7 +82,7 @@ def test_arrays_cut_short_leave_values_unknown_and_are_counted() -> None:
 
 
 def test_a_drop_of_minus_one_counts_only_if_the_prices_confirm_it() -> None:
-    """The sentinel -1 and a real rise by one cent are told apart by arithmetic."""
+    """Arithmetic separates the sentinel -1 from a real rise by one cent."""
     averages = [[-1] * PRICE_TYPES for _ in range(4)]
     averages[3][2] = 1_999
     drops = [[-1] * PRICE_TYPES for _ in range(4)]
@@ -106,7 +106,7 @@ def test_titles_lose_html_and_what_postgres_cannot_store() -> None:
     assert stored["manufacturer"] == "a\N{REPLACEMENT CHARACTER}b"
 
 
-def test_amazon_is_absent_when_its_price_says_so_and_unknown_otherwise() -> None:
+def test_amazon_is_absent_by_its_price_and_unknown_otherwise() -> None:
     """Minus one is an answer here: Amazon has no offer."""
     offered, absent, unknown = ([price] * PRICE_TYPES for price in (999, -1, -2))
 

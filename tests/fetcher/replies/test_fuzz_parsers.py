@@ -30,7 +30,7 @@ fuzz = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# Everything JSON can say, with what hurts most said often.
+# Every kind of JSON value, the most harmful ones often.
 SCALARS: Final = (
     st.none()
     | st.booleans()

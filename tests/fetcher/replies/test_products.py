@@ -26,7 +26,7 @@ def test_reads_a_recorded_product() -> None:
 
 
 def test_a_body_without_products_is_a_failure() -> None:
-    """A reply without a list of products says nothing about any of them."""
+    """Nothing follows from a reply without a list of products."""
     with pytest.raises(MalformedReplyError):
         parse_products({"products": None}, domain_id=1)
 
@@ -39,8 +39,8 @@ def test_a_bad_product_costs_no_other() -> None:
     assert page.oddities == {"product: names no asin": 2}
 
 
-def test_no_data_is_told_apart_from_no_answer() -> None:
-    """A product that Keepa knows nothing about says why."""
+def test_no_data_differs_from_no_answer() -> None:
+    """A product on which Keepa has no data shows why."""
     assert product(productType=4).no_data == "invalid"
 
 

@@ -7,7 +7,7 @@ MINUTE_MS = 60_000
 
 
 def test_deals_are_written_almost_as_fresh_as_the_tokens_allow(database_url: str) -> None:
-    """Polled as the budget says, deals are on average no older than 1.25 times the bound."""
+    """Polled by the budget, deals are on average no older than 1.25 times the bound."""
     asked = queries(ALONE)
     with VirtualReader(
         database_url, asked, rate=3, deals=500, warm_up_ms=20 * MINUTE_MS

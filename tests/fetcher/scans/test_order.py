@@ -106,7 +106,7 @@ def test_the_recorded_page_is_by_percent() -> None:
 def test_sort_types_are_compared_with_what_they_promise(
     sort_type: int, pages: list[list[Deal]], verdict: str
 ) -> None:
-    """The finding says whether replies follow the documentation."""
+    """The finding shows whether replies follow the documentation."""
     assert judge_sort(sort_type, pages).verdict == verdict
 
 

@@ -52,10 +52,8 @@ def facts(number: int, deals: list[Deal], *, after_ms: int = 0, total: int = 300
         ({"excludeCategories": [4367]}, RowEstimate(0, None)),
     ],
 )
-def test_rows_are_bounded_by_what_the_counts_really_tell(
-    filters: dict[str, object], estimate: RowEstimate
-) -> None:
-    """Counts are by root: they say nothing sure about a sub-category."""
+def test_rows_are_bounded_by_the_counts(filters: dict[str, object], estimate: RowEstimate) -> None:
+    """Counts are by root: they are no bound for a sub-category."""
     assert estimate_rows(filters, COUNTS) == estimate
 
 
@@ -67,8 +65,8 @@ def test_facts_survive_storage_as_json() -> None:
     assert stored.validate_json(stored.dump_json(measured)) == measured
 
 
-def test_the_newest_deal_tells_whether_a_page_is_stale() -> None:
-    """A first page whose newest deal is over a day old deserves a warning."""
+def test_the_newest_deal_decides_whether_a_page_is_stale() -> None:
+    """A first page with a newest deal of over a day deserves a warning."""
     fresh = facts(0, dated(0, DAY_MINUTES, DAY_MINUTES + 60))
     stale = facts(0, dated(0, DAY_MINUTES + 2))
 

@@ -315,7 +315,7 @@ def test_a_scan_given_up_waits_for_its_next_turn_and_proves_nothing() -> None:
 
 
 def test_a_scan_that_keepa_cut_off_has_not_read_everything() -> None:
-    """Beyond 10,000 rows nobody can look: no older gap counts as closed by it."""
+    """Rows beyond 10,000 can't be read: the scan closes no older gap."""
     gap = Gap(None, OLD_MS, 3, since_ms=NOW_MS - HOUR_MS, tried_ms=NOW_MS - HOUR_MS)
     pages = [*(page(number) for number in range(66)), page(66, row_count=100)]
     after = finish(FULL, *pages, end="row limit", progress=Progress(gaps=(gap,)))

@@ -106,7 +106,7 @@ class Reading(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.scans))
     @rule(data=st.data())
     def a_page_is_read(self, data: st.DataObject) -> None:
-        """Somebody reads one of the pages that may be claimed."""
+        """A fetcher reads one of the pages that may be claimed."""
         scan = data.draw(st.sampled_from(self.scans))
         self._read(scan, data.draw(st.sampled_from(sorted(scan.ready))))
 

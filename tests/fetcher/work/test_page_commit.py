@@ -112,7 +112,7 @@ def test_a_second_scan_stops_at_what_is_known(database: Database) -> None:
 
 
 def test_a_page_is_claimed_by_one_at_a_time(database: Database) -> None:
-    """While a claim lasts nobody else gets the page."""
+    """While a claim lasts no other process gets the page."""
     asked = query()
     start(database, asked)
     mine = claim(database, asked)
@@ -137,7 +137,7 @@ def test_a_commit_under_a_lost_claim_changes_nothing(database: Database) -> None
     assert state(database) == before
 
 
-def test_an_expired_claim_that_nobody_took_is_still_good(database: Database) -> None:
+def test_an_expired_claim_is_good_until_another_is_made(database: Database) -> None:
     """What was paid for is kept, late or not."""
     asked = query()
     start(database, asked)

@@ -71,7 +71,7 @@ def test_a_reply_whose_claim_was_lost_is_logged_and_kept(
 def test_work_that_kills_its_holders_is_put_aside_before_the_next_call(
     start_world: StartWorld, noun: str, table: str, query: dict[str, object]
 ) -> None:
-    """Whoever claims it after too many expired claims makes no call for it."""
+    """A claim after too many expired ones leads to no call."""
     world = start_world(seed=2, deals=300)
     # The call that would kill: it is never made, or it would be seen.
     world.simulator.set_fault("error:status=500,path=/product")
@@ -103,7 +103,7 @@ def test_work_that_kills_its_holders_is_put_aside_before_the_next_call(
 
 @pytest.fixture
 def workplace(database_url: str, tmp_path: Path) -> Iterator[Workplace]:
-    """A workplace with a database and nobody else."""
+    """A workplace with a database and no broker."""
     with (
         Database(database_url) as database,
         BrokerClient(f"127.0.0.1:{free_port()}") as broker,

@@ -86,7 +86,7 @@ def test_two_date_ranges_on_one_price_see_their_own_drops(connection: Connection
 
 
 def test_the_newest_wins_for_each_price_type_apart(connection: Connection) -> None:
-    """A late reply about one price says nothing of the other."""
+    """A late reply about one price proves nothing about the other."""
     used, new = asked("used", price_type=USED), asked("new", price_type=NEW)
     serve(connection, new, prices(), minutes=5)
     serve(connection, used, prices(), minutes=1)

@@ -33,7 +33,7 @@ def test_a_scan_stores_exactly_what_was_served(start_world: StartWorld) -> None:
     assert_no_traceback(fetcher)
 
 
-def test_the_log_says_what_is_fetched_and_why_deals_were_rejected(
+def test_the_log_shows_what_is_fetched_and_why_deals_were_rejected(
     start_world: StartWorld,
 ) -> None:
     """The sort type is named with its meaning, rejections by rule."""
@@ -85,7 +85,7 @@ def test_an_idle_fetcher_stops_at_once(start_world: StartWorld) -> None:
 
 
 def test_a_fetcher_that_waits_for_tokens_stops_in_time(start_world: StartWorld) -> None:
-    """The wait is called off, and nothing stays claimed or reserved."""
+    """The wait is cancelled, and nothing stays claimed or reserved."""
     world = start_world(initial_tokens=-1000, rate=1, tick_seconds=60)
     world.write_query("used")
     fetcher = world.start_fetcher()
@@ -273,7 +273,7 @@ def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld
 def test_an_order_that_supports_no_stop_is_found_out_on_the_first_page(
     start_world: StartWorld, sort: int, fault: str | None
 ) -> None:
-    """By sort type 4, or served out of order: a scan says so once, and reads every page."""
+    """By sort type 4, or served out of order: a scan logs it once, and reads every page."""
     world = start_world(deal_speed=200, cache_seconds=1, deals=1000)
     if fault is not None:
         world.simulator.set_fault(fault)

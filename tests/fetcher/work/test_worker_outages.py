@@ -22,15 +22,15 @@ def test_without_keepa_the_fetcher_keeps_trying(start_world: StartWorld) -> None
 
 
 def test_an_unknown_key_ends_the_fetcher(start_world: StartWorld) -> None:
-    """A broker that counts for another key refuses; nobody else can help."""
+    """A broker that counts for another key refuses; only a person can help."""
     world = start_world()
     world.write_query("used")
-    fetcher = world.start_fetcher(keepa_api_key="another-key-of-somebody")
+    fetcher = world.start_fetcher(keepa_api_key="another-key-altogether")
     code = fetcher.wait(90)
 
     assert code == 1
     assert "KEEPA_API_KEY" in fetcher.last_message
-    assert "another-key-of-somebody" not in fetcher.output()
+    assert "another-key-altogether" not in fetcher.output()
     assert_no_traceback(fetcher)
 
 
@@ -88,7 +88,7 @@ def test_a_missing_key_is_named_with_its_remedy(
 
 
 def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
-    """A 402 is for a person to solve: the page stays unharmed, the message says what it is."""
+    """A 402 is for a person to solve: the page stays unharmed, and the message explains it."""
     world = start_world(seed=2)
     world.simulator.set_fault("error:status=402,path=/deal")
     world.write_query("used")
@@ -101,7 +101,7 @@ def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
     assert_no_traceback(fetcher)
 
 
-def test_stale_deals_are_said_with_the_query_that_was_sent(start_world: StartWorld) -> None:
+def test_stale_deals_are_logged_with_the_query_that_was_sent(start_world: StartWorld) -> None:
     """Where even the newest deal is two days old, the log names the age and the selection."""
     world = start_world(seed=2)
     world.simulator.set_fault("skew:ms=172800000,path=/deal")

@@ -50,7 +50,7 @@ def administer(server: PostgresServer, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-def test_a_fetcher_without_rights_says_so_and_begins_when_it_gets_them(
+def test_a_fetcher_without_rights_logs_it_and_begins_when_it_gets_them(
     start_world: StartWorld, postgres_server: PostgresServer, database_url: str
 ) -> None:
     """One line names the table and the remedy; it is not alive; later grants are enough."""
@@ -204,7 +204,7 @@ def test_a_fetcher_outlives_a_database_that_is_renamed_or_full(
 
 @contextmanager
 def read_only(server: PostgresServer) -> Iterator[None]:
-    """A server that takes no writes, as managed ones do whose disk is full."""
+    """A server that takes no writes, as managed ones with a full disk."""
     administer(
         server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
     )

@@ -33,7 +33,7 @@ ENRICHED = {"selection": SELECTION, "enrichment": True}
 def failing_once(
     monkeypatch: pytest.MonkeyPatch, place: Any, name: str, exc: BaseException
 ) -> threading.Event:
-    """Have the function *name* of *place* raise *exc* the first time; the event tells when."""
+    """Makes *name* of *place* raise *exc* the first time, and set the event then."""
     original, raised = getattr(place, name), threading.Event()
 
     def fail(*arguments: Any, **options: Any) -> Any:
