@@ -92,11 +92,11 @@ class Keepa:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         self._caller.close()
 
     def deals(self, selection: Mapping[str, Any]) -> Reply:
-        """Fetch one page of deals: 5 tokens, an empty page included.
+        """Fetches one page of deals: 5 tokens, an empty page included.
 
         Raises:
             KeepaThrottledError: Nothing was spent; wait for tokens.
@@ -115,7 +115,7 @@ class Keepa:
         domain_id: int,
         parameters: Mapping[str, int],
     ) -> Reply:
-        """Fetch up to 100 products; *parameters* such as stats and offers set the price.
+        """Fetches up to 100 products; *parameters* such as stats and offers set the price.
 
         Raises as `deals` does.
         """
@@ -124,7 +124,7 @@ class Keepa:
         return self._call("GET", "/product", fields)
 
     def token_status(self) -> Reply:
-        """Fetch the balance: free. Raises as `deals` does."""
+        """Fetches the balance: free. Raises as `deals` does."""
         return self._call("GET", "/token", {})
 
     def _call(

@@ -37,7 +37,7 @@ class QueryFolder:
         return next((query for query in self._book.queries if query.name == name), None)
 
     def refresh(self) -> bool:
-        """Reread the folder if it has changed; returns whether it has."""
+        """Rereads the folder if it has changed; returns whether it has."""
         stamps: dict[Path, tuple[int, int]] = {}
         for path in self._folder.glob("*.json"):
             # A file may be removed after the listing.
@@ -60,7 +60,7 @@ class QueryFolder:
         return True
 
     def report(self) -> None:
-        """Log what is wrong with the files, one line each."""
+        """Logs what is wrong with the files, one line each."""
         for error in self._book.errors:
             log.error("query file refused", query=error.query, key=error.key, reason=error.reason)
         for query in self._book.queries:

@@ -111,7 +111,7 @@ class FetcherSecrets(Secrets):
     pgpassword: str = ""
 
     def texts(self) -> Iterator[str]:
-        """Each secret; some may be empty."""
+        """Yields each secret; some may be empty."""
         yield from super().texts()
         yield self.pgpassword
         for url in (self.database_url, content_of(self.database_url_file)):

@@ -4,5 +4,5 @@ from protos.process import extras
 
 
 def main() -> None:
-    """Run the command."""
+    """Runs the command."""
     extras.run("fetcher.__main__", extra="fetcher")

@@ -112,7 +112,7 @@ class AsyncBrokerClient:
         priority: Priority = Priority.NORMAL,
         max_wait_s: float | None = None,
     ) -> AsyncIterator[AsyncLease]:
-        """Hold tokens for one call; see `BrokerClient.lease`.
+        """Holds tokens for one call; see `BrokerClient.lease`.
 
         A cancelled wait leaves no hold; the end of a cancelled block settles its lease.
 
@@ -162,13 +162,13 @@ class AsyncBrokerClient:
         return bucket_view(answer.bucket)
 
     def stop_waiting(self) -> None:
-        """End every wait for tokens now, and refuse new ones; open leases go on."""
+        """Ends every wait for tokens now, and refuses new ones; open leases go on."""
         self._stopping.set()
         for call in list(self._waits):
             call.cancel()
 
     async def close(self, *, timeout_s: float = 2.0) -> None:
-        """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
+        """Stops waiting, delivers queued settles within *timeout_s*, disconnects.
 
         Does nothing in a process other than the client's own.
         """

@@ -148,7 +148,7 @@ class BrokerClient:
         return bucket_view(answer.bucket)
 
     def stop_waiting(self) -> None:
-        """End every wait for tokens now, and refuse new ones; open leases go on."""
+        """Ends every wait for tokens now, and refuses new ones; open leases go on."""
         if os.getpid() != self._process:
             return
         self._stopping.set()
@@ -158,7 +158,7 @@ class BrokerClient:
             wait.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs lacks it
 
     def close(self, *, timeout_s: float = 2.0) -> None:
-        """Stop waiting, deliver queued settles within *timeout_s*, disconnect.
+        """Stops waiting, delivers queued settles within *timeout_s*, disconnects.
 
         Does nothing in a process other than the client's own.
         """

@@ -54,11 +54,11 @@ class Reopening(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Make channel and stub."""
+        """Makes channel and stub."""
 
     @abstractmethod
     def _leave(self) -> None:
-        """Detach from the channel, which is about to be replaced."""
+        """Detaches from the channel, which is about to be replaced."""
 
 
 class Connection(Reopening):
@@ -74,12 +74,12 @@ class Connection(Reopening):
         return self._stub
 
     def subscribe(self, listener: Listener) -> None:
-        """Call *listener* at every change of the connection, from grpc's own thread."""
+        """Calls *listener* at every change of the connection, from grpc's own thread."""
         self._listener = listener
         self._channel.subscribe(listener)
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnects."""
         self._leave()
         self._channel.close()
 
@@ -102,7 +102,7 @@ class AsyncConnection(Reopening):
     stub: Any
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Disconnects."""
         await self.channel.close(None)
 
     def _open(self) -> None:
@@ -110,4 +110,4 @@ class AsyncConnection(Reopening):
         self.stub = pb_grpc.TokenBrokerServiceStub(self.channel)
 
     def _leave(self) -> None:
-        """Do nothing: the client compares `channel` with the one it watches."""
+        """Does nothing: the client compares `channel` with the one it watches."""

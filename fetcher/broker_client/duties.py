@@ -43,12 +43,12 @@ class Duties:
         self._failures: dict[str, int] = {}
 
     def keep(self, lease: HeldLease) -> None:
-        """Renew *lease* every third of its time until it is settled."""
+        """Renews *lease* every third of its time until it is settled."""
         with self._lock:
             self._leases[lease.lease_id] = (lease, time.monotonic() + lease.ttl_s / 3)
 
     def renew_all_now(self) -> None:
-        """Make every lease due: the connection was lost, the broker may be a new one."""
+        """Makes every lease due: the connection was lost, the broker may be a new one."""
         with self._lock:
             self._leases = {name: (lease, 0.0) for name, (lease, _) in self._leases.items()}
 
@@ -60,12 +60,12 @@ class Duties:
     def renewed(
         self, lease: HeldLease, answer: pb.RenewLeaseResponse, *, asked_at_s: float
     ) -> None:
-        """Record that the broker has prolonged *lease*."""
+        """Records that the broker has prolonged *lease*."""
         lease.renewed(epoch=answer.epoch, ttl_s=seconds(answer.ttl), asked_at_s=asked_at_s)
         self._due_again(lease, asked_at_s + lease.ttl_s / 3)
 
     def renewal_failed(self, lease: HeldLease, exc: grpc.RpcError) -> None:
-        """Schedule another try for *lease*, or mark it as lost when *exc* is final."""
+        """Schedules another try for *lease*, or marks it as lost when *exc* is final."""
         if self._is_worth_repeating(lease.lease_id, exc):
             self._due_again(lease, time.monotonic() + RETRY_PAUSE_S)
             return
@@ -75,13 +75,13 @@ class Duties:
         self.ended(lease)
 
     def ended(self, lease: HeldLease) -> None:
-        """Stop renewing *lease*."""
+        """Stops renewing *lease*."""
         with self._lock:
             self._leases.pop(lease.lease_id, None)
             self._failures.pop(lease.lease_id, None)
 
     def settle_later(self, settlement: Settlement, *, first: bool = False) -> None:
-        """Queue *settlement* at the end, or at the front if *first*."""
+        """Queues *settlement* at the end, or at the front if *first*."""
         with self._lock:
             if len(self._pending) == SETTLEMENTS_MAX:
                 log.warning("too many settles wait for the broker: the oldest is dropped")
@@ -92,7 +92,7 @@ class Duties:
                 self._pending.append(settlement)
 
     def next_settlement(self) -> Settlement | None:
-        """Take the oldest settle out of the queue."""
+        """Takes the oldest settle out of the queue."""
         with self._lock:
             return self._pending.popleft() if self._pending else None
 

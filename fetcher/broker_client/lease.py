@@ -74,7 +74,7 @@ class HeldLease:
         return max(0.0, self._ends_at_s - time.monotonic())
 
     def calling(self) -> None:
-        """Mark the start of the call; call it just before sending.
+        """Marks the start of the call; call it just before sending.
 
         Raises:
             LeaseLostError: The lease has lapsed or is about to.
@@ -87,13 +87,13 @@ class HeldLease:
         self._calling_since_s = time.monotonic()
 
     def renewed(self, *, epoch: int, ttl_s: float, asked_at_s: float) -> None:
-        """Apply a heartbeat's answer; *ttl_s* counts from *asked_at_s*."""
+        """Applies a heartbeat's answer; *ttl_s* counts from *asked_at_s*."""
         self._terms = replace(self._terms, epoch=epoch)
         self._ttl_s = ttl_s
         self._ends_at_s = asked_at_s + ttl_s
 
     def lost(self) -> None:
-        """Let no call start any more: the broker has dropped the lease."""
+        """Lets no call start any more: the broker has dropped the lease."""
         self._ends_at_s = 0.0
 
     def _mark_settled(self) -> bool:
@@ -140,7 +140,7 @@ class Lease(HeldLease):
         self._settle = settle
 
     def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
-        """Report an answer with its envelope, whatever the HTTP status.
+        """Reports an answer with its envelope, whatever the HTTP status.
 
         A reply without an envelope counts as an unknown cost. *units* is the number that
         the call asked for, where that is fewer than granted.
@@ -149,19 +149,19 @@ class Lease(HeldLease):
         self._end(outcome, envelope, units)
 
     def settle_refused(self, envelope: Envelope | None) -> None:
-        """Report an HTTP 429: nothing was spent."""
+        """Reports an HTTP 429: nothing was spent."""
         self._end(pb.OUTCOME_REFUSED, envelope)
 
     def settle_not_sent(self) -> None:
-        """Give the tokens back: no call was made."""
+        """Gives the tokens back: no call was made."""
         self._end(pb.OUTCOME_NOT_SENT)
 
     def settle_unknown(self) -> None:
-        """Report a call without a usable answer: its cost is unknown."""
+        """Reports a call without a usable answer: its cost is unknown."""
         self._end(pb.OUTCOME_UNKNOWN)
 
     def settle_if_open(self) -> None:
-        """Settle the lease if it is still open: unknown if the call had begun, else not sent."""
+        """Settles the lease if it is still open: unknown if the call had begun, else not sent."""
         if self._calling_since_s is None:
             self.settle_not_sent()
         else:
@@ -193,7 +193,7 @@ class AsyncLease(HeldLease):
         self._settle = settle
 
     async def settle_replied(self, envelope: Envelope | None, *, units: int | None = None) -> None:
-        """Report an answer with its envelope, whatever the HTTP status.
+        """Reports an answer with its envelope, whatever the HTTP status.
 
         A reply without an envelope counts as an unknown cost. *units* is the number that
         the call asked for, where that is fewer than granted.
@@ -202,19 +202,19 @@ class AsyncLease(HeldLease):
         await self._end(outcome, envelope, units)
 
     async def settle_refused(self, envelope: Envelope | None) -> None:
-        """Report an HTTP 429: nothing was spent."""
+        """Reports an HTTP 429: nothing was spent."""
         await self._end(pb.OUTCOME_REFUSED, envelope)
 
     async def settle_not_sent(self) -> None:
-        """Give the tokens back: no call was made."""
+        """Gives the tokens back: no call was made."""
         await self._end(pb.OUTCOME_NOT_SENT)
 
     async def settle_unknown(self) -> None:
-        """Report a call without a usable answer: its cost is unknown."""
+        """Reports a call without a usable answer: its cost is unknown."""
         await self._end(pb.OUTCOME_UNKNOWN)
 
     async def settle_if_open(self) -> None:
-        """Settle the lease if it is still open: unknown if the call had begun, else not sent."""
+        """Settles the lease if it is still open: unknown if the call had begun, else not sent."""
         if self._calling_since_s is None:
             await self.settle_not_sent()
         else:

@@ -36,17 +36,17 @@ class Upkeep:
         self._thread.start()
 
     def keep(self, lease: HeldLease) -> None:
-        """Renew *lease* every third of its time until it is settled."""
+        """Renews *lease* every third of its time until it is settled."""
         self._duties.keep(lease)
         self._wake.set()
 
     def renew_all_now(self) -> None:
-        """Make every lease due: the connection was lost, the broker may be a new one."""
+        """Makes every lease due: the connection was lost, the broker may be a new one."""
         self._duties.renew_all_now()
         self._wake.set()
 
     def settle(self, lease: HeldLease, settlement: Settlement) -> None:
-        """End *lease*; returns when the broker has the settlement or it is queued."""
+        """Ends *lease*; returns when the broker has the settlement or it is queued."""
         self._duties.ended(lease)
         try:
             is_over = self._send(settlement, FIRST_SETTLE_TIMEOUT_S, wait_for_ready=False)
@@ -58,12 +58,12 @@ class Upkeep:
             self.settle_later(settlement)
 
     def settle_later(self, settlement: Settlement) -> None:
-        """Queue *settlement* without a call to the broker."""
+        """Queues *settlement* without a call to the broker."""
         self._duties.settle_later(settlement)
         self._wake.set()
 
     def close(self, timeout_s: float) -> int:
-        """Deliver queued settles within *timeout_s* and stop; returns how many are left."""
+        """Delivers queued settles within *timeout_s* and stops; returns how many are left."""
         self._flush_until_s = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()

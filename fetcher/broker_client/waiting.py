@@ -44,14 +44,14 @@ class Silence:
         return f"the broker at {self._address} gives no answer ({exc.code().name}): {details}"
 
     def call_failed(self, exc: grpc.RpcError) -> None:
-        """Log the reason of *exc* unless it has been logged."""
+        """Logs the reason of *exc* unless it has been logged."""
         reason = self.reason(exc)
         if reason not in self._logged:
             self._logged.add(reason)
             log.warning("%s; waiting for it", reason)
 
     def call_answered(self) -> None:
-        """Log that the broker answers again, if its silence was logged."""
+        """Logs that the broker answers again, if its silence was logged."""
         if self._logged:
             self._logged.clear()
             log.info("the broker at %s answers again", self._address)
@@ -86,7 +86,7 @@ class Wait:
         }
 
     def timeout_s(self, now_s: float) -> float | None:
-        """Prepare the request for sending now; returns the RPC's timeout."""
+        """Prepares the request for sending now; returns the RPC's timeout."""
         if self._deadline_s is None:
             return None
         wait_s = max(0.0, self._deadline_s - now_s)

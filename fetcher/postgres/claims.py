@@ -88,7 +88,7 @@ RETURNING {returning}
 
 
 def renew_claims(connection: Connection, table: WorkTable, *, holder: str, ttl_s: float) -> int:
-    """Extend every claim of *holder* to *ttl_s* seconds from now; returns how many."""
+    """Extends every claim of *holder* to *ttl_s* seconds from now; returns how many."""
     first, second = table.key
     # A locked row is being written by its holder.
     statement = f"""
@@ -106,7 +106,7 @@ UPDATE {table.name} w SET claim_expires = now() + %s * interval '1 second'
 def lock_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
 ) -> list[AnyClaim]:
-    """Lock the claimed rows until the transaction ends; returns the lost claims."""
+    """Locks the claimed rows until the transaction ends; returns the lost claims."""
     rows = connection.execute(_held(table), _parameters(claims)).fetchall()
     return _lost(claims, rows)
 
@@ -114,7 +114,7 @@ def lock_claims(
 def release_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim]
 ) -> list[AnyClaim]:
-    """Release claims without counting a try; returns the lost claims."""
+    """Releases claims without counting a try; returns the lost claims."""
     return _end(connection, table, claims, state=table.ready, tries=0, error=None)
 
 
@@ -126,7 +126,7 @@ def fail_claims(
     *,
     delays_s: Sequence[float],
 ) -> list[AnyClaim]:
-    """Count a failed try of each; the next one waits for its delay in seconds.
+    """Counts a failed try of each; the next one waits for its delay in seconds.
 
     Returns the lost claims.
     """
@@ -138,7 +138,7 @@ def fail_claims(
 def bury_claims(
     connection: Connection, table: WorkTable, claims: Sequence[AnyClaim], error: str
 ) -> list[AnyClaim]:
-    """Set rows aside until a person looks at them; returns the lost claims."""
+    """Sets rows aside until a person looks at them; returns the lost claims."""
     return _end(connection, table, claims, state="dead", tries=1, error=error)
 
 

@@ -53,7 +53,7 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnects."""
         self._pool.close(timeout=0.5)
 
     @contextmanager
@@ -113,7 +113,7 @@ def connect(
 
 
 def check_encoding(connection: Connection) -> None:
-    """Check that the database can hold any text, without a query.
+    """Checks that the database can hold any text, without a query.
 
     Raises:
         DatabaseNotSetUpError: It can't.

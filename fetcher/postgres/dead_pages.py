@@ -55,7 +55,7 @@ def list_dead(connection: Connection, *, limit: int) -> list[Row]:
 
 
 def requeue(connection: Connection, scan_id: int | None) -> tuple[int, int, int]:
-    """Requeue the dead pages of one scan, or of all scans and the dead products too.
+    """Requeues the dead pages of one scan, or of all scans and the dead products too.
 
     Returns the numbers of pages requeued, of pages dropped because a newer scan has
     read their rows, and of products requeued.

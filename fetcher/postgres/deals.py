@@ -86,7 +86,7 @@ def known_asins(
 
 
 def upsert_deals(connection: Connection, deals: Sequence[Deal], *, reply_time_ms: int) -> None:
-    """Write *deals*, each once, as served at *reply_time_ms*; safe to repeat, in any order.
+    """Writes *deals*, each once, as served at *reply_time_ms*; safe to repeat, in any order.
 
     Listings before deals, and both in the order of their keys: two writers never wait for
     each other in a circle. One statement each is as fast as COPY into a temporary table

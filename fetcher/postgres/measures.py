@@ -113,7 +113,7 @@ def count_fetchers(connection: Connection, *, silent_s: float) -> int:
 
 
 def ask_nothing(connection: Connection) -> None:
-    """Make one round trip to Postgres; its time is the latency of every statement."""
+    """Makes one round trip to Postgres; its time is the latency of every statement."""
     connection.execute(NOTHING)
 
 

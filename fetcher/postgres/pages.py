@@ -120,7 +120,7 @@ class PageResult:
 
 
 def open_pages(connection: Connection, scan_id: int, pages: Iterable[int]) -> None:
-    """Make *pages* ready for claims, unless they have been before."""
+    """Makes *pages* ready for claims, unless they have been before."""
     with connection.cursor() as cursor:
         cursor.executemany(OPEN, [(scan_id, page) for page in pages])
 
@@ -141,7 +141,7 @@ def claim_page(
     ttl_s: float,
     take_over: bool = True,
 ) -> PageClaim | None:
-    """Claim the most urgent page of *queries* for *ttl_s* seconds; None if there is none.
+    """Claims the most urgent page of *queries* for *ttl_s* seconds; None if there is none.
 
     With *take_over* also a page with an expired claim.
     """
@@ -151,7 +151,7 @@ def claim_page(
 
 
 def bury_page(connection: Connection, claim: PageClaim, error: str) -> None:
-    """Set the page aside until a person looks at it.
+    """Sets the page aside until a person looks at it.
 
     Raises:
         ClaimLostError: The claim expired and another one was made.
@@ -161,7 +161,7 @@ def bury_page(connection: Connection, claim: PageClaim, error: str) -> None:
 
 
 def hold_page(connection: Connection, claim: PageClaim) -> None:
-    """Lock the claimed page until the transaction ends.
+    """Locks the claimed page until the transaction ends.
 
     Raises:
         ClaimLostError: The claim expired and another one was made.
@@ -171,7 +171,7 @@ def hold_page(connection: Connection, claim: PageClaim) -> None:
 
 
 def finish_page(connection: Connection, claim: PageClaim, result: PageResult) -> None:
-    """Mark the page as read and committed."""
+    """Marks the page as read and committed."""
     connection.execute(
         DONE,
         {
@@ -207,12 +207,12 @@ def has_unread_pages(connection: Connection, scan_id: int, last: int) -> bool:
 
 
 def drop_pages_after(connection: Connection, scan_id: int, page: int) -> None:
-    """Drop the ready pages beyond *page*: they are not needed."""
+    """Drops the ready pages beyond *page*: they are not needed."""
     connection.execute(DROP_AFTER, (scan_id, page))
 
 
 def reopen_pages(connection: Connection, scan_id: int, pages: Sequence[int]) -> None:
-    """Make pages that have been read ready to be read once more."""
+    """Makes pages that have been read ready to be read once more."""
     connection.execute(REOPEN, (scan_id, list(pages)))
 
 

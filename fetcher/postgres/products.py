@@ -117,7 +117,7 @@ def known_products(
 def want_products(
     connection: Connection, request: DetailsRequest, wanted: Mapping[str, int | None]
 ) -> None:
-    """Mark the ASINs in *wanted* for buying their details.
+    """Marks the ASINs in *wanted* for buying their details.
 
     The values are the reply times, in Unix ms, of the last answers that the caller has read.
     """
@@ -160,7 +160,7 @@ def claim_products(
     ttl_s: float,
     take_over: bool = True,
 ) -> list[ProductClaim]:
-    """Claim up to *units* products for one call, for *ttl_s* seconds; in order of ASIN.
+    """Claims up to *units* products for one call, for *ttl_s* seconds; in order of ASIN.
 
     With *take_over* also products with expired claims.
     """
@@ -182,7 +182,7 @@ def store_products(
     *,
     reply_time_ms: int,
 ) -> None:
-    """Store Keepa's answer to *request* at *reply_time_ms*, with its *raws* by ASIN.
+    """Stores Keepa's answer to *request* at *reply_time_ms*, with its *raws* by ASIN.
 
     "No data" is an answer too.
     """

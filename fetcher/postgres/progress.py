@@ -108,7 +108,7 @@ def lock_progress(connection: Connection, query: str, selection_hash: str) -> Pr
 def store_progress(
     connection: Connection, query: str, selection_hash: str, progress: Progress
 ) -> None:
-    """Write *progress*; the same transaction must have locked it."""
+    """Writes *progress*; the same transaction must have locked it."""
     connection.execute(
         STORE,
         {
@@ -126,7 +126,7 @@ def store_progress(
 def note_freshness(
     connection: Connection, query: str, selection_hash: str, first_page: PageFacts
 ) -> None:
-    """Store the age of the newest deal, and Keepa's clock."""
+    """Stores the age of the newest deal, and Keepa's clock."""
     seen = instant(first_page.server_ms)
     values = (instant(first_page.newest_ms), seen, seen, query, selection_hash)
     connection.execute(ENSURE, (query, selection_hash))
@@ -136,7 +136,7 @@ def note_freshness(
 def observe_yield(
     connection: Connection, query: str, selection_hash: str, *, deals: int, elapsed_ms: int
 ) -> None:
-    """Store that *deals* have appeared within *elapsed_ms*."""
+    """Stores that *deals* have appeared within *elapsed_ms*."""
     row = connection.execute(YIELDED, (query, selection_hash)).fetchone()
     before = Yield() if row is None or row[0] is None else YIELD.validate_python(row[0])
     after = to_jsonb(YIELD, before.observe(deals, elapsed_ms))

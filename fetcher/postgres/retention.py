@@ -48,5 +48,5 @@ def last_page(connection: Connection) -> tuple[datetime | None, bool]:
 
 
 def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
-    """Delete some rows last served longer ago than *older_than*; returns 0 if none is left."""
+    """Deletes some rows last served longer ago than *older_than*; returns 0 if none is left."""
     return connection.execute(STATEMENTS[what], {"age": older_than}).rowcount

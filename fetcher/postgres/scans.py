@@ -68,7 +68,7 @@ class Scan:
 
 
 def start_scan(connection: Connection, query: DealQuery, plan: ScanPlan) -> int | None:
-    """Start a scan of *query*; None if one of its kind is already running."""
+    """Starts a scan of *query*; None if one of its kind is already running."""
     row = connection.execute(
         START,
         (
@@ -101,25 +101,25 @@ def lock_scan(connection: Connection, scan_id: int) -> Scan:
 
 
 def set_end(connection: Connection, scan_id: int, page: int, reason: EndReason) -> None:
-    """Store that *page* ends the scan; pages before it may still be missing."""
+    """Stores that *page* ends the scan; pages before it may still be missing."""
     connection.execute(SET_END, (page, reason, scan_id))
 
 
 def note_unordered(connection: Connection, scan_id: int, page: int) -> None:
-    """Store that the rows of *page* don't come newest first."""
+    """Stores that the rows of *page* don't come newest first."""
     connection.execute(NOTE_UNORDERED, (page, scan_id))
 
 
 def complete_scan(connection: Connection, scan_id: int, watermark_ms: int | None) -> None:
-    """Close the scan as completed: all its pages have been committed."""
+    """Closes the scan as completed: all its pages have been committed."""
     connection.execute(CLOSE, ("completed", None, instant(watermark_ms), scan_id))
 
 
 def abandon_scan(connection: Connection, scan_id: int, reason: str) -> None:
-    """Close the scan as abandoned: it can't be finished."""
+    """Closes the scan as abandoned: it can't be finished."""
     connection.execute(CLOSE, ("abandoned", reason, None, scan_id))
 
 
 def abandon_forgotten(connection: Connection) -> int:
-    """Close scans that no process has continued for a day; returns how many."""
+    """Closes scans that no process has continued for a day; returns how many."""
     return len(connection.execute(FORGOTTEN).fetchall())

@@ -22,7 +22,7 @@ APPLIED: Final = "SELECT migration_id FROM _yoyo_migration"
 
 
 def migrate(database_url: str) -> list[str]:
-    """Bring the schema up to date; returns the names of the migrations applied.
+    """Brings the schema up to date; returns the names of the migrations applied.
 
     Applies each in its own transaction: none holds the locks of another.
     Safe to run from several processes at once: they take turns.

@@ -56,13 +56,13 @@ SELECT failure ->> 'rule', count(*) FILTER (WHERE failure ->> 'outcome' = 'faile
 def upsert_verdicts(
     connection: Connection, query: str, judged: Iterable[JudgedDeal], *, scan_id: int | None
 ) -> None:
-    """Write verdicts of *query*, in the order of keys: writers never wait in a circle."""
+    """Writes verdicts of *query*, in the order of keys: writers never wait in a circle."""
     rows = sorted((_row(query, deal, scan_id) for deal in judged), key=lambda row: row[:5])
     execute_each(connection, UPSERT, rows)
 
 
 def delete_outdated(connection: Connection, query: DealQuery, asins: Sequence[str]) -> None:
-    """Delete verdicts by details that today's *query* did not renew."""
+    """Deletes verdicts by details that today's *query* did not renew."""
     connection.execute(
         DELETE_OUTDATED,
         (
@@ -77,7 +77,7 @@ def delete_outdated(connection: Connection, query: DealQuery, asins: Sequence[st
 
 
 def delete_strays(connection: Connection, query: DealQuery) -> None:
-    """Delete verdicts on a price type or site that *query* no longer asks for."""
+    """Deletes verdicts on a price type or site that *query* no longer asks for."""
     connection.execute(DELETE_STRAYS, (query.name, query.domain_id, query.price_type))
 
 

@@ -51,7 +51,7 @@ def beat(
     doing: str,
     silent_s: float | None = None,
 ) -> None:
-    """Report what *holder* does, and that it works.
+    """Reports what *holder* does, and that it works.
 
     With *silent_s* the holder does not work. It was last seen when it did, or *silent_s*
     seconds ago if it never has.
@@ -62,7 +62,7 @@ def beat(
 
 
 def leave(connection: Connection, *, holder: str) -> None:
-    """Remove *holder*, which has stopped."""
+    """Removes *holder*, which has stopped."""
     connection.execute(LEAVE, (holder,))
 
 

@@ -25,7 +25,7 @@ NO_URI: Final = DatabaseURI("postgresql+psycopg", None, None, None, None, None, 
 
 
 def apply_next(connection: Connection, folder: Path) -> str | None:
-    """Apply the first missing migration in *folder*; returns its name, None if none is missing.
+    """Applies the first missing migration in *folder*; returns its name, None if none is missing.
 
     *connection* is in autocommit mode: yoyo sends BEGIN and COMMIT itself, here as
     savepoints within the open transaction.
@@ -53,7 +53,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the connection open; the caller closes it."""
+        """Leaves the connection open; the caller closes it."""
 
     @contextlib.contextmanager
     def disable_transactions(self) -> Iterator[None]:

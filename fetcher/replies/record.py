@@ -95,7 +95,7 @@ class Record:
         self._oddities = oddities
 
     def note(self, name: object, what: str) -> None:
-        """Count one oddity under the field's name."""
+        """Counts one oddity under the field's name."""
         self._oddities[f"{name}: {what}"] += 1
 
     def value(self, *path: str | int) -> object:

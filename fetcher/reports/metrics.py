@@ -78,7 +78,7 @@ class Measuring:
         self._mishaps = Mishaps("metrics")
 
     def run(self, stop: threading.Event) -> None:
-        """Measure until *stop* is set."""
+        """Measures until *stop* is set."""
         while not stop.is_set():
             started_s = time.monotonic()
             least_pause_s = MEASURE_EVERY_S
@@ -141,11 +141,11 @@ class CollectionCollector(Collector):
         self._measuring = measuring
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: only a scrape has the names, and they are unique."""
+        """Returns nothing: only a scrape has the names, and they are unique."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all series of this moment."""
+        """Yields all series of this moment."""
         latest = self._measuring.latest
         up = self._measuring.database_up
         yield _gauge("database_up", "1 while the database can be measured.", up)

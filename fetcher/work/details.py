@@ -57,12 +57,12 @@ class ProductsJob(Job):
         return f"buying details of {len(self._claims)} products"
 
     def without(self, claims: Sequence[Claim]) -> "ProductsJob | None":
-        """Return the job for the other products."""
+        """Returns the job for the other products."""
         left = [claim for claim in self._claims if claim not in claims]
         return ProductsJob(self._request, left, self._keepa) if left else None
 
     def call(self) -> Reply:
-        """Fetch all of them."""
+        """Fetches all of them."""
         return self._keepa.products(
             [claim.asin for claim in self._claims],
             domain_id=self._request.domain_id,
@@ -70,7 +70,7 @@ class ProductsJob(Job):
         )
 
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
-        """Write the details, and judge their deals again."""
+        """Writes the details, and judges their deals again."""
         asins = tuple(claim.asin for claim in self._claims)
         page = parse_products(reply.body, domain_id=self._request.domain_id, asins=asins)
         envelope = reply.envelope
@@ -90,7 +90,7 @@ class ProductsJob(Job):
         return Stored(lost=lost, unanswered=[claim for claim in missing if claim not in lost])
 
     def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
-        """Set *claims* aside, and leave the others of the job."""
+        """Sets *claims* aside, and leaves the others of the job."""
         return bury_claims(connection, PRODUCT_WORK, claims, error)
 
     def _commit(
@@ -114,7 +114,7 @@ class EnrichmentWork:
         self._calls = PaidCalls(workplace, longest_call_s=keepa.longest_call_s)
 
     def step(self) -> bool:
-        """Buy one batch; returns False if nothing was wanted."""
+        """Buys one batch; returns False if nothing was wanted."""
         take_over = self._workplace.may_take_over
         request = self._workplace.persist(partial(next_request, take_over=take_over))
         if request is None:
@@ -138,7 +138,7 @@ class EnrichmentWork:
         )
 
     def give_back(self) -> None:
-        """Release the products of the call that is still under way; its cost is unknown."""
+        """Releases the products of the call that is still under way; its cost is unknown."""
         self._calls.give_back()
 
     def _claim(

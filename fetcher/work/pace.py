@@ -56,7 +56,7 @@ class Pace:
         )
 
     def replan(self, queries: Iterable[DealQuery], standings: Mapping[str, Standing]) -> None:
-        """Plan the intervals again if it is time."""
+        """Plans the intervals again if it is time."""
         wanted = list(queries)
         names = tuple(f"{query.name} {query.selection_hash}" for query in wanted)
         now_s = time.monotonic()

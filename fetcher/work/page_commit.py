@@ -87,7 +87,7 @@ class Committed:
 def commit_page(
     connection: Connection, claim: PageClaim, query: DealQuery, reply: PageReply
 ) -> Committed:
-    """Write everything that follows from *reply*; the caller's transaction commits it.
+    """Writes everything that follows from *reply*; the caller's transaction commits it.
 
     Raises:
         ClaimLostError: The page has another holder by now: roll back.
@@ -123,7 +123,7 @@ def commit_page(
 
 
 def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> None:
-    """Set the page aside and end its scan: the watermark stays where it is.
+    """Sets the page aside and ends its scan: the watermark stays where it is.
 
     Raises:
         ClaimLostError: The page has another holder by now: roll back.
@@ -143,7 +143,7 @@ def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> No
 def write_deals(
     connection: Connection, query: DealQuery, reply: PageReply, *, scan_id: int | None
 ) -> int:
-    """Write deals, verdicts and wanted products; returns how many deals are new.
+    """Writes deals, verdicts and wanted products; returns how many deals are new.
 
     They replace older ones only: this is right even for a reply to a page that another
     process has read meanwhile.

@@ -73,15 +73,15 @@ class PageJob(Job):
         return f"reading page {self._claim.page} of {self._claim.query}"
 
     def without(self, claims: Sequence[Claim]) -> "PageJob | None":
-        """Return the job or None: a page can't be asked for in part."""
+        """Returns the job or None: a page can't be asked for in part."""
         return self if not claims else None
 
     def call(self) -> Reply:
-        """Fetch the page."""
+        """Fetches the page."""
         return self._keepa.deals(self._query.page_selection(self._claim.page))
 
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
-        """Write deals, verdicts, page, scan and watermark; without the claim, deals only."""
+        """Writes deals, verdicts, page, scan and watermark; without the claim, deals only."""
         query = self._query
         page = parse_deal_page(
             reply.body,
@@ -103,7 +103,7 @@ class PageJob(Job):
         return Stored()
 
     def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
-        """Set the page aside and give up its scan."""
+        """Sets the page aside and gives up its scan."""
         try:
             bury_and_give_up(connection, self._claim, error)
         except ClaimLostError:
@@ -161,7 +161,7 @@ class ScanWork:
         self._look_for_forgotten = Every(LOOK_FOR_FORGOTTEN_EVERY_S)
 
     def step(self) -> bool:
-        """Read one page; returns False if there was none to read."""
+        """Reads one page; returns False if there was none to read."""
         queries = self._workplace.folder.book.queries
         if self._look_for_forgotten.is_due(time.monotonic()):
             self._workplace.persist(abandon_forgotten)
@@ -191,7 +191,7 @@ class ScanWork:
         )
 
     def give_back(self) -> None:
-        """Release the page of the call that is still under way; its cost is unknown."""
+        """Releases the page of the call that is still under way; its cost is unknown."""
         self._calls.give_back()
 
     def _claim(

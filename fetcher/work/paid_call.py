@@ -88,15 +88,15 @@ class Job(ABC):
 
     @abstractmethod
     def without(self, claims: Sequence[Claim]) -> "Job | None":
-        """Return the job without *claims*; None when nothing is left."""
+        """Returns the job without *claims*; None when nothing is left."""
 
     @abstractmethod
     def call(self) -> Reply:
-        """Make the call to Keepa. Raises KeepaError."""
+        """Makes the call to Keepa. Raises KeepaError."""
 
     @abstractmethod
     def store(self, reply: Reply, workplace: Workplace) -> Stored:
-        """Parse *reply* and persist all that follows from it, in one transaction.
+        """Parses *reply* and persists all that follows from it, in one transaction.
 
         Raises:
             MalformedReplyError: The reply is not what was asked for.
@@ -104,7 +104,7 @@ class Job(ABC):
 
     @abstractmethod
     def bury(self, connection: Connection, claims: Sequence[Claim], error: str) -> Sequence[Claim]:
-        """Set *claims* aside; returns those that were lost."""
+        """Sets *claims* aside; returns those that were lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class PaidCalls:
         self._in_hand: tuple[Job, Lease] | None = None
 
     def make(self, want: Want) -> bool:
-        """Lease, claim and call; returns False if nothing was left to claim.
+        """Leases, claims and calls; returns False if nothing was left to claim.
 
         Raises:
             BrokerClientError: No lease.
@@ -179,7 +179,7 @@ class PaidCalls:
         return True
 
     def give_back(self) -> None:
-        """Release the job of the call that is still under way; its cost is unknown."""
+        """Releases the job of the call that is still under way; its cost is unknown."""
         if (held := self._in_hand) is not None:
             job, lease = held
             lease.settle_if_open()
@@ -271,7 +271,7 @@ def odd(oddities: Mapping[str, int]) -> dict[str, dict[str, int]]:
 
 
 def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = None) -> Reply:
-    """Make *call* and settle *lease* the moment its outcome is known.
+    """Makes *call* and settles *lease* the moment its outcome is known.
 
     *units* is the number that the call asks for, where that is fewer than granted.
 
@@ -310,13 +310,13 @@ class Outage:
         self._failures = 0
 
     def over(self) -> None:
-        """Start afresh: Keepa has answered."""
+        """Starts afresh: Keepa has answered."""
         if self._failures > 1:
             log.info("Keepa answers again")
         self._failures = 0
 
     def pause(self, exc: KeepaUnavailableError) -> None:
-        """Wait, longer each time."""
+        """Waits, longer each time."""
         if self._failures == 0:
             log.warning("Keepa is not available: trying again", problem=str(exc))
         pause_s = min(FIRST_PAUSE_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)

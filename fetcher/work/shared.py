@@ -81,13 +81,13 @@ class Pulse:
         self._steady_since_s = float("inf")
 
     def beat(self, now_s: float) -> None:
-        """Record a heartbeat that has succeeded."""
+        """Records a heartbeat that has succeeded."""
         if self._last_s is None or now_s - self._last_s > self._gap_max_s:
             self._steady_since_s = now_s
         self._last_s = now_s
 
     def miss(self) -> None:
-        """Record a heartbeat that has failed."""
+        """Records a heartbeat that has failed."""
         self._last_s = None
 
     def may_take_over(self, now_s: float) -> bool:
@@ -106,7 +106,7 @@ class Troubles:
         self._threads: dict[str, str] = {}
 
     def begin(self, exc: DatabaseAwayError) -> None:
-        """Record that Postgres has failed the calling thread."""
+        """Records that Postgres has failed the calling thread."""
         with self._lock:
             is_first = not self._threads
             self._threads[threading.current_thread().name] = str(exc)
@@ -114,7 +114,7 @@ class Troubles:
             log.warning("Postgres is away: waiting for it", problem=str(exc))
 
     def end(self) -> None:
-        """Record that Postgres serves the calling thread."""
+        """Records that Postgres serves the calling thread."""
         with self._lock:
             was_last = self._threads.pop(threading.current_thread().name, "") and not self._threads
         if was_last:
@@ -144,11 +144,11 @@ class Workplace:
         return self.pulse.may_take_over(time.monotonic())
 
     def doing(self, text: str, *, at_most_s: float | None) -> None:
-        """Record what the calling thread does, and how long it may take; None: for ever."""
+        """Records what the calling thread does, and how long it may take; None: for ever."""
         self.activities.begin(text, at_most_s=at_most_s)
 
     def attempt(self, change: Callable[[Connection], Result]) -> Result:
-        """Run *change* in one transaction, once.
+        """Runs *change* in one transaction, once.
 
         Raises:
             DatabaseAwayError: Nothing has changed; try again later.
@@ -164,7 +164,7 @@ class Workplace:
         return result
 
     def persist(self, change: Callable[[Connection], Result]) -> Result:
-        """Run *change* in one transaction, again and again while Postgres is away.
+        """Runs *change* in one transaction, again and again while Postgres is away.
 
         Raises:
             StoppedError: The process is to end, and Postgres has not come back.
@@ -200,5 +200,5 @@ class Workplace:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def rest(self, pause_s: float) -> None:
-        """Wait for *pause_s* seconds or the stop."""
+        """Waits for *pause_s* seconds or the stop."""
         self.stop.wait(pause_s)

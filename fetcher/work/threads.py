@@ -57,13 +57,13 @@ class Activities:
         self._current: dict[str, Activity] = {}
 
     def begin(self, text: str, *, at_most_s: float | None = STEP_AT_MOST_S) -> None:
-        """Record what the calling thread does from now on."""
+        """Records what the calling thread does from now on."""
         name = threading.current_thread().name
         with self._lock:
             self._current[name] = Activity(name, text, time.monotonic(), at_most_s)
 
     def rest(self) -> None:
-        """Record that the calling thread rests, without a limit."""
+        """Records that the calling thread rests, without a limit."""
         name = threading.current_thread().name
         with self._lock:
             if (current := self._current.get(name)) is not None:
@@ -105,7 +105,7 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, step: Step, *, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
-        """Repeat *step* in a thread, resting up to *longest_pause_s* after unexpected errors.
+        """Repeats *step* in a thread, resting up to *longest_pause_s* after unexpected errors.
 
         For one thread only.
 
@@ -125,7 +125,7 @@ class Threads:
         self._threads.append(thread)
 
     def join(self, *, until_s: float) -> None:
-        """Wait for the threads' end until *until_s* on the monotonic clock."""
+        """Waits for the threads' end until *until_s* on the monotonic clock."""
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
 
@@ -160,7 +160,7 @@ class Mishaps:
         self._logged: set[tuple[type[Exception], str]] = set()
 
     def note(self, exc: Exception) -> float:
-        """Log *exc* unless it came before from the same place; returns the seconds to rest."""
+        """Logs *exc* unless it came before from the same place; returns the seconds to rest."""
         pause_s = float(min(FIRST_PAUSE_S * 2 ** min(self._count, 10), self._longest_pause_s))
         self._count += 1
         frames = traceback.extract_tb(exc.__traceback__)
@@ -171,7 +171,7 @@ class Mishaps:
         return pause_s
 
     def over(self) -> None:
-        """Start afresh: a step has succeeded."""
+        """Starts afresh: a step has succeeded."""
         if self._count:
             log.info("goes on after an unexpected error", thread=self._thread, times=self._count)
         self._count = 0

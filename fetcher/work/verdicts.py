@@ -27,7 +27,7 @@ def judge_and_store(
     reply_time_ms: int,
     scan_id: int | None,
 ) -> None:
-    """Judge *deals* as served at *reply_time_ms*; store verdicts and wanted products."""
+    """Judges *deals* as served at *reply_time_ms*; stores verdicts and wanted products."""
     known = known_products(connection, query, [deal.asin for deal in deals])
     judgement = judge_deals(query, deals, known, reply_time_ms=reply_time_ms)
     _store(connection, query, [judgement], scan_id=scan_id)
@@ -36,14 +36,14 @@ def judge_and_store(
 def judge_again(
     connection: Connection, queries: Iterable[DealQuery], domain_id: int, asins: Sequence[str]
 ) -> None:
-    """Judge stored deals again for every query that has a verdict on them."""
+    """Judges stored deals again for every query that has a verdict on them."""
     for query in queries:
         if query.domain_id == domain_id and query.enrichment is not None:
             _judge_stored(connection, query, deals_judged_by(connection, query, asins))
 
 
 def judge_outdated(connection: Connection, query: DealQuery) -> int:
-    """Judge up to BATCH deals again that an older version of *query* judged; returns how many.
+    """Judges up to BATCH deals again that an older version of *query* judged; returns how many.
 
     When none is left, it deletes the query's verdicts on price types and sites that the
     query no longer asks for.

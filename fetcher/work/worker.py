@@ -84,7 +84,7 @@ class Worker:
         self._judge_outdated_again: Every | None = None
 
     def run(self, *, seconds: float | None = None) -> None:
-        """Work until `end` is called or *seconds* have passed.
+        """Works until `end` is called or *seconds* have passed.
 
         Raises:
             FetcherError, BrokerClientError: A person must act; the message has the remedy.
@@ -110,14 +110,14 @@ class Worker:
         return self._end_sender.fileno()
 
     def close(self) -> None:
-        """Disconnect from Keepa; call it after `run`, when no signal can come any more."""
+        """Disconnects from Keepa; call it after `run`, when no signal can come any more."""
         for keepa in self._keepas:
             keepa.close()
         self._end_receiver.close()
         self._end_sender.close()
 
     def end(self) -> None:
-        """Make `run` return soon."""
+        """Makes `run` return soon."""
         self._end_sender.send(b"\0")
 
     def _end_by(self, exc: Exception) -> None:
@@ -271,7 +271,7 @@ class Round:
         self._failures = 0
 
     def __call__(self) -> float:
-        """Work once; returns the seconds to rest."""
+        """Works once; returns the seconds to rest."""
         workplace = self._workplace
         workplace.doing("looking for work", at_most_s=STEP_AT_MOST_S)
         if not self._worker.can_begin():

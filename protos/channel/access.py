@@ -194,7 +194,7 @@ class BearerToken(grpc.AuthMetadataPlugin):
     def __call__(
         self, _context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback
     ) -> None:
-        """Add the token; while its file is unreadable, the last one read."""
+        """Adds the token; while its file is unreadable, the last one read."""
         with suppress(CredentialError):
             self._token = read_token(self._path)
         callback((("authorization", f"Bearer {self._token}"),), None)

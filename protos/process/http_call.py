@@ -89,13 +89,13 @@ class HttpCaller:
         self._session.mount("http://", self._wire)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         self._session.close()
 
     def call(
         self, method: str, path: str, parameters: Mapping[str, str], data: str | None = None
     ) -> Answer | Failure:
-        """Make one call; the answer may have any status."""
+        """Makes one call; the answer may have any status."""
         proxy = Proxy.towards(self.base_url)
         if proxy is not None and urlsplit(self.base_url).scheme == "http":
             problem = (

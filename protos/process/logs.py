@@ -36,7 +36,7 @@ class Seldom(logging.Filter):
         self._passed_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether *record* is to be written."""
+        """Returns whether *record* is to be written."""
         if not record.name.startswith(REPEATS_ITSELF):
             return True
         silent = record.created - self._passed_s.get(record.name, -SILENCE_S) < SILENCE_S
@@ -53,7 +53,7 @@ class Renderer:
         self._redact = Redaction(secrets)
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
-        """Return the line of *event*, with its secrets blanked out."""
+        """Returns the line of *event*, with its secrets blanked out."""
         line = self._render(logger, name, event)
         assert isinstance(line, str)
         return self._redact(line)

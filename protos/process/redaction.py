@@ -30,7 +30,7 @@ class Redaction:
         self._secrets = sorted(found, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """Return *text* without the secrets."""
+        """Returns *text* without the secrets."""
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
         for pattern in PATTERNS:
@@ -61,7 +61,7 @@ class RedactedStream:
         return Redaction(self._read_secrets())
 
     def write(self, text: str) -> int:
-        """Write whole lines; an unfinished line waits for its end, or for `flush`."""
+        """Writes whole lines; an unfinished line waits for its end, or for `flush`."""
         with self._lock:
             lines, newline, self._rest = (self._rest + text).rpartition("\n")
             if newline:
@@ -69,7 +69,7 @@ class RedactedStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write the unfinished line."""
+        """Writes the unfinished line."""
         with self._lock:
             rest, self._rest = self._rest, ""
             if rest:
