@@ -1,3 +1,3 @@
 """The token broker: one authoritative count for one Keepa account."""
 
-import protos  # noqa: F401 - before grpc, whose core it quiets
+import protos  # noqa: F401 - must precede grpc: it quiets the log of grpc's core

@@ -17,7 +17,7 @@ from protos.process.version import Version
 
 
 class Format(StrEnum):
-    """How an answer is printed."""
+    """Output formats of the commands."""
 
     TABLE = "table"
     JSON = "json"
@@ -36,7 +36,7 @@ app = typer.Typer(
     help="One authoritative token count for every worker that shares a Keepa account.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    # Its tracebacks show local variables, and the key may be among them.
+    # Typer's tracebacks show local variables, and the key may be among them.
     pretty_exceptions_enable=False,
 )
 
@@ -54,7 +54,7 @@ def serve() -> None:
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
-    # The other commands shouldn't wait for the server's imports.
+    # Imported here: the other commands start faster without the server.
     from broker import server  # noqa: PLC0415
     from broker.access.budgets_file import BudgetsFileError  # noqa: PLC0415
     from broker.rpc.tracing import SERVICE  # noqa: PLC0415
@@ -86,7 +86,7 @@ def status(address: Address = None, output: Output = Format.TABLE) -> None:
 def watch(address: Address = None, output: Output = Format.TABLE) -> None:
     """Show the bucket, open leases and waiting requests, live.
 
-    Ctrl-C ends it. Without a terminal it prints one line per change, or JSON lines.
+    Press Ctrl-C to stop. Without a terminal, prints one line per change, or JSON lines.
 
     Example: tokenbroker watch --address broker.example:50051
     """
@@ -104,9 +104,9 @@ def leases(address: Address = None, output: Output = Format.TABLE) -> None:
 
 @app.command()
 def sync(address: Address = None, output: Output = Format.TABLE) -> None:
-    """Ask Keepa for its token count now.
+    """Read Keepa's token count now.
 
-    The broker asks; this costs no tokens.
+    The broker sends the request, which costs no tokens.
 
     Example: tokenbroker sync && tokenbroker status
     """
@@ -117,7 +117,7 @@ def sync(address: Address = None, output: Output = Format.TABLE) -> None:
 def pause(address: Address = None, output: Output = Format.TABLE) -> None:
     """Stop granting leases.
 
-    Open leases go on, requests wait.
+    Open leases continue, new requests wait.
 
     Example: tokenbroker pause; use the key elsewhere; tokenbroker resume
     """
@@ -139,7 +139,7 @@ def _target(option: str | None) -> Target:
 
 
 def main() -> None:
-    """Run the command; a wrong setting exits 2, any other failure 1."""
+    """Runs the command; exits with 2 for a wrong setting, with 1 for any other failure."""
     run_command(
         "tokenbroker",
         app,

@@ -1,4 +1,4 @@
-"""A blocking call in a thread that can't keep the process from ending."""
+"""Runs a blocking call in a thread that can't keep the process from ending."""
 
 import asyncio
 import threading
@@ -10,27 +10,27 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(call: Callable[[], T], *, name: str) -> T:
-    """Run *call* in a thread of its own and wait for what it returns or raises.
+    """Runs *call* in its own thread; returns its result or raises its exception.
 
-    An executor's threads are joined at exit, so that a server which never answers
-    could hold up the end of the process; a daemon thread can't.
+    Python joins an executor's threads at exit: a server that never answers would delay
+    the end of the process. It does not join daemon threads.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
-    def tell(step: Callable[[], None]) -> None:
-        # The loop may have closed in the meantime: then nobody wants to know.
+    def finish(step: Callable[[], None]) -> None:
+        # The loop may have closed in the meantime: then nothing awaits the answer.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: None if answer.done() else step())
 
     def run() -> None:
         try:
             value = call()
-        except Exception as exc:  # noqa: BLE001 - handed over to the one who waits
+        except Exception as exc:  # noqa: BLE001 - raised by the awaiting coroutine
             error = exc
-            tell(lambda: answer.set_exception(error))
+            finish(lambda: answer.set_exception(error))
         else:
-            tell(lambda: answer.set_result(value))
+            finish(lambda: answer.set_result(value))
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await answer

@@ -1,8 +1,8 @@
-"""Asks Keepa for its own count: `GET /token`, which costs nothing.
+"""Reads the token count from Keepa: `GET /token`, which costs nothing.
 
-When to ask is the allocator's decision; this module makes one call and reads the
-few envelope fields. The key travels in the query string, so nothing of a URL and
-no exception of the HTTP library ever leaves `protos.process.http_call`.
+The allocator decides when to ask. This module makes one call and reads the envelope
+fields. The key is part of the query string, so `protos.process.http_call` passes on
+no URL and no exception of the HTTP library.
 
 Facts: keepa-api.md, sections 1 and 2.
 """
@@ -20,19 +20,19 @@ from protos.process.http_call import Answer, Failure, HttpCaller, Trouble
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 10.0
-# A body of a few hundred bytes that isn't here by then isn't coming.
+# The body has a few hundred bytes: a slower one will not arrive at all.
 CALL_TIMEOUT_S: Final = 20.0
 # The real body has about 170 bytes.
 BODY_BYTES_MAX: Final = 64 * 1024
-# Beyond them is noise, which must not become a plan or a tick: the year 2201, more
-# tokens than any account holds, a day.
+# Larger values are noise and must not become a plan or a tick. The limits are the year
+# 2201, more tokens than any account holds, and a day.
 LATEST_MS: Final = 7_293_840_000_000
 TOKENS_MAX: Final = 1_000_000_000
 DURATION_MS_MAX: Final = 86_400_000
 
 
 class ProbeFailure(StrEnum):
-    """Why Keepa told nothing; a label of metrics and logs."""
+    """Why Keepa's count could not be read; a label of metrics and logs."""
 
     KEY_INVALID = "key_invalid"
     KEY_UNPAID = "key_unpaid"
@@ -43,12 +43,12 @@ class ProbeFailure(StrEnum):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether it stays so until a person does something."""
+        """Whether only a person can mend it."""
         return self in {ProbeFailure.KEY_INVALID, ProbeFailure.KEY_UNPAID}
 
 
 class KeepaSyncError(Exception):
-    """Keepa's count could not be read; the message is for people, without the key."""
+    """Keepa's count could not be read; the readable message never holds the key."""
 
     def __init__(self, failure: ProbeFailure, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class KeepaSyncError(Exception):
 
 
 class KeepaSync:
-    """One keep-alive connection to Keepa's `/token`; use it from one thread at a time."""
+    """A keep-alive connection to Keepa's `/token`; for one thread at a time."""
 
     def __init__(self, base_url: str, key: SecretStr) -> None:
         self.base_url = base_url
@@ -70,43 +70,34 @@ class KeepaSync:
         )
 
     def ask(self) -> Envelope:
-        """Read the bucket's state; blocks for at most some twenty seconds.
+        """Reads the bucket's state; blocks for at most `CALL_TIMEOUT_S` seconds.
 
         Raises:
-            KeepaSyncError: there is no answer, or none that tells a balance.
+            KeepaSyncError: Keepa does not answer, or its reply holds no balance.
         """
-        answer = self._caller.call("GET", "/token", {"key": self._key.get_secret_value()})
-        if not isinstance(answer, Answer):
-            raise self._without_answer(answer)
-        return read_reply(answer.status, answer.body)
+        match self._caller.call("GET", "/token", {"key": self._key.get_secret_value()}):
+            case Answer(status=status, body=body):
+                return read_reply(status, body)
+            case Failure(trouble=Trouble.TIMEOUT, message=message):
+                failure, problem = ProbeFailure.TIMEOUT, f" does not answer in time: {message}"
+            case Failure(trouble=Trouble.BAD_BODY, message=message):
+                failure, problem = ProbeFailure.BAD_REPLY, f": {message}"
+            case Failure(message=message):
+                failure, problem = ProbeFailure.UNREACHABLE, f" can't be reached: {message}"
+        raise KeepaSyncError(failure, self.base_url + problem)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Closes the connection."""
         self._caller.close()
-
-    def _without_answer(self, failure: Failure) -> KeepaSyncError:
-        match failure.trouble:
-            case Trouble.TIMEOUT:
-                return KeepaSyncError(
-                    ProbeFailure.TIMEOUT,
-                    f"{self.base_url} does not answer in time: {failure.message}",
-                )
-            case Trouble.BAD_BODY:
-                return KeepaSyncError(
-                    ProbeFailure.BAD_REPLY, f"{self.base_url}: {failure.message}"
-                )
-        return KeepaSyncError(
-            ProbeFailure.UNREACHABLE, f"{self.base_url} can't be reached: {failure.message}"
-        )
 
 
 def read_reply(status: int, body: bytes | None) -> Envelope:
-    """Take the observation out of a reply; a 429's envelope is one as well.
+    """Returns the envelope of a reply; that of a 429 counts as well.
 
     *body* is None where it was larger than any real one.
 
     Raises:
-        KeepaSyncError: the reply tells no balance.
+        KeepaSyncError: the reply holds no balance.
     """
     if status == HTTPStatus.PAYMENT_REQUIRED:
         raise KeepaSyncError(
@@ -114,26 +105,35 @@ def read_reply(status: int, body: bytes | None) -> Envelope:
             "Keepa refuses this key for want of a paid subscription (HTTP 402):"
             " check the plan at keepa.com, or KEEPA_API_KEY",
         )
-    reply = _json_object(body)
-    if reply is not None and (envelope := _envelope(reply)) is not None:
-        return envelope
-    raise _explain(status, reply)
-
-
-def _json_object(body: bytes | None) -> Mapping[str, Any] | None:
     try:
         reply = json.loads(body or b"")
     except (ValueError, RecursionError):
-        return None
-    return reply if isinstance(reply, dict) else None
+        reply = None
+    if not isinstance(reply, dict):
+        reply = {}
+    if (envelope := _envelope(reply)) is not None:
+        return envelope
+    error = reply.get("error")
+    kind = error.get("type") if isinstance(error, dict) else None
+    # The key is the only parameter that /token has.
+    if kind == "invalidParameter" or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        raise KeepaSyncError(
+            ProbeFailure.KEY_INVALID, "Keepa rejects this key: check KEEPA_API_KEY"
+        )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise KeepaSyncError(ProbeFailure.SERVER_ERROR, f"Keepa answers HTTP {status}")
+    raise KeepaSyncError(
+        ProbeFailure.BAD_REPLY,
+        f"the reply (HTTP {status}) has no balance: is KEEPA_BASE_URL right?",
+    )
 
 
 def _envelope(reply: Mapping[str, Any]) -> Envelope | None:
-    """The envelope if all its fields are sound and tell a balance.
+    """The envelope if all its fields are sound, else None.
 
-    The same bodies count as for a fetcher, whose envelopes come with its settles.
+    The fetchers' `fetcher.replies.envelope` accepts the same bodies.
     """
-    # Field, value, least and most; a field that says nothing on /token may be missing.
+    # Value, minimum and maximum by field; /token may omit the fields with a default.
     bounds = {
         "server_time_ms": (reply.get("timestamp"), 1, LATEST_MS),
         "processing_ms": (reply.get("processingTimeInMs", 0), 0, DURATION_MS_MAX),
@@ -143,7 +143,7 @@ def _envelope(reply: Mapping[str, Any]) -> Envelope | None:
         "refill_rate": (reply.get("refillRate"), 1, TOKENS_MAX),
     }
     reduction = reply.get("tokenFlowReduction", 0.0)
-    # bool is an int to Python, but not to Keepa.
+    # Python counts a bool as an int; Keepa does not.
     if any(
         type(value) is not int or not least <= value <= most
         for value, least, most in bounds.values()
@@ -153,19 +153,3 @@ def _envelope(reply: Mapping[str, Any]) -> Envelope | None:
         return None
     integers = {field: value for field, (value, _, _) in bounds.items()}
     return Envelope(**integers, token_flow_reduction=float(reduction))
-
-
-def _explain(status: int, reply: Mapping[str, Any] | None) -> KeepaSyncError:
-    error = reply.get("error") if reply is not None else None
-    kind = error.get("type") if isinstance(error, dict) else None
-    # The key is the only parameter that /token has.
-    if kind == "invalidParameter" or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return KeepaSyncError(
-            ProbeFailure.KEY_INVALID, "Keepa does not know this key: check KEEPA_API_KEY"
-        )
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return KeepaSyncError(ProbeFailure.SERVER_ERROR, f"Keepa answers HTTP {status}")
-    return KeepaSyncError(
-        ProbeFailure.BAD_REPLY,
-        f"the reply (HTTP {status}) tells no balance: is KEEPA_BASE_URL right?",
-    )

@@ -1,9 +1,11 @@
 """The allocator in real time: the clock, the waits, the wake-up and the probe.
 
-Rule 1: `now_ms` is the one place of the broker where time is read.
-Rule 2: every call into the allocator is followed by `_follow_up`, with no await
-        between: outcomes are delivered, a wanted probe starts, the next wake-up is
-        set. The event loop is the allocator's lock.
+Rule 1: only `now_ms` reads the clock.
+Rule 2: `_follow_up` follows every call into the allocator, with no await between. It
+        delivers outcomes, starts a wanted probe and sets the next wake-up. The event
+        loop is the allocator's lock.
+Rule 3: outside of the allocator, a step takes the same work however many requests
+        wait, and a list as much as its page.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, TypeVar
 
 import structlog
@@ -31,7 +34,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A timer that fires a moment early must not spin.
 WAKE_MS_MIN: Final = 1
-# ETAs of a sample are corrected this often at most, and rarer when very many wait.
+# Minimum time between two corrections of the sampled ETAs; longer while very many wait.
 ETA_EVERY_MS: Final = 1_000
 
 Answer = Granted | Denied
@@ -39,7 +42,7 @@ T = TypeVar("T")
 
 
 class BrokerStoppingError(Exception):
-    """The broker is shutting down: try again, another one will answer."""
+    """The broker is shutting down; its successor will answer."""
 
     def __init__(self) -> None:
         super().__init__("the broker is stopping: try again")
@@ -47,25 +50,25 @@ class BrokerStoppingError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Wait:
-    """One lease id while calls wait for it; repeats of the request share it."""
+    """One lease id while RPCs wait for it; repeats of the request share it."""
 
     answer: asyncio.Future[Answer]
     calls: int = 0
-    # Somebody has, or had, the grant: it is no longer ours to take back.
+    # A client has received the grant, so the broker may not revoke it.
     delivered: bool = False
 
 
 @dataclass(slots=True)
 class ProbeRecord:
-    """How asking Keepa has gone since the start."""
+    """Failed probes since the start, and the present trouble."""
 
     failures: dict[ProbeFailure, int] = field(default_factory=dict)
-    # The trouble that lasts; None after an answer.
+    # The last failure; None after an answer.
     trouble: KeepaSyncError | None = None
 
 
 class BrokerRuntime:
-    """Owns the allocator of one account and everything that happens over time.
+    """The allocator of one account, and everything that happens to it over time.
 
     Use it from one event loop; nothing here is safe to call from another thread.
     """
@@ -73,11 +76,11 @@ class BrokerRuntime:
     def __init__(self, allocator: Allocator, keepa: KeepaSync) -> None:
         self.allocator = allocator
         self.probes = ProbeRecord()
-        # Why changed budgets are not in force; empty while they are.
+        # Why the changed budgets were refused; empty if they were not.
         self.budgets_trouble = ""
         self._budgets = {"file": allocator.config.budgets}
         self.stopping = False
-        # Set for good once Keepa has told a balance.
+        # Set for good once Keepa has returned a balance.
         self.synced = asyncio.Event()
         self._keepa = keepa
         self._notices = Notices()
@@ -85,11 +88,10 @@ class BrokerRuntime:
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
-        # What watchers have been told of; a step that leaves it as it is wakes none.
+        # What the watchers last saw; a step that leaves it unchanged wakes none.
         self._shown: object = None
-        # Whoever wants to know by how many ms ETAs were off, as told at first and last.
         self.eta_listeners: list[Listener] = []
-        self._promises = Promises(self._eta_proved)
+        self._promises = Promises(self.eta_listeners)
         self._promised_ms = 0
 
     @staticmethod
@@ -98,11 +100,11 @@ class BrokerRuntime:
         return time.monotonic_ns() // 1_000_000
 
     def start(self) -> None:
-        """Begin: the first thing the allocator wants is a word from Keepa."""
+        """Starts the allocator, which first asks for a probe of Keepa."""
         self._decide(self.allocator.advance)
 
     def stop(self) -> None:
-        """Grant no more, and send everybody who waits away to try again."""
+        """Ends all waits with `BrokerStoppingError`; grants no more."""
         self.stopping = True
         if self._timer is not None:
             self._timer.cancel()
@@ -110,14 +112,15 @@ class BrokerRuntime:
         for wait in waits.values():
             if not wait.answer.done():
                 wait.answer.set_exception(BrokerStoppingError())
-        self._tell_watchers()
+        self._wake_watchers()
 
     async def acquire(
         self, request: LeaseRequest, still_let_in: Callable[[], None] = lambda: None
     ) -> Answer:
-        """Wait for a grant or a denial; a cancelled wait leaves no hold behind.
+        """Waits for a grant or a denial; a cancelled wait leaves no hold behind.
 
-        *still_let_in* is asked at the end: what it raises takes the grant back.
+        *still_let_in* runs before the answer is returned: if it raises, the grant is
+        revoked.
 
         Raises:
             BrokerError: the lease_id can't be used for this request.
@@ -135,7 +138,7 @@ class BrokerRuntime:
             self._leave(request.lease_id, wait)
 
     def renew(self, renewal: Renewal) -> tuple[Lease, int]:
-        """Prolong a lease; returns it and its time to live in milliseconds.
+        """Prolongs a lease; returns it and its time to live in milliseconds.
 
         Raises:
             BrokerError: there is no such open lease.
@@ -144,7 +147,7 @@ class BrokerRuntime:
         return lease, max(0, lease.expires_ms - self.now_ms())
 
     def settle(self, settlement: Settlement) -> Settled:
-        """End a lease at what its call cost.
+        """Ends a lease at the cost of its call.
 
         Raises:
             BrokerError: there never was such a lease.
@@ -152,10 +155,10 @@ class BrokerRuntime:
         return self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
 
     async def sync(self) -> None:
-        """Ask Keepa now, or share the probe that is on its way.
+        """Asks Keepa now, or shares the probe in flight.
 
         Raises:
-            KeepaSyncError: Keepa told no balance.
+            KeepaSyncError: Keepa's balance could not be read.
         """
         if self._probe is None:
             self._start_probe(self.now_ms())
@@ -165,43 +168,46 @@ class BrokerRuntime:
             raise trouble
 
     def pause(self) -> None:
-        """Stop granting; requests wait."""
+        """Stops granting; requests wait."""
         self._decide(self.allocator.pause)
 
     def resume(self) -> None:
-        """Take up granting again."""
+        """Resumes granting."""
         self._decide(self.allocator.resume)
 
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
-        """Put *budgets*, of the budgets file, in the place of those in force."""
+        """Replaces the budgets of the budgets file."""
         self.budgets_trouble = ""
         self._budgets["file"] = tuple(budgets)
-        self._take_budgets()
+        self._apply_budgets()
 
     def set_shares(self, budgets: Iterable[Budget]) -> None:
-        """Put *budgets*, of the identities file, in the place of those in force."""
+        """Replaces the budgets of the identities file."""
         self._budgets["identities"] = tuple(budgets)
-        self._take_budgets()
+        self._apply_budgets()
 
-    def _take_budgets(self) -> None:
+    def _apply_budgets(self) -> None:
         budgets = [budget for group in self._budgets.values() for budget in group]
         self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
 
     def budgets_failed(self, trouble: str) -> None:
-        """Changed budgets can't be used, for the reason *trouble*; the old ones stay."""
+        """Reports that the changed budgets can't be used, and why; the old ones stay."""
         self.budgets_trouble = trouble
-        self._tell_watchers()
+        self._wake_watchers()
 
     def bucket(self) -> BucketView:
-        """The bucket as of now; looking at it changes nothing."""
+        """The bucket as of now; reading it changes nothing."""
         return snapshot(self.allocator, self.now_ms())
 
-    def leases(self) -> list[Lease]:
-        """Whatever still holds tokens: open and lapsed by age, then settled ones."""
-        return list(self.allocator.ledger)
+    def leases(self, most: int | None = None) -> list[Lease]:
+        """The first *most* leases that hold tokens: open and lapsed by age, then settled ones.
+
+        None stands for all.
+        """
+        return list(islice(self.allocator.ledger, most))
 
     def holder(self, lease_id: str) -> str | None:
-        """Who holds or waits for *lease_id*, or may still tell its cost; None: nobody."""
+        """The holder that has, waits for, or may still settle *lease_id*; None without one."""
         waitlist = self.allocator.waitlist
         waiting = waitlist.get(lease_id) or waitlist.absent(lease_id)
         if waiting is not None:
@@ -209,12 +215,12 @@ class BrokerRuntime:
         return self.allocator.ledger.holder(lease_id)
 
     def waiting(self, most: int | None = None) -> list[WaitingView]:
-        """The *most* requests that are served next, in that order; None: all that wait."""
+        """The next *most* requests in the order of service; None stands for all."""
         return waiting_view(self.allocator, self.now_ms(), most)
 
     @contextmanager
     def watching(self) -> Iterator[asyncio.Event]:
-        """An event that is set after every change; the watcher clears it."""
+        """Yields an event that every change sets; the watcher clears it."""
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
@@ -223,7 +229,7 @@ class BrokerRuntime:
             self._watchers.discard(changed)
 
     def _decide(self, step: Callable[[int], T]) -> T:
-        """One step of the allocator, and what follows from it."""
+        """Runs one step of the allocator, and acts on its outcome."""
         try:
             return step(self.now_ms())
         finally:
@@ -234,7 +240,11 @@ class BrokerRuntime:
             self._deliver(answer)
         self._notices.log(self.allocator.take_events())
         now_ms = self.now_ms()
-        self._look_at_promises(now_ms)
+        self._promises.keep_score(self.allocator, now_ms)
+        waiting = len(self.allocator.waitlist)
+        if waiting and now_ms - self._promised_ms >= max(ETA_EVERY_MS, waiting):
+            self._promised_ms = now_ms
+            self._promises.renew(self.allocator, now_ms)
         if self.stopping:
             return
         if self._probe is None and self.allocator.probe_wanted(now_ms):
@@ -245,18 +255,7 @@ class BrokerRuntime:
         shown = (changes(self.allocator, now_ms), self.budgets_trouble, self.probes.trouble)
         if shown != self._shown:
             self._shown = shown
-            self._tell_watchers()
-
-    def _look_at_promises(self, now_ms: int) -> None:
-        self._promises.keep_score(self.allocator, now_ms)
-        waiting = len(self.allocator.waitlist)
-        if waiting and now_ms - self._promised_ms >= max(ETA_EVERY_MS, waiting):
-            self._promised_ms = now_ms
-            self._promises.renew(self.allocator, now_ms)
-
-    def _eta_proved(self, first_ms: int, last_ms: int) -> None:
-        for listener in self.eta_listeners:
-            listener(first_ms, last_ms)
+            self._wake_watchers()
 
     def _deliver(self, answer: Answer) -> None:
         lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
@@ -274,7 +273,7 @@ class BrokerRuntime:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(delay_s, self._decide, self.allocator.advance)
 
-    def _tell_watchers(self) -> None:
+    def _wake_watchers(self) -> None:
         for changed in self._watchers:
             changed.set()
 
@@ -288,7 +287,7 @@ class BrokerRuntime:
             held = self.allocator.ledger.lease(lease_id) is not None
             wait = self._waits[lease_id] = Wait(answer, delivered=held)
         elif wait.answer.done():
-            # Its answer is on the way out; this call gets one of its own.
+            # The previous calls are about to return this answer; the new call awaits its own.
             wait.answer = answer
         try:
             self._decide(lambda now_ms: self.allocator.acquire(request, now_ms))
@@ -299,7 +298,7 @@ class BrokerRuntime:
         return wait
 
     def _leave(self, lease_id: str, wait: Wait) -> None:
-        """Keep the request's place for a while if its last call has gone without an answer."""
+        """Keeps the request's place for a while once its last call has ended unanswered."""
         if wait.calls or self.stopping:
             return
         del self._waits[lease_id]
@@ -316,7 +315,7 @@ class BrokerRuntime:
         except KeepaSyncError as exc:
             return self._probe_failed(exc)
         except Exception:
-            log.exception("asking Keepa went wrong in an unforeseen way")
+            log.exception("the probe of Keepa failed unexpectedly")
             return self._probe_failed(
                 KeepaSyncError(ProbeFailure.BAD_REPLY, "Keepa's reply can't be handled")
             )
@@ -331,13 +330,13 @@ class BrokerRuntime:
         self._decide(lambda now_ms: self.allocator.probe_answered(envelope, requested_ms, now_ms))
 
     def _probe_failed(self, exc: KeepaSyncError) -> KeepaSyncError:
-        """Count the failure; a lasting one is told once, not at every retry."""
+        """Counts the failure; logs a lasting one once, not at every retry."""
         self._probe = None
         record = self.probes
         record.failures[exc.failure] = record.failures.get(exc.failure, 0) + 1
         if record.trouble is None or str(record.trouble) != str(exc):
-            tell = log.error if exc.failure.is_permanent else log.warning
-            tell("Keepa tells no balance; asking again", failure=exc.failure, reason=str(exc))
+            write = log.error if exc.failure.is_permanent else log.warning
+            write("cannot read Keepa's balance; retrying", failure=exc.failure, reason=str(exc))
         record.trouble = exc
         self._decide(self.allocator.probe_failed)
         return exc

@@ -1,7 +1,7 @@
-"""The broker process: puts the parts together, runs them, takes them down.
+"""The broker process: builds the parts, runs them and stops them.
 
-Order of the end: health says no, everybody who waits is sent away to try again,
-settles and renewals that are under way finish, the ports close.
+To stop, it reports NOT_SERVING, ends all waits with UNAVAILABLE, lets settles and
+renewals in progress finish, and closes the ports.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# What the broker may take to stop is 5 s; answers under way get most of it.
+# The broker may take 5 s to stop; RPCs in progress get most of it.
 STOP_GRACE_S: Final = 3.0
 
 
 def run(settings: ServeSettings, *, traced: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; *traced* continues the traces of clients.
+    """Serves until SIGTERM or SIGINT; *traced* continues the traces of clients.
 
     Raises:
         BudgetsFileError: the budgets can't be used.
@@ -53,8 +53,10 @@ def run(settings: ServeSettings, *, traced: bool = False) -> None:
 
 
 async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; see `run`."""
-    stop = _stop_signal()
+    """Serves until SIGTERM or SIGINT; see `run`."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
     path = settings.broker_budgets_file
     file = None if path is None else BudgetsFile(path)
@@ -65,12 +67,16 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
-    book = _identities(settings)
-    interceptors = _interceptors(book, metrics, traced=traced)
+    book: Followed[IdentityBook] | None = None
+    interceptors: list[Any] = [TracedCalls()] if traced else []
+    if (identities := settings.broker_identities_file) is not None:
+        book = Followed([identities], partial(IdentityBook.read, identities))
+        # The first: a refused call begins no span.
+        interceptors.insert(0, Gate(book, metrics.refused))
     server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     introspection = Introspection(server)
-    grpc_listen = _bind(server, Listen.parse(settings.broker_listen), _credentials(settings))
+    grpc_listen = _bind(server, settings)
     http_listen = Listen.parse(settings.broker_http_listen)
     async with http.serving(routes, http_listen) as http_listen:
         ready = asyncio.create_task(introspection.follow(runtime.synced))
@@ -103,11 +109,11 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
 
 
 def _security(settings: ServeSettings) -> str:
-    """What protects the gRPC port, for people who read the log."""
+    """The protection of the gRPC port, for the log."""
     if settings.broker_tls_client_ca_file is not None:
         return "mutual TLS"
     transport = "plaintext" if settings.broker_tls_cert_file is None else "TLS"
-    return f"{transport}, {'tokens' if settings.broker_identities_file else 'open to everybody'}"
+    return f"{transport}, {'tokens' if settings.broker_identities_file else 'no authentication'}"
 
 
 def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocator:
@@ -126,58 +132,30 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
             signed=settings.broker_identities_file is not None,
         ),
     )
-    # Without a journal the wall clock makes epochs grow; nothing else is read from it.
+    # Without a journal, only the wall clock makes epochs grow across restarts.
     epoch = time.time_ns() // 1_000_000
     allocator = Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
     allocator.paused = settings.broker_start_paused
     return allocator
 
 
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
-
-
-def _identities(settings: ServeSettings) -> Followed[IdentityBook] | None:
-    """The callers that the broker knows; None where it serves everybody."""
-    path = settings.broker_identities_file
-    return None if path is None else Followed([path], partial(IdentityBook.read, path))
-
-
 async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -> None:
-    """Keep *runtime* to the greatest shares that the identities file sets, until cancelled."""
-    in_force: tuple[Budget, ...] = ()
+    """Applies the maximum shares of the identities file to *runtime* until cancelled."""
+    applied: tuple[Budget, ...] = ()
     while True:
-        if (budgets := book.now().budgets) != in_force:
-            in_force = budgets
+        if (budgets := book.now().budgets) != applied:
+            applied = budgets
             runtime.set_shares(budgets)
         await asyncio.sleep(POLL_S)
 
 
-def _interceptors(
-    book: Followed[IdentityBook] | None, metrics: BrokerMetrics, *, traced: bool
-) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg] # generic in stubs only
-    interceptors: list[Any] = [TracedCalls()] if traced else []
-    if book is not None:
-        # The first: whoever is not let in begins no span.
-        interceptors.insert(0, Gate(book, metrics.refused))
-    return interceptors
-
-
-def _credentials(settings: ServeSettings) -> grpc.ServerCredentials | None:
-    """What TLS is spoken with; None for plaintext."""
+def _bind(server: grpc.aio.Server, settings: ServeSettings) -> Listen:
+    """Listens in TLS or plaintext, as *settings* have it; returns the address with its port."""
+    listen = Listen.parse(settings.broker_listen)
     cert, key = settings.broker_tls_cert_file, settings.broker_tls_key_file
-    if cert is None or key is None:
-        return None
-    return TlsFiles(cert, key, settings.broker_tls_client_ca_file).credentials()
-
-
-def _bind(
-    server: grpc.aio.Server, listen: Listen, credentials: grpc.ServerCredentials | None
-) -> Listen:
+    credentials = None
+    if cert is not None and key is not None:
+        credentials = TlsFiles(cert, key, settings.broker_tls_client_ca_file).credentials()
     listen.check_free("BROKER_LISTEN")
     try:
         if credentials is None:
@@ -185,6 +163,6 @@ def _bind(
         else:
             port = server.add_secure_port(listen.grpc_target, credentials)
     except RuntimeError:
-        # Taken between the check and now.
+        # Another process took the port after the check.
         raise ListenError(f"BROKER_LISTEN: {listen} can't be listened on: try again") from None
     return Listen(listen.host, port)

@@ -1,4 +1,4 @@
-"""Settings of the broker: the environment, then `.env`; read nowhere else."""
+"""Settings of the broker, from the environment, then from `.env`; no other module reads them."""
 
 import re
 from datetime import timedelta
@@ -36,7 +36,7 @@ UNITS: Final = {
 
 
 def _duration(value: object) -> object:
-    """A whole number with a unit, or of seconds, becomes a timedelta."""
+    """Converts a whole number with a unit, or of seconds, to a timedelta."""
     if value is None or isinstance(value, timedelta):
         return value
     match = DURATION.fullmatch(str(value).strip())
@@ -55,13 +55,13 @@ def _replaced_by_horizon(value: object) -> None:
     if value is None:
         return
     raise ValueError(
-        "is replaced by BROKER_DEBT_HORIZON: unset it, and say there within how much time"
+        "is replaced by BROKER_DEBT_HORIZON: unset it, and set there the time in which"
         " refill may pay a debt back, such as 60s (0: no debt)"
     )
 
 
 class ServeSettings(KeepaSettings, LogSettings):
-    """What `tokenbroker serve` needs."""
+    """Settings of `tokenbroker serve`."""
 
     broker_listen: Address = "127.0.0.1:50051"
     """Where the broker serves gRPC."""
@@ -73,7 +73,7 @@ class ServeSettings(KeepaSettings, LogSettings):
     """Refill time that may pay back what a lone call takes below zero: `90s`, `5m`, or `0` for no
     debt. Unset: one tick's refill. Keepa admits any call above zero, so debt costs only the
     wait for it."""
-    # Replaced by the horizon; named here so that a value left behind is not ignored.
+    # Replaced by the horizon; kept so that an old setting is refused and not ignored.
     broker_max_debt_tokens: Annotated[None, BeforeValidator(_replaced_by_horizon)] = None
     broker_lease_ttl_ms: PositiveInt = 15_000
     """How long a silent client keeps its lease; the client's heartbeat renews it."""
@@ -88,7 +88,7 @@ class ServeSettings(KeepaSettings, LogSettings):
     broker_caller_leases_max: PositiveInt = 5_000
     """Most open leases of one identity, or of one holder, likewise."""
     broker_caller_share_max: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """How much of a full bucket the leases of one identity, or of one holder, may hold; a
+    """Share of a full bucket that the leases of one identity, or of one holder, may hold; a
     caller that holds nothing gets one lease in any case."""
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     """How long a restarted broker waits for living clients to renew."""
@@ -133,7 +133,7 @@ class ServeSettings(KeepaSettings, LogSettings):
                 )
             if self.broker_identities_file is None:
                 raise ValueError(
-                    "BROKER_TLS_CLIENT_CA_FILE needs BROKER_IDENTITIES_FILE, which tells what"
+                    "BROKER_TLS_CLIENT_CA_FILE needs BROKER_IDENTITIES_FILE, which sets what"
                     " each certificate may do"
                 )
         plaintext = self.broker_tls_cert_file is None and not self.broker_allow_plaintext
@@ -147,5 +147,5 @@ class ServeSettings(KeepaSettings, LogSettings):
 
     @property
     def key_fingerprint(self) -> str:
-        """Short hash of the key, by which broker and fetchers compare theirs."""
+        """Short hash of the key, with which broker and fetchers compare their keys."""
         return key_fingerprint(self.keepa_api_key.get_secret_value())

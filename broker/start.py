@@ -1,4 +1,4 @@
-"""Entry point of `tokenbroker`; works where the command's libraries are missing."""
+"""Entry point of `tokenbroker`; it also runs where the command's libraries are missing."""
 
 from protos.process import extras
 

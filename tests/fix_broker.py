@@ -1,4 +1,4 @@
-"""Starts brokers and other programs of ours: real processes, gone with their test."""
+"""Starts brokers and the other programs of the package as processes that end with their test."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ StartBroker = Callable[..., "RunningBroker"]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment with no settings of ours but *settings*, in capitals."""
+    """This process's environment with only *settings*, in capitals, of the package's settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -53,7 +53,7 @@ class RunningBroker:
         program: The process.
         address: Where it serves gRPC, host:port.
         http_url: Where it serves metrics and health, without a trailing slash.
-        access: How the test itself gets at it.
+        access: The credentials with which the test connects.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ def launch_broker(
 ) -> RunningBroker:
     """Start a broker on free ports and wait until it grants; keywords are settings.
 
-    A broker that does not serve everybody is waited for by *access*.
+    *access* holds the credentials for a broker that needs some.
     """
     address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     given = {
@@ -128,7 +128,7 @@ def launch_broker(
         "broker_http_listen": http,
         "keepa_base_url": keepa_base_url,
         "keepa_api_key": keepa_api_key,
-        # Nobody can hold a lease of an earlier broker.
+        # No lease of an earlier broker can exist.
         "broker_recovery_grace_ms": 0,
         **settings,
     }

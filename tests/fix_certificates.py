@@ -84,7 +84,7 @@ class Company:
         return path
 
     def identities(self, tables: Iterable[str]) -> Path:
-        """The file that tells who may do what."""
+        """An identities file."""
         path = self._folder / "identities.toml"
         path.write_text("\n".join(tables))
         return path

@@ -85,7 +85,7 @@ def launch_keepa(tick_seconds: float) -> RunningSimulator:
 
 @pytest.fixture(scope="module")
 def slow_keepa() -> Iterator[RunningSimulator]:
-    """A Keepa whose next tick is an hour away: nothing changes but by calls."""
+    """A Keepa with its next tick an hour away: only calls change the balance."""
     simulator = launch_keepa(NEVER_S)
     yield simulator
     simulator.stop()

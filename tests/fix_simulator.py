@@ -42,7 +42,7 @@ class RunningSimulator:
         self.key_fingerprint = fingerprint(api_key)
 
     def stats(self) -> dict[str, Any]:
-        """What ``/_simulator/stats`` tells: totals, and ``accounts`` in the keys' order."""
+        """The reply of ``/_simulator/stats``: totals, and ``accounts`` in the keys' order."""
         return dict(self._control("GET", "stats"))
 
     def calls(self, since: int = 0) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PROTO = "protos/tokenbroker/v1/token_broker.proto"
 FUNCTION_LINES_MAX = 70
 
-# Decide and compute; whatever they know comes in as a parameter.
+# Pure: all input comes in as parameters.
 PURE_FOLDERS = ("broker/core", "fetcher/replies", "fetcher/queries", "fetcher/scans")
 PURE = [
     *(path for folder in PURE_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))),
@@ -91,7 +91,7 @@ def test_no_function_is_long() -> None:
 
 
 def test_the_environment_is_read_in_settings_only() -> None:
-    """One place tells which variables a process knows."""
+    """Only the settings modules read environment variables."""
     readers = {
         path
         for path, tree in sources("broker", "fetcher", "deploy")
@@ -105,7 +105,7 @@ def test_the_environment_is_read_in_settings_only() -> None:
 
 
 def test_sql_stands_in_its_own_package_only() -> None:
-    """Whoever looks for a statement looks in one folder."""
+    """All SQL stands in one folder."""
     places = {
         path
         for path, tree in sources("broker", "fetcher")
@@ -117,7 +117,7 @@ def test_sql_stands_in_its_own_package_only() -> None:
 
 
 def test_protobuf_stays_at_the_edge() -> None:
-    """Only those who talk gRPC know its messages."""
+    """Only the gRPC side imports protobuf messages."""
     users = {
         path
         for path, tree in sources("broker", "fetcher")

@@ -99,7 +99,7 @@ def test_commands_take_what_the_documents_write(program: str) -> None:
             command = command.commands[rest.pop(0)]
         try:
             command.make_context(program, rest)
-        except Exception as exc:  # noqa: BLE001 - --help exits, the others say what is wrong
+        except Exception as exc:  # noqa: BLE001 - --help exits, the others print the error
             if type(exc).__name__ not in {"Exit", "NoArgsIsHelpError"}:
                 refused.append(f"{place}: {exc}")
 
@@ -135,7 +135,7 @@ def test_modules_exist() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """README keeps what everybody needs first; the rest stands beside what it describes."""
+    """README holds what every reader needs first; the rest stands beside what it describes."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= README_LINES_MAX
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-# A deadline only tells a failure from a slow machine, so it may be generous.
+# Generous: the deadline only separates a failure from a slow machine.
 DEADLINE_S: Final = 120.0
 POLL_S: Final = 0.02
 

@@ -1,1 +1,1 @@
-"""Who may call the broker: identities, roles, TLS and the files that hold them."""
+"""Access to the broker: identities, roles, TLS, budgets and their files."""

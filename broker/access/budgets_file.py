@@ -1,7 +1,7 @@
-"""The file of budgets: read at the start, and again whenever it has changed.
+"""The budgets file, read at the start and after every change.
 
-TOML, or the same as JSON: a table `[budgets.NAME]` a budget. What can't be used is
-refused as a whole: half of the limits would be none.
+TOML or JSON with one table `[budgets.NAME]` for each budget. An invalid entry makes the
+broker refuse the whole file: with half of its limits the account is not protected.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from protos.process.text_file import NotUtf8Error, read_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# A stat costs microseconds; a change is in force after two of them.
+# A stat costs microseconds. Two of them must agree before the broker reads a change.
 POLL_S: Final = 0.5
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S+$")]
@@ -30,7 +30,7 @@ Pattern = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class BudgetsFileError(Exception):
-    """The file can't be used; the message is one line that names it, the entry, the remedy."""
+    """The file can't be used; the message names file, entry and remedy in one line."""
 
 
 class Entry(BaseModel):
@@ -59,13 +59,19 @@ class Entries(BaseModel):
 
 
 def read_budgets(path: Path) -> tuple[Budget, ...]:
-    """The budgets that the file at *path* sets.
+    """Returns the budgets of the file at *path*.
 
     Raises:
-        BudgetsFileError: it can't be read, or something in it makes no sense.
+        BudgetsFileError: it can't be read, or an entry is invalid.
     """
     try:
-        entries = Entries.model_validate(_parse(read_text(path)))
+        text = read_text(path)
+        # No TOML begins with a brace.
+        if text.lstrip().startswith("{"):
+            parsed = json.loads(text, object_pairs_hook=_unique)
+        else:
+            parsed = tomllib.loads(text)
+        entries = Entries.model_validate(parsed)
     except ValidationError as exc:
         problems = "; ".join(_problem(error) for error in exc.errors(include_url=False))
     except OSError as exc:
@@ -76,19 +82,12 @@ def read_budgets(path: Path) -> tuple[Budget, ...]:
         problems = f"neither TOML nor JSON: {exc}"
     else:
         return tuple(Budget(name, **dict(entry)) for name, entry in entries.budgets.items())
-    # Raised out here: the original quotes the file at length.
+    # Raised outside of the handlers: the original exception quotes the file at length.
     raise BudgetsFileError(f"BROKER_BUDGETS_FILE: {path}: {problems}")
 
 
-def _parse(text: str) -> Any:
-    # No TOML begins with a brace.
-    if text.lstrip().startswith("{"):
-        return json.loads(text, object_pairs_hook=_unique)
-    return tomllib.loads(text)
-
-
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets a name come twice and the first be lost; TOML does not."""
+    """Refuses a repeated name, of which JSON silently keeps the last; TOML refuses it itself."""
     table = dict(pairs)
     if len(table) < len(pairs):
         raise ValueError("a name comes twice in one object")
@@ -96,23 +95,23 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _problem(error: ErrorDetails) -> str:
-    # Pydantic marks a key with "[key]", which says nothing to a person.
+    # Pydantic marks a key with "[key]", which means nothing to a reader.
     where = ".".join(str(part) for part in error["loc"] if part != "[key]")
     match error["type"]:
         case "extra_forbidden":
             known = Entries.model_fields if len(error["loc"]) == 1 else Entry.model_fields
             return f"{where}: no such setting; there are: {', '.join(known)}"
         case "missing":
-            return "no table [budgets.NAME]; to have no budgets say: budgets = {}"
+            return "no table [budgets.NAME]; to have no budgets write: budgets = {}"
         case _:
             return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 class BudgetsFile:
-    """The budgets of one running broker, as their file has them.
+    """The budgets file of a running broker, and the budgets last read from it.
 
     Raises:
-        BudgetsFileError: the file can't be used to begin with.
+        BudgetsFileError: the file can't be used at the start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,41 +122,39 @@ class BudgetsFile:
         self.read()
 
     def changed(self) -> bool:
-        """Whether the file has come to rest in another state than was last read.
+        """Whether the file differs from what was last read, and is complete.
 
-        It follows links, as a mounted ConfigMap swaps them. A file that somebody is
-        writing right now is left alone until two looks find it the same.
+        Links are followed, as a mounted ConfigMap swaps them. A file counts as complete
+        once two calls in a row find it in the same state.
         """
         before, self._seen = self._seen, stamp(self.path)
         return before == self._seen != self._read
 
     def read(self) -> None:
-        """Take over what the file says.
+        """Reads the file again.
 
         Raises:
             BudgetsFileError: it can't be used; the budgets stay as they were.
         """
-        # Stamped first: what is written in between counts as a change.
+        # Stamped before the read, so that a write during it counts as a change.
         self._read = self._seen = stamp(self.path)
         self.budgets = read_budgets(self.path)
 
     async def follow(self, runtime: BrokerRuntime) -> None:
-        """Keep *runtime* to the file, until cancelled."""
-        self._tell()
+        """Applies every change of the file to *runtime* until cancelled."""
+        self._log()
         while True:
             await asyncio.sleep(POLL_S)
-            if self.changed():
-                self._reload(runtime)
+            if not self.changed():
+                continue
+            try:
+                self.read()
+            except BudgetsFileError as exc:
+                log.warning("budgets can't be read; the old ones stay", reason=str(exc))
+                runtime.budgets_failed(str(exc))
+            else:
+                runtime.set_budgets(self.budgets)
+                self._log()
 
-    def _reload(self, runtime: BrokerRuntime) -> None:
-        try:
-            self.read()
-        except BudgetsFileError as exc:
-            log.warning("budgets can't be read; those in force stay", reason=str(exc))
-            runtime.budgets_failed(str(exc))
-        else:
-            runtime.set_budgets(self.budgets)
-            self._tell()
-
-    def _tell(self) -> None:
-        log.info("budgets in force", budgets=[budget.name for budget in self.budgets])
+    def _log(self) -> None:
+        log.info("budgets applied", budgets=[budget.name for budget in self.budgets])

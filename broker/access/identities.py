@@ -1,4 +1,4 @@
-"""Who may do what: the identities file, and the rights that a role has.
+"""The identities file: callers, their roles, and the methods that each role may call.
 
     [fetchers]
     role = "fetcher"
@@ -7,15 +7,15 @@
     [partners]
     role = "fetcher"
     token_sha256 = ["4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce"]
-    priority_max = "low"   # requests above it are served at it; default "high"
-    share_max = 0.25       # of all tokens, within any hour, under whatever holder names
+    priority_max = "low"   # lowers requests above it; default "high"
+    share_max = 0.25       # of all tokens within any hour, over all holders of the identity
 
     [anna]
     role = "operator"
     token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
 
-A token itself is never in it: `sha256sum` of the file that a client names in
-BROKER_TOKEN_FILE is enough to know it again.
+The file never holds a token itself. It holds the `sha256sum` of the file that a client
+names in BROKER_TOKEN_FILE.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ from protos.channel.reasons import Reason
 from protos.process.text_file import decode_text
 
 SETTING: Final = "BROKER_IDENTITIES_FILE"
-# It stands before the holder's own name, up to a slash.
+# Precedes the holder's own name, separated by a slash.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Role(StrEnum):
-    """What an identity is for."""
+    """Purpose of an identity."""
 
     FETCHER = "fetcher"
     OPERATOR = "operator"
@@ -55,7 +55,7 @@ READ: Final = EVERY_ROLE
 LEASE: Final = frozenset({Role.FETCHER})
 STEER: Final = frozenset({Role.OPERATOR})
 
-# Services of which every method only tells something.
+# Services with read-only methods.
 READ_SERVICES: Final = frozenset({CHANNELZ_NAME, REFLECTION_NAME})
 METHODS: Final = {
     "AcquireLease": LEASE,
@@ -71,7 +71,7 @@ METHODS: Final = {
 
 
 def roles_for(method: str) -> frozenset[Role]:
-    """Roles that may call *method*, "/service/name"; a method nobody thought of is nobody's."""
+    """Roles that may call *method*, "/service/name"; no role may call a method not listed."""
     service, _, name = method.lstrip("/").rpartition("/")
     if service in READ_SERVICES:
         return READ
@@ -80,18 +80,18 @@ def roles_for(method: str) -> frozenset[Role]:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Somebody the broker knows."""
+    """A caller with credentials."""
 
     name: str
     role: Role
     priority_max: Priority = Priority.HIGH
 
     def signed(self, holder: str) -> str:
-        """The holder's name with ours before it; no name holds a slash, so none can be forged."""
+        """*holder* prefixed with the identity; identities have no slash, so none can be forged."""
         return f"{self.name}/{holder}"
 
     def capped(self, priority: Priority) -> Priority:
-        """*priority*, or the identity's greatest where that is less."""
+        """*priority*, lowered to the identity's maximum."""
         return max(priority, self.priority_max, key=lambda each: each.value)
 
     def owns(self, holder: str) -> bool:
@@ -100,16 +100,16 @@ class Identity:
 
 
 class RefusedError(Exception):
-    """A call is not allowed; the message says why and what to do, and holds no secret."""
+    """A call is not allowed; the message gives reason and remedy, and holds no secret."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-# Looks whether the call would still be let in; raises RefusedError if not.
+# Checks the caller's credentials again; raises RefusedError if they no longer suffice.
 still_let_in: ContextVar[Callable[[], None]] = ContextVar("still_let_in", default=lambda: None)
-# Whose call this is; None where the broker knows nobody and serves everybody.
+# The identity behind the current call; None without an identities file.
 caller: ContextVar[Identity | None] = ContextVar("caller", default=None)
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
@@ -137,27 +137,34 @@ class IdentityBook:
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._by_certificate: dict[str, Identity] = {}
         self._by_digest: dict[str, Identity] = {}
-        # No name holds a character that means something in a budget's pattern.
+        # An identity's name needs no escape in a budget's pattern; see NAME.
         self.budgets = tuple(
             Budget(f"identity:{name}", f"{name}/*", share=entry.share_max)
             for name, entry in entries.items()
             if entry.share_max is not None
         )
         for name, entry in entries.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r}: a name is letters, digits, dots and dashes, at most 64"
+                )
+            if not entry.certificates and not entry.token_sha256:
+                raise ValueError(f"{name}: has neither certificates nor token_sha256")
             identity = Identity(name, entry.role, Priority[entry.priority_max.upper()])
             _enter(self._by_certificate, entry.certificates, identity)
             _enter(self._by_digest, entry.token_sha256, identity)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The book in the TOML file *path*.
+        """Reads the TOML file *path*.
 
         Raises:
-            CredentialError: It can't be read or makes no sense; one line.
+            CredentialError: It can't be read, or an entry is invalid; one line.
         """
         try:
             entries = ENTRIES.validate_python(tomllib.loads(decode_text(read_file(SETTING, path))))
-            _check_names(entries)
+            if not entries:
+                raise ValueError("has no identity: add a table such as [fetchers]")  # noqa: TRY301 - one line with the others
             return cls(entries)
         except ValidationError as exc:
             error = exc.errors(include_input=False, include_url=False)[0]
@@ -167,12 +174,12 @@ class IdentityBook:
         raise CredentialError(f"{SETTING}: {path}: {problem}")
 
     def by_token(self, token: str) -> Identity | None:
-        """Whose *token* is."""
-        # Found by digest: how long it takes tells nothing of the token.
+        """The identity that *token* belongs to."""
+        # Looked up by digest: the time that takes depends on no character of the token.
         return self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
 
     def by_certificate(self, names: Iterable[str]) -> Identity | None:
-        """The identity that one of a certificate's *names* stands for."""
+        """The identity that one of a certificate's *names* belongs to."""
         return next((self._by_certificate[n] for n in names if n in self._by_certificate), None)
 
 
@@ -182,13 +189,3 @@ def _enter(book: dict[str, Identity], keys: Iterable[str], identity: Identity) -
             other = book[key].name
             raise ValueError(f"{identity.name} and {other} share a certificate name or token")
         book[key] = identity
-
-
-def _check_names(entries: Mapping[str, Entry]) -> None:
-    if not entries:
-        raise ValueError("names nobody: add a table such as [fetchers]")
-    for name, entry in entries.items():
-        if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: a name is letters, digits, dots and dashes, at most 64")
-        if not entry.certificates and not entry.token_sha256:
-            raise ValueError(f"{name}: has neither certificates nor token_sha256")

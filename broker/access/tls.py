@@ -1,4 +1,4 @@
-"""The broker's own certificate, and the CA of its clients'; replaced while it runs."""
+"""The broker's certificate and its clients' CA, which may be replaced while it runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ CLIENT_CA_FILE: Final = "BROKER_TLS_CLIENT_CA_FILE"
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Where the PEM files are; without *client_ca* clients need no certificate."""
+    """Paths of the PEM files; without *client_ca* clients need no certificate."""
 
     cert: Path
     key: Path
     client_ca: Path | None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that follow the files: every handshake takes the newest.
+        """Returns credentials that follow the files: every handshake uses the newest.
 
         Raises:
             CredentialError: A file can't be used.
@@ -32,7 +32,7 @@ class TlsFiles:
         followed = Followed(paths, self._configuration)
         return grpc.dynamic_ssl_server_credentials(
             followed.now(),
-            # grpc calls it in threads of its own.
+            # Called in gRPC's own threads.
             followed.now,
             require_client_authentication=self.client_ca is not None,
         )

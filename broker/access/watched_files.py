@@ -1,4 +1,4 @@
-"""What files mean, followed while they change; a change that makes no sense is not taken."""
+"""A value read from files and kept up to date; an invalid change is ignored."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from protos.channel.credential_files import CredentialError
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-# Which file a path leads to, and its state; None: there is none.
+# Identity and state of a file; None if it is missing.
 Stamp = tuple[int, int, int, int] | None
 
 
 class Followed(Generic[T]):
-    """The value that *read* makes of *paths*; looks whether they have changed at every `now`.
+    """The value that *read* makes of *paths*; every `now` checks whether they have changed.
 
-    Safe to use from several threads: at worst a change is read twice.
+    Safe to use from several threads: at worst, two of them read the same change.
 
     Raises:
         CredentialError: *read* fails at the start.
@@ -31,25 +31,21 @@ class Followed(Generic[T]):
         self._value = read()
 
     def now(self) -> T:
-        """The newest value that made sense."""
+        """Returns the newest valid value."""
         stamps = list(map(stamp, self._paths))
         if stamps != self._stamps:
             self._stamps = stamps
-            self._take()
+            try:
+                self._value = self._read()
+            except CredentialError as exc:
+                log.warning("changed files are invalid: the old ones stay", problem=str(exc))
+            else:
+                log.info("changed files read", files=", ".join(map(str, self._paths)))
         return self._value
-
-    def _take(self) -> None:
-        files = ", ".join(map(str, self._paths))
-        try:
-            self._value = self._read()
-        except CredentialError as exc:
-            log.warning("changed files make no sense: the old ones stay", problem=str(exc))
-        else:
-            log.info("changed files taken", files=files)
 
 
 def stamp(path: Path) -> Stamp:
-    """Tells one state of a file from another; links are followed."""
+    """Identifies the present state of the file behind *path*, links followed."""
     try:
         found = path.stat()
     except OSError:

@@ -1,1 +1,1 @@
-"""What the `tokenbroker` command does beside serving: look at a broker and steer it."""
+"""Commands of `tokenbroker` that show a running broker and control it."""

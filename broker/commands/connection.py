@@ -1,4 +1,4 @@
-"""A connection to a running broker, with its errors in one line for people."""
+"""Connects to a running broker; turns each error into one readable line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ from protos.channel.access import Access
 from protos.channel.reasons import reason_of
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
-# An operator's question is answered in milliseconds or not at all.
+# The broker answers in milliseconds or not at all.
 TIMEOUT_S: Final = 5.0
-# Keepa may be slow: connect, read and body timeouts of the broker together.
+# Keepa may be slow: the sum of the broker's time-outs for connect, read and body.
 SYNC_TIMEOUT_S: Final = 30.0
 
 
 class CommandError(Exception):
-    """A command failed; the message is one line for people."""
+    """A command failed; the message is one readable line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A broker, and how to get at it."""
+    """A broker's address, and the credentials for it."""
 
     address: str
     access: Access = field(default_factory=Access)
@@ -31,9 +31,10 @@ class Target:
 
 @contextmanager
 def connect(target: Target) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
-    """A stub for the broker *target*; any RPC error becomes a CommandError.
+    """Yields a stub for the broker *target*; converts any RPC error to a CommandError.
 
     Raises:
+        CommandError: an RPC failed.
         CredentialError: a file of the settings can't be used.
     """
     with target.access.channel(target.address) as channel:
@@ -44,7 +45,7 @@ def connect(target: Target) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
 
 
 def explain(target: Target, exc: grpc.RpcError) -> str:
-    """Why an RPC to *target* failed."""
+    """The reason for a failed RPC to *target*, in one line."""
     assert isinstance(exc, grpc.Call)
     address = target.address
     if reason_of(exc):
@@ -60,4 +61,4 @@ def explain(target: Target, exc: grpc.RpcError) -> str:
         case grpc.StatusCode.UNIMPLEMENTED:
             return f"what answers at {address} is not a token broker of this version"
         case code:
-            return f"the broker at {address} says {code.name}: {exc.details()}"
+            return f"the broker at {address}: {code.name}: {exc.details()}"

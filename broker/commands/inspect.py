@@ -1,4 +1,4 @@
-"""One question, one answer: status, leases, sync, pause, resume."""
+"""Commands with one RPC and one output: status, leases, sync, pause, resume."""
 
 import json
 import sys
@@ -18,37 +18,37 @@ PAUSE_NOTE = (
 
 
 def status(target: Target, *, as_json: bool) -> None:
-    """Print the bucket."""
+    """Prints the bucket."""
     with connect(target) as broker:
         bucket = broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
 def sync(target: Target, *, as_json: bool) -> None:
-    """Have the broker ask Keepa, and print the bucket."""
+    """Makes the broker ask Keepa, and prints the bucket."""
     with connect(target) as broker:
         bucket = broker.SyncBucket(pb.SyncBucketRequest(), timeout=SYNC_TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
 def pause(target: Target, *, as_json: bool) -> None:
-    """Stop granting, and print the bucket."""
+    """Stops granting, and prints the bucket."""
     with connect(target) as broker:
         bucket = broker.PauseGrants(pb.PauseGrantsRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
-    # Beside the answer, so that JSON stays JSON.
-    print(PAUSE_NOTE, file=sys.stderr)  # noqa: T201 - for the person who paused
+    # On stderr, so that stdout is JSON only.
+    print(PAUSE_NOTE, file=sys.stderr)  # noqa: T201 - for the operator at the terminal
 
 
 def resume(target: Target, *, as_json: bool) -> None:
-    """Take up granting, and print the bucket."""
+    """Resumes granting, and prints the bucket."""
     with connect(target) as broker:
         bucket = broker.ResumeGrants(pb.ResumeGrantsRequest(), timeout=TIMEOUT_S).bucket
     _show(bucket, as_json=as_json)
 
 
 def leases(target: Target, *, as_json: bool) -> None:
-    """Print all leases and all who wait."""
+    """Prints all leases and waiting requests."""
     with connect(target) as broker:
         held, waits = all_leases(broker)
     if as_json:
@@ -57,13 +57,13 @@ def leases(target: Target, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(lease_table(held) if held else "No leases.")
-    console.print(waiting_table(waits) if waits else "Nobody waits.")
+    console.print(waiting_table(waits) if waits else "No waiting requests.")
 
 
 def all_leases(
     broker: pb_grpc.TokenBrokerServiceStub,
 ) -> tuple[list[pb.Lease], list[pb.Waiting]]:
-    """Read all pages; an entry that moves between two reads is shown once."""
+    """Reads all pages; returns an entry that moves between two reads once."""
     held: dict[str, pb.Lease] = {}
     waits: dict[str, pb.Waiting] = {}
     token, more = "", True

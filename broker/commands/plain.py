@@ -1,7 +1,7 @@
-"""Messages as plain data: what `-o json` prints.
+"""Converts messages to plain data, for `-o json`.
 
-Field names as in the contract; durations in seconds, times in ISO 8601, enums as
-their short names in small letters, integers as integers.
+Fields have the contract's names. Durations become seconds, times ISO 8601, and enums
+their short names in small letters; integers stay integers.
 """
 
 import json
@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-# A field's descriptor: its class differs between protobuf's implementations.
+# Any, because the descriptors' class differs between protobuf's implementations.
 Field = Any
 
 
@@ -30,12 +30,6 @@ def plain(message: Message) -> dict[str, Any]:
 def seconds(duration: Duration) -> float:
     """*duration* in seconds."""
     return duration.seconds + duration.nanos / 1e9
-
-
-def _enum_name(names: Mapping[int, str], number: int) -> str:
-    """`PRIORITY_HIGH` is `high`: without the prefix that all names of an enum share."""
-    prefix = names[0].removesuffix("UNSPECIFIED")
-    return names.get(number, str(number)).removeprefix(prefix).lower()
 
 
 def _field(message: Message, field: Field) -> Any:
@@ -59,6 +53,8 @@ def _value(field: Field, value: Any) -> Any:
             return plain(value)
         case int() if field.enum_type is not None:
             names = {entry.number: entry.name for entry in field.enum_type.values}
-            return _enum_name(names, value)
+            # All names of an enum share a prefix: PRIORITY_HIGH becomes `high`.
+            prefix = names[0].removesuffix("UNSPECIFIED")
+            return names.get(value, str(value)).removeprefix(prefix).lower()
         case _:
             return value

@@ -1,4 +1,4 @@
-"""How a bucket, leases and those who wait look to a person."""
+"""Renders the bucket, leases and waiting requests as tables."""
 
 from typing import Final
 
@@ -16,17 +16,17 @@ NOTHING: Final = "-"
 STATE_STYLES: Final = {"serving": "green", "paused": "yellow"}
 MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
-# Shows tenths up to here.
+# Shorter spans are shown with tenths.
 PRECISE_S: Final = 10
 
 
 def escape(text: str) -> str:
-    """Text from outside for a cell: neither a terminal nor the table acts on it."""
+    """Escapes untrusted text for a cell: neither terminal nor table interprets it."""
     return escape_markup(visible(text))
 
 
 def span(duration: Duration) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Formats *duration*: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
     value = seconds(duration)
     if value < PRECISE_S:
         return f"{value:.1f} s"
@@ -39,47 +39,45 @@ def span(duration: Duration) -> str:
 
 
 def bucket_table(bucket: pb.Bucket) -> Table:
-    """Everything that GetBucket tells, as names and values."""
+    """A table of all fields of GetBucket."""
     data, totals = plain(bucket), bucket.totals
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
     state = str(data["state"])
+    floor = f", floor {bucket.floor_tokens}" if bucket.floor_tokens else ""
+    debt = f", debt up to {bucket.max_debt_tokens}" if bucket.max_debt_tokens else ""
+    settles = f"{totals.settles} ({totals.late_settles} late, {totals.refusals} refused by Keepa)"
     rows: list[tuple[str, str | Text]] = [
         ("State", Text(state, style=STATE_STYLES.get(state, "red"))),
         ("Balance", f"{bucket.balance} of {bucket.capacity} tokens"),
-        ("Available", f"{bucket.available} ({bucket.reserved} reserved{_limits(bucket)})"),
+        ("Available", f"{bucket.available} ({bucket.reserved} reserved{floor}{debt})"),
         ("Next refill", _refill(bucket)),
-        ("Keepa said", _observation(bucket, str((data["last_observation"] or {}).get("source")))),
+        (
+            "Last observed",
+            _observation(bucket, str((data["last_observation"] or {}).get("source"))),
+        ),
         ("Leases", f"{bucket.open_leases} open, {bucket.waiting} waiting"),
         ("Granted", f"{totals.grants}, denied {totals.denials}, expired {totals.expiries}"),
-        ("Settled", _settled(totals)),
+        ("Settled", f"{settles}, {totals.spent_tokens} tokens spent"),
         ("Probes", f"{totals.probes} ({totals.probe_failures} failed)"),
         ("Drift", _drift(bucket)),
         ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
         ("Key", f"{escape(bucket.key_fingerprint)} (fingerprint), epoch {bucket.epoch}"),
     ]
-    rows += [(f"Budget {escape(budget.name)}", _budget(budget)) for budget in bucket.budgets]
+    for budget in bucket.budgets:
+        used = f"{budget.used_tokens} of {budget.tokens_per_hour} tokens used within the last hour"
+        value = escape(f"{used} ({budget.operation} of {budget.holder})")
+        rows.append((f"Budget {escape(budget.name)}", value))
     if bucket.budgets_trouble:
         rows.append(
             ("Budgets", Text(f"not reloaded: {visible(bucket.budgets_trouble)}", style="red"))
         )
     if bucket.upstream_trouble:
         rows.insert(1, ("Trouble", Text(visible(bucket.upstream_trouble), style="red")))
-    for name, value in rows:
-        table.add_row(name, value)
+    for name, cell in rows:
+        table.add_row(name, cell)
     return table
-
-
-def _settled(totals: pb.Totals) -> str:
-    aside = f"{totals.late_settles} late, {totals.refusals} refused by Keepa"
-    return f"{totals.settles} ({aside}), {totals.spent_tokens} tokens spent"
-
-
-def _limits(bucket: pb.Bucket) -> str:
-    floor = f", floor {bucket.floor_tokens}" if bucket.floor_tokens else ""
-    debt = f", debt up to {bucket.max_debt_tokens}" if bucket.max_debt_tokens else ""
-    return floor + debt
 
 
 def _refill(bucket: pb.Bucket) -> str:
@@ -98,18 +96,13 @@ def _observation(bucket: pb.Bucket, source: str) -> str:
 
 def _drift(bucket: pb.Bucket) -> str:
     causes = sorted(bucket.totals.drift_by_cause.items())
-    told = ", ".join(f"{cause} {tokens:+d}" for cause, tokens in causes if tokens)
-    since_start = f"; since the start {told}" if told else ""
+    sums = ", ".join(f"{cause} {tokens:+d}" for cause, tokens in causes if tokens)
+    since_start = f"; since the start {sums}" if sums else ""
     return f"{bucket.drift_tokens:+d} at the last observation{since_start}"
 
 
-def _budget(budget: pb.Budget) -> str:
-    used = f"{budget.used_tokens} of {budget.tokens_per_hour} tokens used within the last hour"
-    return escape(f"{used} ({budget.operation} of {budget.holder})")
-
-
 def lease_table(leases: list[pb.Lease]) -> Table:
-    """What holds tokens."""
+    """A table of leases."""
     table = Table(title="Leases", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("lease", "holder", "operation", "state"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
@@ -126,28 +119,25 @@ def lease_table(leases: list[pb.Lease]) -> Table:
 
 
 def waiting_table(waits: list[pb.Waiting]) -> Table:
-    """Who waits, for what, and until when."""
+    """A table of waiting requests, with reasons and ETAs."""
     table = Table(title="Waiting", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("lease", "holder", "operation", "class", "waits for"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
     for heading in ("units", "tokens", "since", "served in"):
         table.add_column(heading, justify="right", no_wrap=True)
     for wait in waits:
+        partial = wait.min_units and wait.min_units < wait.units
+        units = f"{wait.min_units}-{wait.units}" if partial else str(wait.units)
         table.add_row(
             escape(wait.lease_id), escape(wait.holder), escape(wait.operation),
-            str(plain(wait)["priority"]), escape(wait.reason), _units(wait), str(wait.tokens),
+            str(plain(wait)["priority"]), escape(wait.reason), units, str(wait.tokens),
             span(wait.since), span(wait.eta) if wait.HasField("eta") else "?",
         )  # fmt: skip
     return table
 
 
-def _units(wait: pb.Waiting) -> str:
-    least = wait.min_units or wait.units
-    return str(wait.units) if least == wait.units else f"{least}-{wait.units}"
-
-
 def bucket_line(bucket: pb.Bucket) -> str:
-    """The bucket in one line, for logs and pipes."""
+    """Formats the bucket in one line, for logs and pipes."""
     return (
         f"{plain(bucket)['state']} balance={bucket.balance}/{bucket.capacity}"
         f" available={bucket.available} reserved={bucket.reserved}"

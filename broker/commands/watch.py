@@ -1,4 +1,4 @@
-"""The bucket as it changes: a live view on a terminal, a line a change elsewhere."""
+"""Shows the bucket as it changes: live on a terminal, else one line per change."""
 
 import time
 from contextlib import nullcontext
@@ -20,13 +20,13 @@ from protos.process.visible_text import visible
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
-# On a terminal the countdown should move; a pipe wants changes.
+# A terminal shows a moving countdown; a pipe gets changes only.
 LIVE_INTERVAL: Final = Duration(nanos=250_000_000)
 LINE_INTERVAL: Final = Duration(seconds=1)
 LINE_INTERVAL_MAX: Final = Duration(seconds=60)
 RETRY_S: Final = 1.0
 BAR_WIDTH: Final = 60
-# Lines that are no table rows: the bucket, the bar, titles, headings, gaps.
+# Lines besides the rows of both tables: the bucket, the bar, titles, headings, gaps.
 FIXED_LINES: Final = 24
 ROWS_MIN: Final = 4
 
@@ -34,7 +34,7 @@ Stub = pb_grpc.TokenBrokerServiceStub
 
 
 class Lines:
-    """A line a change."""
+    """One line per change."""
 
     request = pb.WatchBucketRequest(min_interval=LINE_INTERVAL, max_interval=LINE_INTERVAL_MAX)
 
@@ -42,7 +42,7 @@ class Lines:
         self._as_json = as_json
 
     def show(self, _broker: Stub, bucket: pb.Bucket) -> None:
-        """Print *bucket*."""
+        """Prints *bucket*."""
         if self._as_json:
             line = to_json(bucket, indent=None)
         else:
@@ -50,13 +50,13 @@ class Lines:
         print(line, flush=True)  # noqa: T201 - what the command is for
 
     def lost(self, reason: str) -> None:
-        """Say that the broker is away; JSON has no word for that."""
+        """Prints that the broker is away, except as JSON, which has buckets only."""
         if not self._as_json:
             print(f"{datetime.now().astimezone():%H:%M:%S} {visible(reason)}", flush=True)  # noqa: T201 - as above
 
 
 class Screen:
-    """A view that redraws itself in place."""
+    """A view that is redrawn in place."""
 
     request = pb.WatchBucketRequest(min_interval=LIVE_INTERVAL, max_interval=LIVE_INTERVAL)
 
@@ -65,11 +65,14 @@ class Screen:
         self._last: RenderableType = Text("")
 
     def show(self, broker: Stub, bucket: pb.Bucket) -> None:
-        """Draw *bucket*, and as many leases and waits as there is room for."""
+        """Draws *bucket*, and as many leases and waits as fit."""
         page = broker.ListLeases(pb.ListLeasesRequest(page_size=PAGE_SIZE), timeout=TIMEOUT_S)
         rows = max(ROWS_MIN, self._live.console.height - FIXED_LINES)
-        # Leases leave to the waits whatever they don't need, and vice versa.
+        # Each of the two tables may use the rows that the other one does not need.
         held = min(len(page.leases), max(rows // 2, rows - len(page.waiting)))
+        waits = min(len(page.waiting), rows - held)
+        more_leases, more_waits = len(page.leases) - held, len(page.waiting) - waits
+        left_out = f"{more_leases} more leases, {more_waits} more waiting. "
         self._last = Group(
             bucket_table(bucket),
             Text(),
@@ -77,21 +80,21 @@ class Screen:
                         width=BAR_WIDTH),
             Text(),
             lease_table(list(page.leases[:held])),
-            waiting_table(list(page.waiting[: rows - held])),
-            Text(_left_out(page, held, rows - held), style="dim"),
+            waiting_table(list(page.waiting[:waits])),
+            Text(f"{left_out if more_leases or more_waits else ''}Ctrl-C ends.", style="dim"),
         )  # fmt: skip
         self._live.update(self._last, refresh=True)
 
     def lost(self, reason: str) -> None:
-        """Keep the last picture and say that it is old."""
+        """Adds *reason* below the last picture."""
         self._live.update(Group(self._last, Text(visible(reason), style="red")), refresh=True)
 
 
 def watch(target: Target, *, as_json: bool) -> None:
-    """Show the bucket until Ctrl-C; a broker that goes away is waited for.
+    """Shows the bucket until Ctrl-C; reconnects to a broker that went away.
 
     Raises:
-        CommandError: there is no broker to begin with.
+        CommandError: no broker answers at the start.
     """
     console = Console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -102,23 +105,12 @@ def watch(target: Target, *, as_json: bool) -> None:
         with connect(target) as broker, live or nullcontext():
             broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
             while True:
-                _follow(broker, view, target)
+                try:
+                    for message in broker.WatchBucket(view.request):
+                        view.show(broker, message.bucket)
+                except grpc.RpcError as exc:
+                    view.lost(f"{explain(target, exc)}; trying again")
                 time.sleep(RETRY_S)
     except KeyboardInterrupt:
-        # That is how one leaves.
+        # Ctrl-C is the intended end.
         return
-
-
-def _follow(broker: Stub, view: Screen | Lines, target: Target) -> None:
-    """Show one stream to its end."""
-    try:
-        for message in broker.WatchBucket(view.request):
-            view.show(broker, message.bucket)
-    except grpc.RpcError as exc:
-        view.lost(f"{explain(target, exc)}; trying again")
-
-
-def _left_out(page: pb.ListLeasesResponse, held: int, waits: int) -> str:
-    leases, waiting = max(0, len(page.leases) - held), max(0, len(page.waiting) - waits)
-    more = f"{leases} more leases, {waiting} more waiting. " if leases or waiting else ""
-    return f"{more}Ctrl-C ends."

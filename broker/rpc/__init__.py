@@ -1,1 +1,1 @@
-"""Everything that speaks gRPC: the service, its gate, and protobuf to core and back."""
+"""The gRPC side: service, access checks, and conversion between protobuf and core."""

@@ -1,7 +1,7 @@
-"""Lets in who may come: finds out whose a call is, and whether their role allows it.
+"""Authenticates and authorises every RPC.
 
-A token decides if one was sent, else the certificate. Health is open to everybody who
-gets as far as a connection.
+Maps the caller's token, or without one its certificate, to an identity and checks its
+role. Health needs no role: every client that can connect may call it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -34,7 +34,7 @@ Code = grpc.StatusCode
 now_ms: Final = BrokerRuntime.now_ms
 OPEN: Final = f"/{health.SERVICE_NAME}/"
 SCHEME: Final = "bearer "
-# Where a certificate's name is looked for: the first of these that it has.
+# Fields of a certificate that hold its name; the first that it has counts.
 CERTIFICATE_NAMES: Final = ("peer_spiffe_id", "peer_dns", "x509_common_name")
 
 STATUSES: Final = {
@@ -46,44 +46,39 @@ STATUSES: Final = {
 }
 
 
-# Often enough for a person who looks; a client that is refused may try thousands a second.
-SAID_EVERY_MS: Final = 60_000
-# Peers and reasons that are told apart; beyond it the rest shares one line.
+# A refused client may retry thousands of times a second; one line a minute shows it.
+LOG_EVERY_MS: Final = 60_000
+# Pairs of peer and reason with a line of their own; all others share one line per reason.
 PEERS_MAX: Final = 1_000
 
 
 class RefusalLog:
-    """Logs refused calls once a minute per peer and reason, and how many it left out."""
+    """Logs refused calls once a minute per peer and reason, with the number left out."""
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, str], tuple[int, int]] = {}
+        # Time of the last line, and calls left out since.
+        self._logged: dict[tuple[str, str], tuple[int, int]] = {}
 
     def note(self, reason: Reason, peer: str, now_ms: int, **about: str) -> None:
-        """A call from *peer*, as grpc names it, was refused."""
-        # Every new connection of a client has a new port.
+        """Notes a refused call from *peer*, in gRPC's notation."""
+        # Without the port, which differs for every connection of a client.
         host = peer.rpartition(":")[0] or peer
         key = (host, reason.value)
-        if key not in self._said and len(self._said) >= PEERS_MAX:
-            self._forget(now_ms)
-            if len(self._said) >= PEERS_MAX:
+        if key not in self._logged and len(self._logged) >= PEERS_MAX:
+            recent = {k: v for k, v in self._logged.items() if now_ms - v[0] < LOG_EVERY_MS}
+            self._logged = recent
+            if len(recent) >= PEERS_MAX:
                 key = ("many peers", reason.value)
-        said_ms, left_out = self._said.get(key, (now_ms - SAID_EVERY_MS, 0))
-        if now_ms - said_ms < SAID_EVERY_MS:
-            self._said[key] = said_ms, left_out + 1
+        logged_ms, left_out = self._logged.get(key, (now_ms - LOG_EVERY_MS, 0))
+        if now_ms - logged_ms < LOG_EVERY_MS:
+            self._logged[key] = logged_ms, left_out + 1
             return
-        self._said[key] = now_ms, 0
+        self._logged[key] = now_ms, 0
         log.warning("call refused", reason=reason.value, peer=key[0], left_out=left_out, **about)
-
-    def _forget(self, now_ms: int) -> None:
-        self._said = {
-            key: (said_ms, left_out)
-            for key, (said_ms, left_out) in self._said.items()
-            if now_ms - said_ms < SAID_EVERY_MS
-        }
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
-    """Refuses what its caller may not do; tells *refused* of it."""
+    """Refuses calls that their caller may not make; calls *refused* for each."""
 
     def __init__(self, book: Followed[IdentityBook], refused: Callable[[Reason], None]) -> None:
         self._book = book
@@ -95,7 +90,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """The handler of the call, behind the gate."""
+        """Returns the call's handler behind the gate."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(OPEN):
@@ -103,7 +98,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
         token = _bearer_token(handler_call_details.invocation_metadata)
 
         def look(context: Context) -> Identity:
-            """Whose call it is, as of now; counts it where it is refused."""
+            """Returns the caller's present identity; counts and logs a refusal."""
             try:
                 identity = self._identify(token, context)
                 _check_role(identity, method)
@@ -118,7 +113,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
                 caller.set(look(context))
             except RefusedError as exc:
                 await self.refuse(exc, context)
-            still_let_in.set(lambda: _same(look(context), caller.get()))
+            still_let_in.set(lambda: _check_same(look(context), caller.get()))
 
         async def stay(context: Context) -> None:
             try:
@@ -129,7 +124,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
         return _behind(enter, stay, handler)
 
     async def refuse(self, exc: RefusedError, context: Context) -> None:
-        """End the RPC with *exc*; never returns."""
+        """Ends the RPC with *exc*; never returns."""
         metadata = ((REASON_KEY, exc.reason.value),)
         await context.abort(STATUSES[exc.reason], str(exc), trailing_metadata=metadata)
 
@@ -140,22 +135,24 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
             if identity is None:
                 raise RefusedError(
                     Reason.UNKNOWN_TOKEN,
-                    "the broker does not know this token: check BROKER_TOKEN_FILE, or add the"
+                    "the broker has no such token: check BROKER_TOKEN_FILE, or add the"
                     " token's SHA-256 to the broker's BROKER_IDENTITIES_FILE",
                 )
             return identity
-        names = _certificate_names(context)
+        fields = context.auth_context()
+        found = next((fields[field] for field in CERTIFICATE_NAMES if fields.get(field)), ())
+        names = [name.decode(errors="replace") for name in found]
         if not names:
             raise RefusedError(
                 Reason.NO_CREDENTIALS,
-                "the broker serves only whom it knows: set BROKER_TOKEN_FILE, or"
+                "the broker needs credentials: set BROKER_TOKEN_FILE, or"
                 " BROKER_TLS_CLIENT_CERT_FILE and BROKER_TLS_CLIENT_KEY_FILE",
             )
         identity = book.by_certificate(names)
         if identity is None:
             raise RefusedError(
                 Reason.UNKNOWN_CERTIFICATE,
-                f"the broker does not know the certificate of {names[0]}: add this name to"
+                f"the broker has no identity for {names[0]}: add this name to"
                 " certificates in the broker's BROKER_IDENTITIES_FILE",
             )
         return identity
@@ -174,11 +171,11 @@ def _check_role(identity: Identity, method: str) -> None:
     )
 
 
-def _same(identity: Identity, before: Identity | None) -> None:
-    """Whether the credentials still stand for the identity that began the call.
+def _check_same(identity: Identity, before: Identity | None) -> None:
+    """Checks that the credentials still belong to the identity that began the call.
 
     Raises:
-        RefusedError: They have become another's.
+        RefusedError: They belong to another identity now.
     """
     if before is not None and identity.name != before.name:
         raise RefusedError(
@@ -193,7 +190,7 @@ def _behind(
     stay: Callable[[Context], Awaitable[None]],
     handler: Handler,
 ) -> Handler:
-    """*handler*, called once *enter* has let the call in; *stay* looks before each message."""
+    """Wraps *handler*: *enter* checks the call first, *stay* checks it before each message."""
     if not handler.response_streaming:
         assert handler.unary_unary is not None
         answer = handler.unary_unary
@@ -226,14 +223,6 @@ def _behind(
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
     for key, value in metadata or ():
         if key == "authorization" and isinstance(value, str):
-            # A token in another scheme is none that we know.
+            # A token in another scheme matches no identity, as the empty one.
             return value[len(SCHEME) :] if value.lower().startswith(SCHEME) else ""
     return None
-
-
-def _certificate_names(context: Context) -> list[str]:
-    about = context.auth_context()
-    for kind in CERTIFICATE_NAMES:
-        if about.get(kind):
-            return [name.decode(errors="replace") for name in about[kind]]
-    return []

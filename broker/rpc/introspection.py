@@ -1,7 +1,7 @@
 """Health, reflection and channelz, on the same port as the service itself.
 
-Health of `""` is the process; that of the named service is SERVING only after
-Keepa has told a balance.
+Health of `""` is that of the process. The named service is SERVING once the broker has
+read a balance from Keepa.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["TokenBrokerService"].full_name
-# Its module has no SERVICE_NAME.
+# The module channelz defines no SERVICE_NAME.
 CHANNELZ_NAME: Final = "grpc.channelz.v1.Channelz"
 REFLECTION_NAME: Final = reflection.SERVICE_NAME
 
@@ -24,7 +24,7 @@ SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 
 
 class Introspection:
-    """What tools and orchestrators ask of a gRPC server."""
+    """The services with which tools and orchestrators examine a gRPC server."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._states: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # no aio stubs
@@ -34,11 +34,11 @@ class Introspection:
         reflection.enable_server_reflection(names, server)
 
     async def follow(self, synced: asyncio.Event) -> None:
-        """Tell the service's health until it is SERVING."""
+        """Reports NOT_SERVING, then SERVING once *synced* is set."""
         await self._states.set(SERVICE_NAME, NOT_SERVING)
         await synced.wait()
         await self._states.set(SERVICE_NAME, SERVING)
 
     async def stop(self) -> None:
-        """Nothing serves any more."""
+        """Reports NOT_SERVING for all services, for good."""
         await self._states.enter_graceful_shutdown()

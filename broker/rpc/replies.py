@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from broker.core.answers import BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Observation, Source
-from broker.core.budgets import Standing
 from broker.core.leases import Lease, LeaseState
 from broker.core.snapshot import BucketView, WaitingView
 from broker.core.totals import Totals
@@ -37,19 +36,19 @@ SOURCES: Final = {
     Source.PROBE: pb.OBSERVATION_SOURCE_PROBE,
     Source.SETTLE: pb.OBSERVATION_SOURCE_SETTLE,
 }
-WIRE_PRIORITIES: Final = {ours: theirs for theirs, ours in PRIORITIES.items()}
-# What a person reads in a list of those who wait.
+WIRE_PRIORITIES: Final = {priority: wire for wire, priority in PRIORITIES.items()}
+# What a request waits for, as `tokenbroker leases` shows it.
 WAITING_FOR: Final = {
     DenialReason.INSUFFICIENT_TOKENS: "tokens",
     DenialReason.TOO_LARGE: "more than a full bucket",
     DenialReason.PAUSED: "an operator to resume granting",
-    DenialReason.NOT_SYNCED: "Keepa's first word, or clients to renew after the start",
+    DenialReason.NOT_SYNCED: "Keepa's first balance, or clients to renew after the start",
     DenialReason.BUDGET_EXHAUSTED: "room in its budget",
 }
 
 
 def duration(milliseconds: float) -> Duration:
-    """A Duration of *milliseconds*; what has passed already is none."""
+    """A Duration of *milliseconds*; a negative one becomes zero."""
     whole = max(0, round(milliseconds))
     return Duration(seconds=whole // 1000, nanos=whole % 1000 * 1_000_000)
 
@@ -126,8 +125,8 @@ def bucket(
 ) -> pb.Bucket:
     """The bucket as an operator sees it.
 
-    *trouble* is why Keepa tells no balance, *budgets_trouble* why changed budgets
-    are not in force.
+    *trouble* is why Keepa's balance can't be read, *budgets_trouble* why changed budgets
+    were refused.
     """
     message = pb.Bucket(
         balance=view.balance,
@@ -144,10 +143,30 @@ def bucket(
         waiting=view.waiting,
         epoch=view.epoch,
         state=BUCKET_STATES[view.state],
-        totals=_totals(view, totals),
+        totals=pb.Totals(
+            grants=totals.grants,
+            denials=sum(view.denials.values()),
+            settles=totals.settles,
+            late_settles=totals.late_settles,
+            expiries=totals.expiries,
+            refusals=totals.refusals,
+            spent_tokens=totals.spent_tokens,
+            probes=view.probes,
+            probe_failures=view.probe_failures,
+            drift_by_cause=view.drift_by_cause,
+        ),
         key_fingerprint=fingerprint,
         upstream_trouble=trouble,
-        budgets=[_budget(standing) for standing in view.budgets],
+        budgets=[
+            pb.Budget(
+                name=standing.budget.name,
+                holder=standing.budget.holder,
+                operation=standing.budget.operation,
+                tokens_per_hour=standing.limit,
+                used_tokens=standing.used,
+            )
+            for standing in view.budgets
+        ],
         budgets_trouble=budgets_trouble,
     )
     if view.next_refill_ms is not None:
@@ -156,17 +175,6 @@ def bucket(
         age_ms = view.observation_age_ms or 0
         message.last_observation.CopyFrom(_observation(view.observation, age_ms))
     return message
-
-
-def _budget(standing: Standing) -> pb.Budget:
-    budget = standing.budget
-    return pb.Budget(
-        name=budget.name,
-        holder=budget.holder,
-        operation=budget.operation,
-        tokens_per_hour=standing.limit,
-        used_tokens=standing.used,
-    )
 
 
 def _observation(seen: Observation, age_ms: int) -> pb.Observation:
@@ -179,25 +187,10 @@ def _observation(seen: Observation, age_ms: int) -> pb.Observation:
     )
 
 
-def _totals(view: BucketView, totals: Totals) -> pb.Totals:
-    return pb.Totals(
-        grants=totals.grants,
-        denials=sum(view.denials.values()),
-        settles=totals.settles,
-        late_settles=totals.late_settles,
-        expiries=totals.expiries,
-        refusals=totals.refusals,
-        spent_tokens=totals.spent_tokens,
-        probes=view.probes,
-        probe_failures=view.probe_failures,
-        drift_by_cause=view.drift_by_cause,
-    )
-
-
 def page(
     leases: Sequence[Lease], waits: Sequence[WaitingView], now_ms: int, *, start: int, size: int
 ) -> pb.ListLeasesResponse:
-    """*size* entries from number *start* on, leases first, then who waits."""
+    """*size* entries from number *start* on: leases first, then requests that wait."""
     end = start + size
     skipped = max(0, start - len(leases))
     response = pb.ListLeasesResponse(

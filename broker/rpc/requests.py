@@ -1,6 +1,6 @@
-"""Requests as they come in: refuse what makes no sense, put the rest in our terms.
+"""Converts protobuf requests to those of the core; refuses invalid fields.
 
-Durations on the wire are `Duration`; inside they are integer milliseconds.
+A `Duration` becomes integer milliseconds.
 """
 
 from math import isfinite
@@ -13,11 +13,11 @@ from broker.core.leases import LeaseRequest, Outcome, Priority, Renewal, Settlem
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 ID_LENGTH_MAX: Final = 128
-# Beyond any use, and still far from where integers or timers overflow.
+# Longer than any use, and far below where integers or timers overflow.
 DURATION_S_MAX: Final = 366 * 86_400
 TOKENS_MAX: Final = 10**9
 NANOS: Final = 1_000_000_000
-# The year 2201: a later time is noise, and might not fit into a reply's Timestamp.
+# The year 2201. A later time is noise and might not fit into a reply's Timestamp.
 SERVER_TIME_S_MAX: Final = 7_293_840_000
 
 PRIORITIES: Final = {
@@ -34,7 +34,7 @@ OUTCOMES: Final = {
 
 
 class InvalidRequestError(Exception):
-    """A field of a request makes no sense; the message begins with its name."""
+    """A field of a request is invalid; the message begins with its name."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field} {problem}")
@@ -49,17 +49,17 @@ def lease_request(
     ttl_ms: int,
     ttl_ms_max: int,
 ) -> LeaseRequest:
-    """Read an AcquireLease.
+    """Reads an AcquireLease.
 
     Args:
-        request: As it came in.
+        request: The message as received.
         now_ms: The broker's clock.
-        patience_ms: Time until the RPC must have its answer; None for ever.
+        patience_ms: Time until the RPC must have its answer; None for no limit.
         ttl_ms: Time to live if the request names none.
-        ttl_ms_max: Longest time to live that is given.
+        ttl_ms_max: Maximum time to live.
 
     Raises:
-        InvalidRequestError: a field makes no sense.
+        InvalidRequestError: a field is invalid.
     """
     _identity(request.lease_id, request.holder, request.operation)
     _require(request.units > 0, "units", "must be positive")
@@ -88,10 +88,10 @@ def lease_request(
 
 
 def renewal(request: pb.RenewLeaseRequest, *, ttl_ms: int, ttl_ms_max: int) -> Renewal:
-    """Read a RenewLease; *ttl_ms* counts if the request names none.
+    """Reads a RenewLease; *ttl_ms* applies if the request names none.
 
     Raises:
-        InvalidRequestError: a field makes no sense.
+        InvalidRequestError: a field is invalid.
     """
     _identity(request.lease_id, request.holder, request.operation)
     _require(request.epoch > 0, "epoch", "must be the grant's")
@@ -109,10 +109,10 @@ def renewal(request: pb.RenewLeaseRequest, *, ttl_ms: int, ttl_ms_max: int) -> R
 
 
 def settlement(request: pb.SettleLeaseRequest) -> Settlement:
-    """Read a SettleLease.
+    """Reads a SettleLease.
 
     Raises:
-        InvalidRequestError: a field makes no sense.
+        InvalidRequestError: a field is invalid.
     """
     _identity(request.lease_id, request.holder, request.operation)
     _require(request.epoch >= 0, "epoch", "must not be negative")
@@ -139,10 +139,10 @@ def settlement(request: pb.SettleLeaseRequest) -> Settlement:
 
 
 def interval_ms(message: pb.WatchBucketRequest, field: str, default_ms: int) -> int:
-    """Read the duration *field* of a WatchBucket, in milliseconds.
+    """Reads the duration *field* of a WatchBucket, in milliseconds.
 
     Raises:
-        InvalidRequestError: it makes no sense.
+        InvalidRequestError: it is invalid.
     """
     if not message.HasField(field):  # type: ignore[arg-type]  # one of two literals
         return default_ms
@@ -150,10 +150,10 @@ def interval_ms(message: pb.WatchBucketRequest, field: str, default_ms: int) -> 
 
 
 def page(request: pb.ListLeasesRequest, *, size: int, size_max: int) -> tuple[int, int]:
-    """Read a ListLeases: number of the first entry, and most entries.
+    """Reads a ListLeases; returns the first entry's number and the maximum of entries.
 
     Raises:
-        InvalidRequestError: a field makes no sense.
+        InvalidRequestError: a field is invalid.
     """
     _require(request.page_size >= 0, "page_size", "must not be negative")
     token = request.page_token
@@ -187,7 +187,7 @@ def _ttl_ms(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest, default_ms: 
 
 
 def _milliseconds(duration: Duration, field: str) -> int:
-    """Rounded up: the least positive duration is a millisecond, not none."""
+    """Converts *duration*, rounded up so that no positive one becomes zero."""
     nanos = duration.seconds * 1_000_000_000 + duration.nanos
     _require(nanos >= 0, field, "must not be negative")
     _require(duration.seconds <= DURATION_S_MAX, field, "must be at most a year")

@@ -1,15 +1,14 @@
-"""The gRPC service: validate, one step of the runtime, translate.
+"""The gRPC service: each RPC validates, takes one step of the runtime, and translates.
 
 Statuses: INVALID_ARGUMENT names the field; FAILED_PRECONDITION, NOT_FOUND and
-ALREADY_EXISTS speak of the lease; UNAVAILABLE means to try again. Every error
-carries `tokenbroker-reason` in its trailing metadata. Where callers have identities,
-a holder is the identity and the name that the client gave itself, and a lease is
-touched by its own identity only.
+ALREADY_EXISTS concern the lease; UNAVAILABLE means to try again. Every error carries
+`tokenbroker-reason` in its trailing metadata. With an identities file, the broker puts
+the caller's identity before the holder, and refuses calls on another identity's lease.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -55,11 +54,11 @@ STATUSES: Final = {
     BrokerStoppingError: (Code.UNAVAILABLE, Reason.STOPPING),
 }
 
-# An answer must leave this long before the deadline to arrive within it, but no
-# more than a quarter of a short deadline is given up for that.
+# The answer leaves this long before the deadline, so that it arrives in time. A short
+# deadline loses no more than a quarter to that.
 DEADLINE_MARGIN_MS: Final = 250
 WATCH_MIN_INTERVAL_MS: Final = 250
-# Whatever is asked for: without it one watcher takes most of a core.
+# Lower requests are raised to it: without it, one watcher takes most of a core.
 WATCH_LEAST_INTERVAL_MS: Final = 50
 WATCH_MAX_INTERVAL_MS: Final = 1_000
 PAGE_SIZE: Final = 100
@@ -68,7 +67,7 @@ PAGE_SIZE_MAX: Final = 1_000
 
 @asynccontextmanager
 async def refusals(context: Context) -> AsyncIterator[None]:
-    """Turn our exceptions into a status with a reason."""
+    """Converts the broker's exceptions to a status with a reason."""
     try:
         yield
     except (BrokerError, InvalidRequestError, BrokerStoppingError) as exc:
@@ -81,7 +80,7 @@ async def refusals(context: Context) -> AsyncIterator[None]:
 
 
 async def refuse(context: Context, code: grpc.StatusCode, message: str, reason: str) -> None:
-    """End the RPC with *code*; never returns."""
+    """Ends the RPC with *code*; never returns."""
     await context.abort(code, message, trailing_metadata=((REASON_KEY, str(reason)),))
 
 
@@ -109,7 +108,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     async def AcquireLease(  # noqa: N802 - gRPC's name
         self, request: pb.AcquireLeaseRequest, context: Context
     ) -> pb.AcquireLeaseResponse:
-        """Wait for tokens; see the contract."""
+        """Waits for tokens; see the contract."""
         async with refusals(context):
             wanted = requests.lease_request(
                 request,
@@ -119,7 +118,14 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 ttl_ms_max=self._config.max_lease_ttl_ms,
             )
             wanted = self._signed(wanted)
-            await self._check_key(request.key_fingerprint, context)
+            key = request.key_fingerprint
+            if key and key != self._fingerprint:
+                # The bucket of another key is not the broker's to lease.
+                message = (
+                    f"the client uses another Keepa key ({key}) than the broker"
+                    f" ({self._fingerprint}): give both the same KEEPA_API_KEY"
+                )
+                await refuse(context, Code.FAILED_PRECONDITION, message, Reason.OTHER_KEY)
             outcome = await self._runtime.acquire(wanted, still_let_in.get())
         self._note(wanted, outcome)
         return replies.answer(outcome, self._runtime.now_ms())
@@ -127,7 +133,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     async def RenewLease(  # noqa: N802 - gRPC's name
         self, request: pb.RenewLeaseRequest, context: Context
     ) -> pb.RenewLeaseResponse:
-        """Prolong a lease; see the contract."""
+        """Prolongs a lease; see the contract."""
         async with refusals(context):
             renewal = requests.renewal(
                 request,
@@ -140,7 +146,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     async def SettleLease(  # noqa: N802 - gRPC's name
         self, request: pb.SettleLeaseRequest, context: Context
     ) -> pb.SettleLeaseResponse:
-        """End a lease; see the contract."""
+        """Ends a lease; see the contract."""
         async with refusals(context):
             settlement = self._signed(requests.settlement(request))
             settled = self._runtime.settle(settlement)
@@ -166,7 +172,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     async def WatchBucket(  # noqa: N802 - gRPC's name
         self, request: pb.WatchBucketRequest, context: Context
     ) -> AsyncIterator[pb.WatchBucketResponse]:
-        """The bucket now and whenever it changes, neither too often nor too rarely."""
+        """Streams the bucket after each change, between the two intervals of the request."""
         async with refusals(context):
             asked_ms = requests.interval_ms(request, "min_interval", WATCH_MIN_INTERVAL_MS)
             least_ms = max(asked_ms, WATCH_LEAST_INTERVAL_MS)
@@ -175,23 +181,28 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 while not self._runtime.stopping:
                     yield pb.WatchBucketResponse(bucket=self._bucket())
                     changed.clear()
-                    await _either(changed, least_ms, max(least_ms, most_ms))
+                    await asyncio.sleep(least_ms / 1000)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(max(0, most_ms - least_ms) / 1000):
+                            await changed.wait()
             raise BrokerStoppingError
 
     async def ListLeases(  # noqa: N802 - gRPC's name
         self, request: pb.ListLeasesRequest, context: Context
     ) -> pb.ListLeasesResponse:
-        """Leases and who waits, in pages."""
+        """Lists leases and waiting requests in pages."""
         async with refusals(context):
             start, size = requests.page(request, size=PAGE_SIZE, size_max=PAGE_SIZE_MAX)
-        leases = self._runtime.leases()
-        waits = self._runtime.waiting(max(0, start + size + 1 - len(leases)))
+        # One entry more than the page holds shows whether another page follows.
+        most = start + size + 1
+        leases = self._runtime.leases(most)
+        waits = self._runtime.waiting(most - len(leases))
         return replies.page(leases, waits, self._runtime.now_ms(), start=start, size=size)
 
     async def SyncBucket(  # noqa: N802 - gRPC's name
         self, _request: pb.SyncBucketRequest, context: Context
     ) -> pb.SyncBucketResponse:
-        """Ask Keepa now."""
+        """Asks Keepa now."""
         async with refusals(context):
             await self._runtime.sync()
         return pb.SyncBucketResponse(bucket=self._bucket())
@@ -199,24 +210,24 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     async def PauseGrants(  # noqa: N802 - gRPC's name
         self, _request: pb.PauseGrantsRequest, context: Context
     ) -> pb.PauseGrantsResponse:
-        """Stop granting."""
+        """Stops granting."""
         self._runtime.pause()
-        log.info("granting paused", by=_who(context))
+        log.info("granting paused", by=_caller_name(context))
         return pb.PauseGrantsResponse(bucket=self._bucket())
 
     async def ResumeGrants(  # noqa: N802 - gRPC's name
         self, _request: pb.ResumeGrantsRequest, context: Context
     ) -> pb.ResumeGrantsResponse:
-        """Take up granting again."""
+        """Resumes granting."""
         self._runtime.resume()
-        log.info("granting resumed", by=_who(context))
+        log.info("granting resumed", by=_caller_name(context))
         return pb.ResumeGrantsResponse(bucket=self._bucket())
 
     def _signed(self, call: Call) -> Call:
-        """*call* as its identity's; as it is where callers have none.
+        """*call* under its caller's identity, if there is one.
 
         Raises:
-            RefusedError: the lease is another identity's.
+            RefusedError: the lease belongs to another identity.
         """
         identity = caller.get()
         if identity is None:
@@ -248,15 +259,6 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             budgets_trouble=self._runtime.budgets_trouble,
         )
 
-    async def _check_key(self, fingerprint: str, context: Context) -> None:
-        """Another key's bucket is not ours: a lease on it would mean nothing."""
-        if fingerprint and fingerprint != self._fingerprint:
-            message = (
-                f"the client uses another Keepa key ({fingerprint}) than the broker"
-                f" ({self._fingerprint}): give both the same KEEPA_API_KEY"
-            )
-            await refuse(context, Code.FAILED_PRECONDITION, message, Reason.OTHER_KEY)
-
     def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
         about = {"lease": wanted.lease_id, "holder": wanted.holder, "operation": wanted.operation}
         span = trace.get_current_span()
@@ -270,16 +272,6 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             log.debug("lease denied", **about, reason=outcome.reason.value)
 
 
-def _who(context: Context) -> str:
+def _caller_name(context: Context) -> str:
     identity = caller.get()
     return f"{identity.name} at {context.peer()}" if identity else context.peer()
-
-
-async def _either(changed: asyncio.Event, least_ms: int, most_ms: int) -> None:
-    """Return after a change, but not before *least_ms* and not after *most_ms*."""
-    await asyncio.sleep(least_ms / 1000)
-    try:
-        async with asyncio.timeout((most_ms - least_ms) / 1000):
-            await changed.wait()
-    except TimeoutError:
-        return

@@ -1,4 +1,4 @@
-"""OpenTelemetry: the broker's part of the traces that its clients begin."""
+"""OpenTelemetry: the broker's spans within the traces of its clients."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
@@ -16,14 +16,14 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TracedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
-    """A span for each call that comes with a trace; what polls the broker begins none."""
+    """Begins a span for each call that carries a trace; polling begins none."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """The handler of the call, within a span where the caller has one."""
+        """Returns the call's handler, within a span if the call carries a trace."""
         handler = await continuation(handler_call_details)
         metadata = dict(handler_call_details.invocation_metadata)
         if PARENT_KEY not in metadata or handler is None or handler.unary_unary is None:

@@ -1,1 +1,1 @@
-"""What the broker shows of itself: metrics, health over HTTP, notices."""
+"""Telemetry of the broker: metrics, health over HTTP, log lines."""

@@ -1,7 +1,7 @@
-"""The HTTP side: metrics for Prometheus, health for whoever runs the process.
+"""The HTTP side: metrics for Prometheus, health for orchestrators and people.
 
-`/healthz` answers 200 while the process lives, `/readyz` only once Keepa has told
-a balance; both say the same in JSON, without a secret.
+`/healthz` answers 200 while the process lives, `/readyz` once the broker has read a
+balance from Keepa. Both return the same JSON, without a secret.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from protos.process.addresses import BACKLOG, Listen
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
-# Names no version, neither ours nor a library's.
+# Without versions, which would show an attacker what to try.
 SERVER: Final = "tokenbroker"
 
 
 def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> Mapping[str, Any]:
-    """How the broker is, for people and probes."""
+    """The broker's health as plain values."""
     view, trouble = runtime.bucket(), runtime.probes.trouble
     return {
         "live": True,
@@ -51,18 +51,18 @@ def application(
 ) -> web.Application:
     """The routes over one runtime."""
 
-    def tell(status: HTTPStatus) -> web.Response:
+    def health_response(status: HTTPStatus) -> web.Response:
         body = health(runtime, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
         return web.json_response(
             body, status=status, dumps=lambda data: json.dumps(data, indent=2) + "\n"
         )
 
     async def healthz(_request: web.Request) -> web.Response:
-        return tell(HTTPStatus.OK)
+        return health_response(HTTPStatus.OK)
 
     async def readyz(_request: web.Request) -> web.Response:
         ready = runtime.synced.is_set() and not runtime.stopping
-        return tell(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+        return health_response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -77,12 +77,12 @@ def application(
 
 
 async def name_no_version(_request: web.Request, response: web.StreamResponse) -> None:
-    """Put our name in the place of the libraries' and their versions."""
+    """Replaces the libraries' names and versions with the broker's name."""
     response.headers["Server"] = SERVER
 
 
 class Requests(web.RequestHandler):
-    """One connection. What is no HTTP gets a status, and neither log nor answer repeats it."""
+    """One connection; neither log nor answer repeats a request that is no HTTP."""
 
     def handle_error(
         self,
@@ -91,11 +91,11 @@ class Requests(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - it quotes the request
     ) -> web.StreamResponse:
-        """The answer to a request that failed; closes the connection."""
+        """Answers a request that failed, and closes the connection."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("an HTTP request failed", exc_info=exc)
         else:
-            log.debug("no HTTP request", peer=request.remote, status=status)
+            log.debug("not an HTTP request", peer=request.remote, status=status)
         text = f"{status} {HTTPStatus(status).phrase}\n"
         response = web.Response(status=status, text=text, headers={"Server": SERVER})
         response.force_close()
@@ -104,7 +104,7 @@ class Requests(web.RequestHandler):
 
 @asynccontextmanager
 async def serving(routes: web.Application, listen: Listen) -> AsyncIterator[Listen]:
-    """Serve *routes* while the context lasts; yields where, with the real port.
+    """Serves *routes* while the context lasts; yields the address with its port.
 
     Raises:
         ListenError: the address can't be listened on.

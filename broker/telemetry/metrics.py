@@ -1,7 +1,7 @@
 """Prometheus series of the broker, all beginning with `tokenbroker_`.
 
-What the ledger knows is read from it at every scrape; only what it doesn't keep
-(waits, spend by operation and holder) is counted here.
+Every scrape reads the ledger's counts from it. Counted here is only what the ledger does
+not keep: waits, and spend by operation and holder.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +17,12 @@ from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import Reason
 
-# A grant takes a moment, a tick a minute, and an empty bucket up to an hour.
+# An immediate grant takes milliseconds, a tick a minute, an empty bucket up to an hour.
 WAIT_BUCKETS_S: Final = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600)
-# Holders come and go; the series they leave behind must not grow without end.
+# Holders come and go, and Prometheus keeps a series for each; hence the limit.
 LABEL_VALUES_MAX: Final = 100
 OTHER: Final = "other"
-# For want of rights; other refusals concern the request, not its caller.
+# Refusals of the caller; the other reasons concern its request.
 DOOR_REASONS: Final = (
     Reason.NO_CREDENTIALS,
     Reason.UNKNOWN_TOKEN,
@@ -33,13 +33,13 @@ DOOR_REASONS: Final = (
 
 
 class BoundedLabel:
-    """The first so many values of a label by name, all later ones as `other`."""
+    """Passes the first `LABEL_VALUES_MAX` values of a label; later ones become `other`."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def __call__(self, value: str) -> str:
-        """The name under which *value* is counted."""
+        """Returns the label for *value*."""
         if value not in self._known:
             if len(self._known) >= LABEL_VALUES_MAX:
                 return OTHER
@@ -48,7 +48,7 @@ class BoundedLabel:
 
 
 class BrokerMetrics:
-    """Everything a scrape returns."""
+    """All metrics of a scrape."""
 
     def __init__(self, runtime: BrokerRuntime) -> None:
         self.registry = CollectorRegistry()
@@ -88,7 +88,7 @@ class BrokerMetrics:
         )
         self._eta_error = Histogram(
             "tokenbroker_eta_error_seconds",
-            "Time between a grant and its ETA, as told at first and as corrected last.",
+            "Time between a grant and its ETA: the first one, and the last corrected one.",
             ["told"],
             buckets=WAIT_BUCKETS_S,
             registry=self.registry,
@@ -96,11 +96,11 @@ class BrokerMetrics:
         runtime.eta_listeners.append(self._eta_proved)
         self._refused = Counter(
             "tokenbroker_refused_calls",
-            "Calls whose caller was not let in, by reason.",
+            "Calls refused because of their caller, by reason.",
             ["reason"],
             registry=self.registry,
         )
-        # A series that is absent until its first event can't be alerted on.
+        # Created at once: an alert needs the series before its first event.
         for priority in Priority:
             self._wait.labels(priority.name.lower())
         for outcome in Outcome:
@@ -115,15 +115,15 @@ class BrokerMetrics:
         self._eta_error.labels("last").observe(last_ms / 1000)
 
     def granted(self, priority: Priority, waited_ms: int) -> None:
-        """A lease was granted after *waited_ms*."""
+        """Counts a lease granted after *waited_ms*."""
         self._wait.labels(priority.name.lower()).observe(waited_ms / 1000)
 
     def refused(self, reason: Reason) -> None:
-        """A caller was not let in."""
+        """Counts a refused caller."""
         self._refused.labels(reason.value).inc()
 
     def settled(self, settlement: Settlement, settled: Settled) -> None:
-        """A lease was settled; a repeat, or a cost that is still unknown, counts for nothing."""
+        """Counts a settled lease, but neither repeats nor unknown costs."""
         if settled.doubt is not None:
             holder = self._holder(settlement.holder)
             self._implausible.labels(holder, settled.doubt.value).inc()
@@ -142,13 +142,12 @@ class BucketCollector(Collector):
         self._runtime = runtime
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known only from a scrape, and are unique."""
+        """Nothing: only a scrape yields the names, which are unique."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """All series of this moment."""
         yield from self._gauges()
-        yield from self._state()
         yield from self._counters()
         yield from self._by_label()
 
@@ -157,13 +156,13 @@ class BucketCollector(Collector):
         yield _gauge("balance_tokens", "Projected balance.", view.balance)
         yield _gauge("reserved_tokens", "Tokens held for calls.", view.reserved)
         yield _gauge("available_tokens", "Tokens that could be granted now.", view.available)
-        yield _gauge("capacity_tokens", "Most that the bucket holds by refill.", view.capacity)
+        yield _gauge("capacity_tokens", "Maximum of tokens that refill can reach.", view.capacity)
         yield _gauge("refill_rate_tokens", "Tokens that one refill brings.", view.refill_rate)
         yield _gauge("refill_period_seconds", "Time between refills.", view.refill_period_ms / 1e3)
-        yield _gauge("tick_error_seconds", "Last refill's place less its predicted place.",
+        yield _gauge("tick_error_seconds", "Time of the last refill less its prediction.",
                      view.tick_error_ms / 1e3)  # fmt: skip
         yield _gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
-        yield _gauge("max_debt_tokens", "How far a lone lease may reach below zero.",
+        yield _gauge("max_debt_tokens", "Tokens that a lone lease may take below zero.",
                      self._runtime.allocator.offers.debt_tokens)  # fmt: skip
         yield _gauge("drift_tokens", "Observed less predicted balance at the last observation.",
                      view.drift_tokens)  # fmt: skip
@@ -174,37 +173,35 @@ class BucketCollector(Collector):
                      view.oldest_lease_ms / 1e3)  # fmt: skip
         yield _gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
         yield _gauge("epoch", "The broker's incarnation.", view.epoch)
+        synced = self._runtime.synced.is_set()
+        yield _gauge("synced", "1 once a balance has been read from Keepa.", synced)
         if view.observation is not None and view.observation_age_ms is not None:
-            yield _gauge("observed_balance_tokens", "Balance that Keepa last told.",
+            yield _gauge("observed_balance_tokens", "Balance last observed at Keepa.",
                          view.observation.envelope.tokens_left)  # fmt: skip
-            yield _gauge("observation_age_seconds", "Time since Keepa last told its balance.",
+            yield _gauge("observation_age_seconds", "Time since a balance was last observed.",
                          view.observation_age_ms / 1e3)  # fmt: skip
-
-    def _state(self) -> Iterator[Metric]:
-        now = self._runtime.bucket().state
-        states = {state.value: state is now for state in BucketState}
-        yield _gauges("state", "1 for the state that the broker is in.", "state", states)
-        yield _gauge("synced", "1 once Keepa has told a balance.", self._runtime.synced.is_set())
 
     def _counters(self) -> Iterator[Metric]:
         totals = self._runtime.allocator.ledger.totals
         yield _counter("grants", "Leases granted.", totals.grants)
         yield _counter("late_settles", "Settles after the lease had lapsed.", totals.late_settles)
-        yield _counter("expiries", "Leases whose client fell silent.", totals.expiries)
+        yield _counter("expiries", "Leases that expired: no renewal came.", totals.expiries)
         yield _counter("refusals", "Calls that Keepa refused (HTTP 429).", totals.refusals)
         yield _counter("spent_tokens", "Tokens spent by settled calls.", totals.spent_tokens)
-        yield _counter("observations", "Balances that Keepa told.", totals.observations)
-        yield _counter("stale_observations", "Balances that came too late to be news.",
+        yield _counter("observations", "Balances observed at Keepa.", totals.observations)
+        yield _counter("stale_observations", "Balances older than one already seen.",
                        totals.stale_observations)  # fmt: skip
 
     def _by_label(self) -> Iterator[Metric]:
         view, failures = self._runtime.bucket(), self._runtime.probes.failures
+        states = {state.value: state is view.state for state in BucketState}
+        yield _gauges("state", "1 for the broker's present state.", "state", states)
         denials = {reason.value: view.denials[reason] for reason in DenialReason}
         asked = self._runtime.allocator.probing.by_reason
         probes = {reason.value: count for reason, count in asked.items()}
         failed = {failure.value: failures.get(failure, 0) for failure in ProbeFailure}
         yield _counters("denials", "Requests denied.", "reason", denials)
-        yield _counters("probes", "Status calls to Keepa, by what asked for them.", "reason",
+        yield _counters("probes", "Status calls to Keepa, by reason.", "reason",
                         probes)  # fmt: skip
         yield _counters("probe_failures", "Status calls without an answer.", "failure", failed)
         yield _gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"

@@ -1,4 +1,4 @@
-"""Log lines for what a person should know of, from the ledger's events."""
+"""Writes the ledger's events to the log."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from broker.core.events import Event, EventKind
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WARNINGS: Final = {
-    EventKind.EXPIRED: "lease expired: its client fell silent",
+    EventKind.EXPIRED: "lease expired: no renewal came",
     EventKind.COST_UNKNOWN: "a call's cost is unknown",
     EventKind.REFUSED: "Keepa refused a call (HTTP 429)",
 }
@@ -21,7 +21,7 @@ IMPLAUSIBLE_MAX: Final = 1_000
 
 
 class Notices:
-    """Logs events, those of one step and kind in one line."""
+    """Logs events; those of one step and kind share a line."""
 
     def __init__(self) -> None:
         self._totals: Counter[EventKind] = Counter()
@@ -29,7 +29,7 @@ class Notices:
         self._implausible: set[tuple[str, str]] = set()
 
     def log(self, events: Iterable[Event]) -> None:
-        """Log what one step brought."""
+        """Logs the events of one step."""
         noticed = set()
         for event in events:
             self._totals[event.kind] += 1
@@ -40,7 +40,7 @@ class Notices:
             elif event.kind is EventKind.FOREIGN_SPEND:
                 self._foreign_tokens += event.tokens
                 log.warning(
-                    "other programs spend with this key",
+                    "other programs spend tokens of this key",
                     tokens=event.tokens,
                     total=self._foreign_tokens,
                 )

@@ -1,4 +1,4 @@
-"""Short ways to say what Keepa answered and what a client asked."""
+"""Builds replies of Keepa and requests of clients in few words."""
 
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.bucket import Envelope, Observation, Source
@@ -7,7 +7,7 @@ from broker.core.leases import LeaseRequest, Outcome, Priority, Settlement
 EPOCH = 7
 # Keepa's clock stands far from the broker's: nothing may compare them.
 SERVER_MS = 1_700_000_000_000
-# Unless said otherwise the next tick is far away, at this one moment.
+# By default the next tick is far away, at this one moment.
 TICK_AT_MS = 10_000_000
 
 
@@ -48,7 +48,7 @@ def request(
     deadline_ms: int | None = None,
     answer_by_ms: int | None = None,
 ) -> LeaseRequest:
-    """A request for one deal page, unless said otherwise."""
+    """A request for one deal page by default."""
     return LeaseRequest(
         lease_id,
         holder,
@@ -79,7 +79,7 @@ def settlement(
 
 
 def synced(tokens: int, config: AllocatorConfig | None = None, **said: int) -> Allocator:
-    """An allocator that has just heard from Keepa, at 0 ms, and serves."""
+    """An allocator that serves, with a reply of Keepa at 0 ms."""
     config = config or AllocatorConfig(recovery_grace_ms=0)
     allocator = Allocator(config, epoch=EPOCH, started_ms=0)
     allocator.probe_started(0)

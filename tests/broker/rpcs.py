@@ -28,7 +28,7 @@ def acquire(lease_id: str = "a", **changes: Any) -> pb.AcquireLeaseRequest:
 
 
 def settle(grant: pb.Grant, **changes: Any) -> pb.SettleLeaseRequest:
-    """Settle as not sent, unless said otherwise."""
+    """Settles as not sent by default."""
     fields = {
         "lease_id": grant.lease_id,
         "epoch": grant.epoch,

@@ -133,7 +133,7 @@ def test_pause_and_resume_steer_the_broker(broker: RunningBroker, tmp_path: Path
 def test_sync_fetches_the_count(
     broker: RunningBroker, simulator: RunningSimulator, tmp_path: Path
 ) -> None:
-    """What somebody else has spent shows at once, and under its name."""
+    """Foreign spend shows at once, under its name."""
     simulator.change_account(spend=9)
 
     bucket = json.loads(run(tmp_path, "sync", "-o", "json", address=broker.address).stdout)
@@ -150,7 +150,7 @@ def test_a_failed_sync_says_why(
     done = run(tmp_path, "sync", address=broker.address)
 
     assert done.returncode == 1
-    assert "tells no balance" in done.stderr
+    assert "has no balance" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -179,7 +179,7 @@ def test_help_tells_every_command(tmp_path: Path) -> None:
 
 
 def test_watch_prints_lines_without_a_terminal(broker: RunningBroker, tmp_path: Path) -> None:
-    """JSON lines for programs; ended by the one who reads them."""
+    """Programs get JSON lines, and end the command by closing the pipe."""
     process = subprocess.Popen(
         [*COMMAND, "watch", "-o", "json"],
         cwd=tmp_path,
@@ -200,7 +200,7 @@ def test_watch_prints_lines_without_a_terminal(broker: RunningBroker, tmp_path: 
 
 
 def test_watch_draws_on_a_terminal(broker: RunningBroker, crowd: None, tmp_path: Path) -> None:
-    """Bucket, leases and who waits; Ctrl-C ends it cleanly."""
+    """It shows bucket, leases and waiting requests; Ctrl-C ends it cleanly."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "watch"],

@@ -37,7 +37,7 @@ def body(**changes: object) -> bytes:
 
 
 def failure(status: int, reply: bytes) -> ProbeFailure:
-    """Why this reply tells no balance."""
+    """The error for this reply."""
     with pytest.raises(KeepaSyncError) as caught:
         read_reply(status, reply)
     return caught.value.failure
@@ -58,7 +58,7 @@ def test_a_reply_is_read_field_by_field() -> None:
 
 @pytest.mark.parametrize("status", [200, 429, 500])
 def test_an_envelope_counts_whatever_the_status(status: int) -> None:
-    """Keepa says its balance also when it refuses a call."""
+    """A refused call counts too: its reply holds the balance."""
     assert read_reply(status, body(tokensLeft=-249)).tokens_left == -249
 
 
@@ -96,7 +96,7 @@ def test_what_is_not_sound_is_no_observation(changes: dict[str, object]) -> None
     ],
 )
 def test_failures_are_told_apart(status: int, reply: bytes, expected: ProbeFailure) -> None:
-    """Somebody must act on some of them; the others pass."""
+    """A person must act on some of them; the others pass."""
     assert failure(status, reply) is expected
 
 

@@ -34,7 +34,7 @@ SERVICE = "tokenbroker.v1.TokenBrokerService"
 
 
 def read(url: str) -> tuple[int, str]:
-    """Status and body; 0 while nobody listens."""
+    """Status and body; 0 while no process listens."""
     try:
         with urlopen(url, timeout=DEADLINE_S) as reply:
             return reply.status, reply.read().decode()
@@ -46,7 +46,7 @@ def read(url: str) -> tuple[int, str]:
 
 
 def health(address: str, service: str) -> int:
-    """What the health service says of *service*."""
+    """The health service's answer for *service*."""
     with grpc.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
@@ -130,7 +130,7 @@ def test_it_is_small(broker: RunningBroker) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_order(broker: RunningBroker, number: signal.Signals) -> None:
-    """Whoever waits is sent away to try again, soon, and the exit code is 0."""
+    """Waits end soon with UNAVAILABLE, and the exit code is 0."""
     with parked(broker.address, 50) as codes:
         # One of them gets all there is.
         wait_until(lambda: broker.bucket().waiting == 49, "all but one wait")
@@ -191,7 +191,7 @@ def test_a_missing_key_is_told(start_program: StartProgram) -> None:
 def test_a_wrong_key_is_told_once(
     start_simulator: StartSimulator, start_program: StartProgram
 ) -> None:
-    """It lives and goes on asking; it isn't ready, and says why wherever one looks."""
+    """The broker lives and retries; it is not ready, and every view shows why."""
     simulator = start_simulator(products=100, deals=10)
     http = f"http://127.0.0.1:{free_port()}"
     address = f"127.0.0.1:{free_port()}"

@@ -50,7 +50,7 @@ def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files hand over empty strings for what nobody set."""
+    """Compose files pass empty strings for unset variables."""
     monkeypatch.setenv("KEEPA_API_KEY", KEY)
     monkeypatch.setenv("BROKER_LISTEN", "")
 
@@ -113,7 +113,7 @@ def test_the_horizon_of_debt_is_a_duration(
 
 @pytest.mark.parametrize("text", ["-5s", "1.5m", "5 d", "soon"])
 def test_what_is_no_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """The line says what would be one."""
+    """The line shows valid examples."""
     monkeypatch.setenv("KEEPA_API_KEY", KEY)
     monkeypatch.setenv("BROKER_DEBT_HORIZON", text)
 
@@ -161,7 +161,7 @@ def test_the_fingerprint_is_a_salted_short_hash() -> None:
 
 
 def test_commands_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator who only looks must not be asked for the secret."""
+    """Commands that only read need no secret."""
     monkeypatch.setenv("BROKER_ADDRESS", "broker.example:50051")
 
     assert ClientSettings.load().broker_address == "broker.example:50051"
@@ -199,7 +199,7 @@ def test_other_machines_are_let_in_by_tls_or_on_purpose(
 
 
 def test_client_certificates_need_somebody_to_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CA tells who somebody is, not what they may do."""
+    """A CA proves identities; it grants no rights."""
     monkeypatch.setenv("KEEPA_API_KEY", KEY)
     for part in ("CERT", "KEY", "CLIENT_CA"):
         monkeypatch.setenv(f"BROKER_TLS_{part}_FILE", "file.pem")

@@ -99,7 +99,7 @@ def test_a_wrong_token_is_not_shown(
     )
 
     assert code == 1
-    assert "does not know this token: check BROKER_TOKEN_FILE" in output
+    assert "has no such token: check BROKER_TOKEN_FILE" in output
     assert stranger.read_text().strip() not in output
     assert output.count("\n") == 1
 

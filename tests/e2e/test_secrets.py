@@ -37,7 +37,7 @@ FAULTS = {
     "error:status=503,path=/deal,count=2": "HTTP 503",
     "reset:path=/deal,count=1": "the connection broke",
     "garbage:path=/product,count=1": "the reply is cut or no JSON",
-    "garbage:path=/token,count=1": "Keepa tells no balance",
+    "garbage:path=/token,count=1": "cannot read Keepa's balance",
 }
 COMMANDS = {
     "broker": ("status", "leases", "sync"),

@@ -1,9 +1,9 @@
-"""The all-knowing observer: checks every event against the model of Keepa.
+"""The auditor: checks every event against the model of Keepa.
 
 After every event:
 
 * books: opening + refill - lapsed - spent - foreign = balance, in the model;
-* the ledger never errs high: observed - reserved is at most Keepa's balance less
+* the ledger never counts too much: observed - reserved is at most Keepa's balance less
   everything that may still be charged, but for surprises since the observation;
 * what the broker counts as spent is what Keepa charged for the settled calls, to
   the token, each once;
@@ -13,12 +13,12 @@ After every event:
 * reserved is the sum of the holds (checked in full as often as is cheap).
 
 At every grant: it rests on tokens that Keepa has confirmed, or Keepa can't be
-asked. At every refusal: there was a surprise. At every outcome: the request was
-waiting. At every grant as well: nobody has waited beyond the bound of fairness.py.
+asked; and no request has waited beyond the bound of fairness.py. At every refusal:
+there was a surprise. At every outcome: the request was waiting.
 
-A surprise is what no ledger can know: a foreign spender, a call that cost more
-than its hold, a call of an earlier epoch that nobody has presented yet, a grant
-while Keepa could not be asked. It is counted in tokens.
+A surprise is what no ledger can foresee: foreign spend, a call that cost more than its
+hold, a call of an earlier epoch that no client has presented yet, a grant while Keepa
+could not be asked. It is counted in tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Audit:
         self, scenario: Scenario, timeline: Timeline, model: KeepaModel, measures: Measures
     ) -> None:
         self.surprises = 0
-        # Filled when somebody wants to read what happened.
+        # Filled for a trace only.
         self.trace: list[str] | None = None
         self.bound = WaitBound(scenario.workers, scenario.workers_per_holder)
         self._scenario, self._timeline, self._model = scenario, timeline, model
@@ -94,7 +94,7 @@ class Audit:
         self.harmless(call)
 
     def struck_by_stranger(self, cost: int) -> None:
-        """Somebody else has spent from the account."""
+        """Another program has spent from the account."""
         self.note("a stranger spends %s", cost)
         self.surprises += cost
 
@@ -132,7 +132,7 @@ class Audit:
         self._granted.clear()
         self._settled.clear()
         self.bound.forget()
-        # What Keepa said before tells nothing of calls that only the last broker knew.
+        # Keepa's earlier replies lack the calls that only the last broker counted.
         self.surprises += FORGOTTEN_TOKENS
         self.liveness.restarted()
 
@@ -142,7 +142,7 @@ class Audit:
         self._measures.probes[reason.value] += 1
 
     def probe_failed(self) -> None:
-        """Keepa gave no answer: nobody can demand a grant."""
+        """Keepa gave no answer: no grant is due."""
         self.note("broker's probe fails")
         self.liveness.not_starved()
 
@@ -158,7 +158,7 @@ class Audit:
         """The acquire was an error."""
         self.note("broker turns %s away", call.lease_id)
         assert self._broker is not None
-        # A copy of an acquire may come late, to a broker that knows its lease by a heartbeat.
+        # A late copy of an acquire may reach a broker that adopted its lease by a heartbeat.
         lease = self._broker.allocator.ledger.lease(call.lease_id)
         adopted = lease is not None and lease.request is None
         granted = adopted or call.lease_id in self._granted
@@ -213,7 +213,7 @@ class Audit:
             self.bound.serve(call.demand.priority, cost - lease.tokens)
 
     def settle_failed(self, call: Call, error: Exception) -> None:
-        """A settle was an error: no client of ours gives cause for that."""
+        """A settle failed, for which the simulated clients give no cause."""
         self._fail("settle", f"{call.lease_id} could not be settled: {error}")
 
     def renewed(self, call: Call, lease: Lease) -> None:
@@ -258,7 +258,7 @@ class Audit:
                 self._unheld(self._held[lease_id])
 
     def check_settled(self, broker: BrokerProcess) -> None:
-        """Nobody wants anything any more, and Keepa has just been asked."""
+        """Checks the end: no request is left, and Keepa has just been asked."""
         ledger, model = broker.allocator.ledger, self._model
         if len(broker.allocator.waitlist) or self._waiting:
             self._fail("end", f"still waiting: {list(self._waiting)[:5]}")
@@ -268,7 +268,7 @@ class Audit:
             self._fail("end", f"observed {ledger.bucket.observed}, really {model.balance}")
 
     def note(self, text: str, *details: object) -> None:
-        """Tell the reader of a trace."""
+        """Adds a line to the trace."""
         if self.trace is not None:
             self.trace.append(f"{self._timeline.now_ms / 1000:11.3f}  {text % details}")
 
@@ -314,7 +314,7 @@ class Audit:
         return ledger.headroom(0, projected=False)
 
     def _truth(self, ledger: Ledger) -> int:
-        """The tokens that there are, and those that no ledger can know to be gone."""
+        """The balance, and the tokens spent that no ledger can have seen yet."""
         surprise = self.surprises - self._witness(ledger)
         return self._model.balance - self._outstanding + surprise
 
@@ -325,7 +325,7 @@ class Audit:
         return ledger.rests_on.envelope.surprises  # type: ignore[attr-defined, no-any-return]  # witnessed
 
     def _unheld(self, call: Call) -> None:
-        """The ledger has dropped a hold whose call may still be charged."""
+        """The ledger has dropped the hold of a call that Keepa may still charge."""
         if self.surprises <= call.surprises:
             self._fail("hold", f"the hold of {call.lease_id} is gone, its call is not")
         self._release(call)
@@ -334,7 +334,7 @@ class Audit:
     # --- holds -------------------------------------------------------------------------
 
     def _adopted(self, call: Call, lease: Lease | None) -> None:
-        """The broker may have learned of a call that it did not know."""
+        """The broker may have adopted a call of an earlier broker."""
         if lease is not None and not (call.held or call.charged or call.harmless):
             call.tokens = lease.tokens
             self._hold(call)

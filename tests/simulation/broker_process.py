@@ -27,7 +27,7 @@ TTL_MS: Final = 15_000
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a worker is told of its lease."""
+    """The worker's view of its lease."""
 
     epoch: int
     units: int

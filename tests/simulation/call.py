@@ -28,7 +28,7 @@ class Call:
     harmless: bool = False
     # The worker is done with it.
     over: bool = False
-    # The auditor's count of surprises when Keepa was last heard before the grant.
+    # The auditor's count of surprises at Keepa's last reply before the grant.
     surprises: int = 0
 
     @property

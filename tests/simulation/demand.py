@@ -16,8 +16,8 @@ CostRule = Callable[[int, Dice], int]
 class Demand:
     """One kind of call: batches of `units_min` to `units_max`, priced by `cost`.
 
-    `prior` is what the caller believes one unit costs, in tokens. `whole` says
-    that a smaller batch is useless to it.
+    `prior` is the caller's estimate of the cost of one unit, in tokens. With `whole`, the
+    caller can't use a smaller batch.
     """
 
     operation: str

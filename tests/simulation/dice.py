@@ -22,11 +22,11 @@ class Fate:
     def __init__(self, seed: int, *, muted: frozenset[Stroke] = frozenset()) -> None:
         self.seed = seed
         self.muted = muted
-        # Filled only for those who ask for it, before the first stroke.
+        # Filled on request only, before the first stroke.
         self.struck: list[Stroke] | None = None
 
     def dice(self, actor: str) -> "Dice":
-        """The dice of *actor*, whose name must be its own."""
+        """The dice of *actor*, a unique name."""
         return Dice(self, actor)
 
 

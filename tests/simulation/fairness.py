@@ -13,9 +13,8 @@ at most P = F·(2·W·L + 2·L) before it.
 Among classes: a class of weight v is served at most v/w·(P + 2·L) + 2·L while
 one of weight w is served P, by the same argument on class tags.
 
-Liveness (see audit.py) says that tokens are granted as they land; together the
-two bound the time: these tokens over the refill rate, plus a probe's patience
-per tick.
+By liveness (see audit.py), tokens are granted as they land. Together the two bound the
+time: these tokens over the refill rate, plus a probe's patience per tick.
 """
 
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ class WaitBound:
         self.worst = 0.0
 
     def forget(self) -> None:
-        """A new broker begins: everybody waits anew."""
+        """A new broker begins: all waits start anew."""
         self._waiting.clear()
 
     def born(self) -> None:

@@ -1,6 +1,6 @@
 """Figures of fault-free runs: how well the tokens are used, and how fairly.
 
-Every scenario is saturated: somebody always waits, so every token of refill
+Every scenario is saturated: requests always wait, so every token of refill
 that is not spent was wasted. Where shares are compared, every holder always
 waits: an idle one saves up no credit, and falls behind.
 
@@ -84,7 +84,7 @@ class Figures:
     spent: int = 0
     generated: int = 0
     unexplained: Counter[int] = field(default_factory=Counter)
-    # |told - real| for a sample of waits: as told at first, and as corrected last.
+    # |ETA - real| for a sample of waits: of the first ETA, and of the last corrected one.
     eta_errors_ms: list[int] = field(default_factory=list)
     eta_last_errors_ms: list[int] = field(default_factory=list)
     by_holder: Counter[str] = field(default_factory=Counter)
@@ -93,7 +93,7 @@ class Figures:
     runs: int = 1
 
     def eta_proved(self, first_ms: int, last_ms: int) -> None:
-        """A request has been served that much off its ETA, as told at first and last."""
+        """Takes the errors of the first and the last ETA of a served request."""
         self.eta_errors_ms.append(first_ms)
         self.eta_last_errors_ms.append(last_ms)
 
@@ -125,7 +125,7 @@ class Figures:
 
     @property
     def eta_first_median_ms(self) -> float:
-        """Median error of ETAs as told at first, whoever came in between."""
+        """Median error of first ETAs, newcomers included."""
         return median(self.eta_errors_ms) if self.eta_errors_ms else 0.0
 
     @property
@@ -204,7 +204,7 @@ def measure(name: str, seed: int, events: int) -> Figures:
     """
     simulation = Simulation(SCENARIOS[name], Fate(seed))
     figures = Figures(name, seed)
-    promises, sampled = Promises(figures.eta_proved), 0
+    promises, sampled = Promises([figures.eta_proved]), 0
     allocator = simulation.broker.allocator
     ledger, waitlist = allocator.ledger, allocator.waitlist
     while simulation.timeline.events < events:

@@ -60,7 +60,7 @@ class RunningCall:
 
 
 class KeepaModel:
-    """The bucket of one account; the caller says what time it is."""
+    """The bucket of one account; the caller passes the time."""
 
     def __init__(
         self, *, rate: int, period_ms: int, opening: int, charge: Moment, snapshot: Moment
@@ -109,7 +109,7 @@ class KeepaModel:
         return RunningCall(now_ms, cost, self.balance - cost)
 
     def finish(self, call: RunningCall, now_ms: int) -> Reading:
-        """End an admitted call; what its reply says."""
+        """Ends an admitted call; returns its reply."""
         if self.charge is Moment.END:
             self._take(call.cost)
         left = call.left_at_start if self.snapshot is Moment.START else self.balance
@@ -120,7 +120,7 @@ class KeepaModel:
         return self._reading(self.balance, 0, now_ms, now_ms)
 
     def spend_foreign(self, cost: int) -> bool:
-        """Somebody else calls with the same key; False if refused."""
+        """Another program calls with the same key; False if refused."""
         if self.balance <= 0:
             return False
         self.balance -= cost

@@ -24,7 +24,7 @@ OUTAGE_MS_MAX: Final = 120_000
 
 @dataclass(frozen=True, slots=True)
 class WitnessedEnvelope(Envelope):
-    """An envelope that knows how many surprises the bucket had had by then."""
+    """An envelope with the number of surprises in the bucket by then."""
 
     surprises: int = 0
 
@@ -84,7 +84,7 @@ class KeepaService:
         self._timeline.after(way_ms, partial(self._read, done))
 
     def break_down(self, dice: Dice) -> None:
-        """Nobody reaches Keepa for a while."""
+        """Keepa is unreachable for a while."""
         self._out_until_ms = self._timeline.now_ms + dice.between(1_000, OUTAGE_MS_MAX)
 
     @property

@@ -1,19 +1,19 @@
-"""Nobody waits without need: heads that could be granted, deadlines, wake-ups.
+"""No request waits without need: heads that could be granted, deadlines, wake-ups.
 
-A head is granted within FRESH_MS and a probe's round trip of the moment from
-which the model's own balance covers it. That the broker is unsure is no excuse: it
-can ask. What is left out, and why that excuses nothing:
+A head is granted within FRESH_MS and a probe's round trip of the moment from which the
+model's own balance covers it. Uncertainty is no excuse, because the broker can ask.
+These exceptions excuse nothing else:
 
-* calls of which no settle has come, at their holds: what they cost, or whether
-  Keepa has charged them, no probe can tell. A lost one counts for the longest
-  possible call only; then a probe tells. A settled one does not count at all;
+* calls without a settle count at their holds: no probe shows their cost, or whether
+  Keepa has charged them. A lost call counts for the longest possible call only, since
+  then a probe shows it. A settled call does not count;
 * the price of the head, the room for an overrun beside other calls, the floor and
   the budgets: these are promises too, and the audit asks for the same price;
-* a paused or recovering broker: it has been told to wait;
-* a Keepa that does not answer: the broker is patient with it for PATIENCE_MS, then
-  must do with its projection, and does;
-* a broker that stands still, or whose clock stood still: until the first tick
-  after that it cannot know how late it is.
+* a paused or recovering broker must wait;
+* a Keepa that does not answer: the broker waits for PATIENCE_MS, then must use its
+  projection;
+* a broker that stood still, or had a stopped clock: until the first tick after that,
+  it cannot measure its delay.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Liveness:
         self._starved_since_ms, self._live_from_ms = None, 0
 
     def not_starved(self) -> None:
-        """Nobody can demand a grant now."""
+        """No grant is due now."""
         self._starved_since_ms = None
 
     def blind_until(self, true_ms: int) -> None:
-        """The broker can't know of the next tick before *true_ms*."""
+        """The broker can't observe the next tick before *true_ms*."""
         self._live_from_ms = true_ms
 
     def woken(self) -> None:

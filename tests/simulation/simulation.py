@@ -26,7 +26,7 @@ PAUSED_MS: Final = (1_000, 300_000)
 RATES: Final = (1, 5, 20, 60)
 # Long enough for every hold to end: the longest call, and then a probe.
 SETTLING_MS: Final = 400_000
-# Nobody is still busy after so long without trouble.
+# No worker is still busy after so long without trouble.
 CALM_MS_MAX: Final = 30 * 24 * 3_600_000
 
 
@@ -73,7 +73,7 @@ class Simulation:
         self._calm = self.network.calm = self.keepa.calm = True
         for worker in self.workers:
             worker.calm = True
-        # Tokens enough, so that those who wait are served soon.
+        # Tokens enough to serve waiting requests soon.
         self.model.rate, self.model.reduction_milli = max(RATES), 0
         self.broker.operate(_drop_budgets)
         give_up_ms = self.timeline.now_ms + CALM_MS_MAX

@@ -2,8 +2,8 @@
 
     python -m tests.simulation.stalls
 
-Deal pages and offers of 15 products, whose costs scatter widely, want more than there
-is. A stall is time in which a request waits, no call is under way, and Keepa's balance
+Deal pages and offers of 15 products have widely scattered costs, and want more tokens
+than there are. A stall is time in which a request waits, no call is under way, and Keepa's balance
 covers what the next call will likely cost.
 """
 

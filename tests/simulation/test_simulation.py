@@ -110,7 +110,7 @@ def test_rare_events_are_judged_by_their_chance() -> None:
 
 
 def test_a_failure_shrinks_to_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a defect in the core a seed fails, and the trace tells which check and how."""
+    """With a defect in the core a seed fails, and the trace names the check."""
     monkeypatch.setattr(Ledger, "_lapse", refund)
     outcomes = (run_random(seed, 3_000) for seed in range(1, 60))
     failing = next(outcome for outcome in outcomes if outcome.failure)

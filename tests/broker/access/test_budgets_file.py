@@ -1,4 +1,4 @@
-"""The file of budgets: what it may say, when it is read again, whom it binds."""
+"""The budgets file: its syntax, its reloads, and the holders that it limits."""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def written(folder: Path, text: str, name: str = "budgets.toml") -> Path:
 
 
 def test_a_budget_is_a_table(tmp_path: Path) -> None:
-    """Its name is the table's; what it doesn't say is everybody and everything."""
+    """Its name is the table's; without holder or operation it covers all of them."""
     path = written(
         tmp_path, '[budgets.team]\nholder = "team-*"\nshare = 0.5\n[budgets.all]\nshare = 1\n'
     )
@@ -51,7 +51,7 @@ def test_json_says_the_same(tmp_path: Path) -> None:
 def test_no_budgets_must_be_said(tmp_path: Path) -> None:
     """A file that an editor has just emptied lifts no limit."""
     assert read_budgets(written(tmp_path, "budgets = {}\n")) == ()
-    with pytest.raises(BudgetsFileError, match="to have no budgets say: "):
+    with pytest.raises(BudgetsFileError, match="to have no budgets write: "):
         read_budgets(written(tmp_path, ""))
 
 
@@ -181,14 +181,14 @@ def ask(broker: RunningBroker, lease_id: str, holder: str) -> pb.AcquireLeaseRes
 
 
 def limits(bucket: pb.Bucket) -> dict[str, int]:
-    """The budgets in force and their limits."""
+    """The applied budgets and their limits."""
     return {budget.name: budget.tokens_per_hour for budget in bucket.budgets}
 
 
 def test_a_running_broker_follows_the_file(
     keepa: RunningSimulator, start_broker: StartBroker, tmp_path: Path
 ) -> None:
-    """Swapped as in Kubernetes, spoilt, mended: holders are held to what is in force."""
+    """Swapped as in Kubernetes, spoilt, mended: the last valid budgets limit the holders."""
     (tmp_path / "mount").mkdir()
     path = mounted(tmp_path / "mount", "budgets = {}\n")
     broker = start_broker(keepa.base_url, keepa.api_key, broker_budgets_file=path)
@@ -223,7 +223,7 @@ def test_a_running_broker_follows_the_file(
 
 
 def test_status_shows_the_budgets() -> None:
-    """What is used, of what, by whom; and a file that is not in force."""
+    """`status` shows the use of each budget, and why a changed file was refused."""
     budget = pb.Budget(
         name="team", holder="team-[a]", operation="*", tokens_per_hour=10, used_tokens=4
     )

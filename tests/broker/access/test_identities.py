@@ -1,4 +1,4 @@
-"""The identities file: who may do what."""
+"""The identities file: callers and their roles."""
 
 import hashlib
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_strangers_are_nobody(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[broken", "Expected"),
-        ("", "names nobody"),
+        ("", "has no identity"),
         ('[a]\nrole = "king"\ncertificates = ["a"]', "a.role: "),
         ('[a]\nrole = "viewer"', "a: has neither certificates nor token_sha256"),
         ('["a/b"]\nrole = "viewer"\ncertificates = ["a"]', "a name is letters"),

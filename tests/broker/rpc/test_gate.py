@@ -1,4 +1,4 @@
-"""Who is let in, and for what: a real broker process, with real certificates and tokens."""
+"""Access to a real broker process, with real certificates and tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from broker.access.identities import METHODS
-from broker.rpc.gate import PEERS_MAX, SAID_EVERY_MS, RefusalLog
+from broker.rpc.gate import LOG_EVERY_MS, PEERS_MAX, RefusalLog
 from protos.channel.access import Access
 from protos.channel.reasons import REASON_KEY, Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -72,7 +72,7 @@ def call(channel: grpc.Channel, method: str) -> None:
 
 
 def outcome(broker: RunningBroker, access: Access, method: str = "GetBucket") -> tuple[Code, str]:
-    """How a call ends, and what is said."""
+    """The status and message with which a call ends."""
     with access.channel(broker.address) as channel:
         try:
             call(channel, method)
@@ -82,7 +82,7 @@ def outcome(broker: RunningBroker, access: Access, method: str = "GetBucket") ->
 
 
 def let_in(broker: RunningBroker, access: Access) -> set[str]:
-    """Every method that gets past the gate, whatever the broker then says to an empty request."""
+    """Every method that passes the gate, whatever the status of an empty request."""
     refused = {Code.UNAUTHENTICATED, Code.PERMISSION_DENIED}
     # In this order granting is resumed after the pause.
     methods = sorted(MAY["fetcher"] | MAY["operator"])
@@ -152,14 +152,14 @@ def by_token(
 
 @pytest.fixture
 def changing(simulator: RunningSimulator, tmp_path: Path) -> Iterator[ByToken]:
-    """A broker whose files a test changes."""
+    """A broker with files that a test changes."""
     started = launch_by_token(simulator, tmp_path)
     yield started
     started.broker.program.stop()
 
 
 def test_every_method_has_its_roles() -> None:
-    """A method that is added to the contract is nobody's until somebody decides."""
+    """No role may call a method that METHODS does not list."""
     assert set(METHODS) == set(SERVICE.methods_by_name)
 
 
@@ -182,7 +182,7 @@ def test_a_token_opens_what_its_role_may(by_token: ByToken, role: str) -> None:
 
 
 def test_without_credentials_only_health_answers(by_token: ByToken) -> None:
-    """And the refusal says what to set."""
+    """The refusal names the setting."""
     broker, company = by_token.broker, by_token.company
     code, said = outcome(broker, company.access())
 
@@ -248,7 +248,7 @@ def test_a_spiffe_id_goes_before_a_dns_name(mutual: RunningBroker, company: Comp
 def test_a_connection_without_a_valid_certificate_fails(
     mutual: RunningBroker, company: Company, tmp_path: Path, client: str, remedy: str
 ) -> None:
-    """In the handshake; the client can still tell what to look at."""
+    """The handshake fails, and the client's error names the setting."""
     strangers = Company(tmp_path / "strangers")
     stranger = strangers.issue("viewer", "viewer.example")
     late = company.issue("late", "viewer.example", expired=True)
@@ -268,7 +268,7 @@ def test_a_connection_without_a_valid_certificate_fails(
 def test_a_lease_is_touched_by_its_own_identity_only(
     mutual: RunningBroker, company: Company
 ) -> None:
-    """Whoever knows the id of a foreign lease can neither settle, renew nor abandon it."""
+    """An identity can neither settle, renew nor abandon a lease of another one."""
     ours = company.access(company.issue("fetcher", "fetcher.example"))
     theirs = company.access(company.issue("others"))
     wanted = pb.AcquireLeaseRequest(
@@ -300,7 +300,7 @@ def test_a_lease_is_touched_by_its_own_identity_only(
 
 
 def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:
-    """The next call counts by them; a file that makes no sense leaves the old ones in force."""
+    """The next call is checked against them; an invalid file leaves the old ones."""
     broker, company = changing.broker, changing.company
     anna = company.token("anna")
     book = company.identities([table("anna", "operator", token=anna.read_text())])
@@ -314,7 +314,7 @@ def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:
 
 
 def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: Path) -> None:
-    """By the next connection; one without its key leaves the old one in force."""
+    """The next connection uses it; one without its key leaves the old one."""
     broker, company = changing.broker, changing.company
     viewer = company.token("viewer")
     successor = Company(tmp_path / "successor")
@@ -330,7 +330,7 @@ def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: P
 
 
 def test_an_open_stream_ends_with_its_rights(changing: ByToken) -> None:
-    """Whoever is struck off the file hears no more of the bucket."""
+    """A watch ends when its identity is removed from the file."""
     broker, company = changing.broker, changing.company
     anna = company.token("anna")
     quick = Duration(nanos=50_000_000)
@@ -389,7 +389,7 @@ def test_an_identity_has_a_greatest_priority_and_share(
     company.identities(tables)
     operator = company.access(token=company.token("operator"))
     fetcher = company.access(token=company.token("fetcher"))
-    wait_until(lambda: len(broker.bucket().budgets) == 1, "the share is in force")
+    wait_until(lambda: len(broker.bucket().budgets) == 1, "the share is applied")
     budget = broker.bucket().budgets[0]
     with fetcher.channel(broker.address) as one, operator.channel(broker.address) as two:
         steering = pb_grpc.TokenBrokerServiceStub(two)
@@ -413,15 +413,15 @@ def test_an_identity_has_a_greatest_priority_and_share(
 
 
 def test_refused_calls_are_logged_once_a_minute_and_counted_always() -> None:
-    """By peer, whatever its port, and reason; the next line tells how many were left out."""
+    """Peers count without port, and apart by reason; the next line has the number left out."""
     with structlog.testing.capture_logs() as lines:
         log = RefusalLog()
         for at in range(1_000):
             log.note(Reason.UNKNOWN_TOKEN, f"ipv4:10.0.0.1:{40_000 + at}", at)
         log.note(Reason.WRONG_ROLE, "ipv4:10.0.0.1:40000", 1_000)
-        log.note(Reason.UNKNOWN_TOKEN, "ipv4:10.0.0.1:40000", SAID_EVERY_MS)
+        log.note(Reason.UNKNOWN_TOKEN, "ipv4:10.0.0.1:40000", LOG_EVERY_MS)
         for number in range(3_000):
-            log.note(Reason.NO_CREDENTIALS, f"ipv6:%5B::{number:x}%5D:1", SAID_EVERY_MS)
+            log.note(Reason.NO_CREDENTIALS, f"ipv6:%5B::{number:x}%5D:1", LOG_EVERY_MS)
 
     assert [(line["reason"], line["left_out"]) for line in lines[:3]] == [
         ("unknown_token", 0), ("wrong_role", 0), ("unknown_token", 999),

@@ -1,4 +1,4 @@
-"""Keepa hangs, and clients have little time: they are told why, over a real channel."""
+"""While Keepa hangs, clients with short deadlines get a reason, over a real channel."""
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.broker.rpcs import acquire, until
@@ -27,7 +27,7 @@ async def last_seen_s(broker: ServedBroker) -> float:
 async def test_a_short_call_is_denied_with_a_reason(
     slow_keepa: RunningSimulator, serve: Serve
 ) -> None:
-    """The tokens are missing as far as is known; it says until when."""
+    """The denial reports missing tokens and a delay."""
     broker = await serve(slow_keepa, 3)
 
     async def stale() -> bool:
@@ -45,7 +45,7 @@ async def test_a_short_call_is_denied_with_a_reason(
 
 
 async def test_before_keepas_first_word_too(slow_keepa: RunningSimulator) -> None:
-    """A broker that has just started knows nothing, and says when to come back."""
+    """A broker without a balance yet denies with a delay."""
     slow_keepa.clear_faults()
     slow_keepa.change_account(balance=20)
     slow_keepa.set_fault(HANG)

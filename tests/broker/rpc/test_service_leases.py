@@ -108,7 +108,7 @@ async def test_the_state_of_a_lease_decides_the_status(
 async def test_a_senseless_request_names_its_field(
     slow_keepa: RunningSimulator, serve: Serve
 ) -> None:
-    """So that whoever wrote the client finds it."""
+    """The error names the field, for the client's author."""
     broker = await serve(slow_keepa, 20)
 
     code, message, reason = await refusal(broker.stub.AcquireLease(acquire(units=0)))
@@ -118,7 +118,7 @@ async def test_a_senseless_request_names_its_field(
 
 
 async def test_another_key_is_refused(slow_keepa: RunningSimulator, serve: Serve) -> None:
-    """Its tokens are in another bucket, of which we know nothing."""
+    """Its tokens are in another bucket, which this broker does not count."""
     broker = await serve(slow_keepa, 20)
 
     right = await broker.stub.AcquireLease(acquire(key_fingerprint=FINGERPRINT))

@@ -18,7 +18,7 @@ Code = grpc.StatusCode
 async def test_a_pause_holds_requests_until_resumed(
     slow_keepa: RunningSimulator, serve: Serve
 ) -> None:
-    """Nobody is turned away who is ready to wait."""
+    """Requests that may wait are not denied."""
     broker = await serve(slow_keepa, 20)
     paused = (await broker.stub.PauseGrants(pb.PauseGrantsRequest())).bucket
 
@@ -36,7 +36,7 @@ async def test_a_pause_holds_requests_until_resumed(
 async def test_leases_and_waits_are_listed_in_pages(
     slow_keepa: RunningSimulator, serve: Serve
 ) -> None:
-    """Leases first, then who waits, in the order of service and with a forecast."""
+    """Leases come first, then waiting requests in the order of service, with ETAs."""
     broker = await serve(slow_keepa, 7)
     await broker.stub.AcquireLease(acquire("open"))
     parked = []
@@ -113,7 +113,7 @@ async def test_a_key_that_keepa_does_not_know_is_told(slow_keepa: RunningSimulat
 
 
 async def test_a_sync_that_fails_says_why(slow_keepa: RunningSimulator, serve: Serve) -> None:
-    """The bucket tells the trouble until Keepa answers again."""
+    """The bucket shows the trouble until Keepa answers again."""
     broker = await serve(slow_keepa, 20)
     slow_keepa.set_fault("garbage:path=/token")
 

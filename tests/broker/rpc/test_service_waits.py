@@ -21,7 +21,7 @@ Code = grpc.StatusCode
 
 
 async def test_no_wait_means_an_answer_at_once(slow_keepa: RunningSimulator, serve: Serve) -> None:
-    """A denial that says when to come back, not an error."""
+    """The answer is a denial with a delay, not an error."""
     broker = await serve(slow_keepa, 3)
 
     answer = await broker.stub.AcquireLease(acquire(max_wait=Duration()))
@@ -61,7 +61,7 @@ async def test_the_wait_ends_with_the_tick(quick_keepa: RunningSimulator, serve:
 async def test_a_wrong_clock_at_keepa_delays_nobody(
     quick_keepa: RunningSimulator, serve: Serve, skew_ms: int
 ) -> None:
-    """The tick is counted from the reply; whose clock says what doesn't matter."""
+    """The tick counts from the reply; the clocks' difference does not matter."""
     broker = await serve(quick_keepa, 0)
     quick_keepa.set_fault(f"skew:ms={skew_ms}")
     await broker.stub.SyncBucket(pb.SyncBucketRequest())
@@ -73,7 +73,7 @@ async def test_a_wrong_clock_at_keepa_delays_nobody(
 
 
 async def test_a_cancelled_wait_leaves_nothing(slow_keepa: RunningSimulator, serve: Serve) -> None:
-    """No hold, and nobody is held up behind it."""
+    """It leaves no hold and delays no other request."""
     broker = await serve(slow_keepa, 3)
     call = broker.stub.AcquireLease(acquire())
     await waiting(broker, 1)

@@ -164,7 +164,7 @@ def test_no_value_of_a_field_makes_a_step_long(rpc: str, name: str) -> None:
 
 
 def follower() -> Any:
-    """Another caller, which would wait for a second, and is told when to come back."""
+    """A request of another caller without patience, which gets a delay."""
     return request(f"next{next(NUMBERS)}", holder="other", deadline_ms=NOW_MS)
 
 

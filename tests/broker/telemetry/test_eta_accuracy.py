@@ -1,4 +1,4 @@
-"""The error of ETAs is what it is said to be."""
+"""The error of ETAs is measured as documented."""
 
 from broker.core.bucket import TICK_GUARD_MS
 from broker.telemetry.eta_accuracy import Promises
@@ -8,9 +8,9 @@ TICK_MS = 10_000 + TICK_GUARD_MS
 
 
 def test_errors_are_told_when_the_request_is_served() -> None:
-    """First and last promise count apart; who is served is watched no more."""
+    """First and last ETA count apart; a served request leaves the sample."""
     kept: list[tuple[int, int]] = []
-    promises = Promises(lambda first_ms, last_ms: kept.append((first_ms, last_ms)))
+    promises = Promises([lambda first_ms, last_ms: kept.append((first_ms, last_ms))])
     allocator = synced(4, refill_in=10_000)
     allocator.acquire(request("a"), 0)
     promises.renew(allocator, 0)
@@ -27,9 +27,9 @@ def test_errors_are_told_when_the_request_is_served() -> None:
 
 
 def test_who_gives_up_proves_nothing() -> None:
-    """A wait that was cancelled tells nothing of its ETA."""
+    """A cancelled wait does not count."""
     kept: list[tuple[int, int]] = []
-    promises = Promises(lambda first_ms, last_ms: kept.append((first_ms, last_ms)))
+    promises = Promises([lambda first_ms, last_ms: kept.append((first_ms, last_ms))])
     allocator = synced(2, refill_in=10_000)
     allocator.acquire(request("a"), 0)
     promises.renew(allocator, 0)
@@ -40,8 +40,8 @@ def test_who_gives_up_proves_nothing() -> None:
 
 
 def test_a_sample_is_watched_to_its_end_before_the_next() -> None:
-    """Newcomers are not watched while somebody is."""
-    promises = Promises(lambda _first_ms, _last_ms: None)
+    """A sample takes no newcomers."""
+    promises = Promises([])
     allocator = synced(2, refill_in=10_000)
     allocator.acquire(request("a"), 0)
     promises.renew(allocator, 0)

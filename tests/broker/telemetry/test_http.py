@@ -75,7 +75,7 @@ async def test_garbage_leaves_no_trace(
 
 @pytest.mark.parametrize("line", ["GET / HTTP/1.1", "GET /no HTTP/1.1", "GET /bug HTTP/1.1", "x"])
 async def test_no_answer_names_a_version(port: int, line: str) -> None:
-    """It would say which known faults are worth a try."""
+    """A version would show which published faults to try."""
     answer = (await say(port, f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())).lower()
 
     assert answer.startswith(b"http/1.")

@@ -18,7 +18,7 @@ acquire = Allocator.acquire
 
 
 def held_since_the_count(self: Ledger) -> int:
-    """Take tokensLeft for all there is to know; only what is granted later is reserved."""
+    """Takes tokensLeft as the whole truth: only later grants are reserved."""
     seen = self.bucket.observation
     counted_ms = seen.arrived_ms if seen is not None else 0
     return sum(lease.held for lease in self.holds if lease.granted_ms > counted_ms)
@@ -109,7 +109,7 @@ def lowered_to_capacity(self: Envelope, ticks: int) -> int:
 
 
 def restart_ttl(self: Allocator, request: Any, now_ms: int) -> None:
-    """Whoever comes back gets the whole time again."""
+    """A returning client gets the whole time again."""
     held = self.ledger.lease(request.lease_id)
     if held is not None:
         held.expires_ms = now_ms + request.ttl_ms
@@ -117,12 +117,12 @@ def restart_ttl(self: Allocator, request: Any, now_ms: int) -> None:
 
 
 def certain_at_once(_observation: Observation, _settled: Lease) -> bool:
-    """Every reply is taken to know of every call before it."""
+    """Every reply counts as including every call before it."""
     return True
 
 
 def no_doubt(_self: Ledger, _own: Observation, _lease: Lease) -> None:
-    """What a client says of Keepa is what Keepa said."""
+    """Trusts every client's report of Keepa's reply."""
 
 
 def claim_anything(_self: Ledger) -> int:

@@ -36,7 +36,7 @@ def keep_first_count(self: BrokerRuntime, envelope: Envelope, requested_ms: int)
 
 
 def no_timer(_self: BrokerRuntime, _now_ms: int) -> None:
-    """Time is looked at when somebody calls."""
+    """Time passes only in calls."""
 
 
 def ask_rarely(self: KeepaSync) -> Envelope:
@@ -49,7 +49,7 @@ def ask_rarely(self: KeepaSync) -> Envelope:
 
 
 def count_refill_by_wall_clock(self: KeepaSync) -> Envelope:
-    """The next tick is when Keepa's clock says, and ours must show the same."""
+    """Takes the next tick from Keepa's clock, which the broker's must equal."""
     said = ask(self)
     refill_in_ms = said.next_tick_ms - time.time_ns() // 1_000_000
     fields = {name: getattr(said, name) for name in Envelope.__slots__}
@@ -72,12 +72,12 @@ async def reserve_after_await(
 async def acquire_for_ever(
     self: BrokerRuntime, request: LeaseRequest, _still_let_in: object = None
 ) -> Granted | Denied:
-    """Nobody clears away what a cancelled call leaves behind."""
+    """A cancelled call leaves its request behind."""
     return await self._join(request).answer
 
 
 def deliver_blindly(self: BrokerRuntime, answer: Granted | Denied) -> None:
-    """Whoever asked must still be there."""
+    """Assumes that the client is still connected."""
     lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
     self._waits.pop(lease_id).answer.set_result(answer)
 
@@ -94,7 +94,7 @@ async def in_the_loop(call: Any, *, name: str) -> Any:
 
 
 def whole_ttl(granted: Granted, now_ms: int) -> pb.Grant:
-    """Whoever asks is told the time that a lease has."""
+    """Answers with the time to live of the lease."""
     del now_ms
     return make_grant(granted, granted.lease.granted_ms)
 
@@ -110,7 +110,7 @@ def taking(wire: int, outcome: Outcome) -> Any:
     return partial(patch.dict, OUTCOMES, {wire: outcome})
 
 
-# These show at once; with the others somebody waits in vain.
+# These show at once; with the others a request waits in vain.
 AT_ONCE: Final = (
     Exhibit(
         "local estimate believed over the server (edge)",

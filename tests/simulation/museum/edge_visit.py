@@ -71,7 +71,7 @@ async def first_to_fail(keepas: Keepas) -> Test | None:
 
 
 async def visit(exhibit: Exhibit, keepas: Keepas) -> Visit:
-    """Bring a defect back and see who notices first.
+    """Brings a defect back; returns the first test that notices.
 
     Raises:
         Exception: whatever the test that noticed raises without the defect, too.

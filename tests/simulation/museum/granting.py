@@ -1,4 +1,4 @@
-"""Exhibits: tokens go to nobody, to the wrong one, or to two at once."""
+"""Exhibits: tokens go to no request, to the wrong one, or to two at once."""
 
 from typing import Any, Final
 from unittest.mock import patch
@@ -30,7 +30,7 @@ def no_limit(_self: Offers, _request: LeaseRequest) -> int:
 
 
 def wait_for_recovery(self: Allocator, now_ms: int, *, projected: bool) -> int:
-    """Below four fifths of a bucket, nobody gets anything."""
+    """Below four fifths of a bucket, no request is granted."""
     tokens = available(self, now_ms, projected=projected)
     return tokens if tokens >= self.ledger.bucket.capacity * 4 // 5 else 0
 
@@ -75,12 +75,12 @@ def leak_cancelled_grant(self: Allocator, lease_id: str, now_ms: int) -> None:
 
 
 def smallest_first(self: Waitlist) -> Waiting | None:
-    """Whoever needs least goes first."""
+    """The smallest request goes first."""
     return min(self, key=lambda waiting: waiting.quote.tokens, default=None)
 
 
 def serve_any(self: Waitlist, waiting: Waiting, tokens: int) -> None:
-    """Serve somebody who need not be the first of his holder."""
+    """Serves a request that need not be the first of its holder."""
     del tokens
     self.remove(waiting.request.lease_id)
 
@@ -91,7 +91,7 @@ def bypassing() -> Any:
 
 
 def join_with_credit(self: PriorityClass, waiting: Waiting) -> None:
-    """Whoever was away takes up where it left."""
+    """A returning holder keeps its old tag."""
     holder = waiting.request.holder
     flow = self.flows.get(holder)
     if flow is None:
@@ -102,7 +102,7 @@ def join_with_credit(self: PriorityClass, waiting: Waiting) -> None:
 
 
 def leave_without_memory(self: PriorityClass, waiting: Waiting) -> None:
-    """Whoever leaves is forgotten, with all it was served ahead of its turn."""
+    """A leaving holder is forgotten, with all it was served ahead of its turn."""
     flow = self.flows[waiting.request.holder]
     flow.queue.remove(waiting)
     if not flow.queue:
@@ -110,7 +110,7 @@ def leave_without_memory(self: PriorityClass, waiting: Waiting) -> None:
 
 
 def prior_for_ever(_self: CostBook, _operation: str, units: int, prior: float) -> int:
-    """The caller knows what a call costs."""
+    """Trusts the caller for the cost of a call."""
     return max(1, round(units * prior))
 
 
@@ -122,7 +122,7 @@ def never_confirmed(
 
 
 def trusting_what_is_fresh() -> Any:
-    """A young reply is the whole truth, and our own books tell nothing."""
+    """A young reply is the whole truth; the broker's own books do not count."""
     return patch.multiple(
         Ledger, rests_on_probe=False, headroom_if_asked=lambda self, now_ms: self.headroom(
             now_ms, projected=False

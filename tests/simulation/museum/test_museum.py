@@ -7,7 +7,7 @@ from tests.simulation.museum import edge, edge_visit
 from tests.simulation.museum.exhibit import Exhibit
 from tests.simulation.museum.visit import EXHIBITS, fails, suite, visit
 
-# Each happened to somebody who shared a metered account among workers.
+# Each has happened where workers shared a metered account.
 NAMED = {
     "local estimate believed over the server",
     "tokensLeft overwriting in-flight reservations",

@@ -52,7 +52,7 @@ def fails(test: Test) -> bool:
 
 
 def visit(exhibit: Exhibit) -> Visit:
-    """Bring a defect back and see who notices."""
+    """Brings a defect back; returns the check that notices."""
     with exhibit.mutate():
         killers = tuple(test.__name__ for test in suite() if fails(test))
     return Visit(exhibit, killers)
