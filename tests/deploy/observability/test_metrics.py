@@ -80,9 +80,10 @@ def scaling_queries() -> list[str]:
 
 
 def scraped_names(exposition: str) -> set[str]:
-    """The names of all series in *exposition*."""
+    """The names of all series in *exposition*, and of counters by label without a series yet."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
-    return {re.split(r"[ {]", line, maxsplit=1)[0] for line in lines}
+    counters = re.findall(r"^# TYPE (\S+) counter$", exposition, re.MULTILINE)
+    return {re.split(r"[ {]", line, maxsplit=1)[0] for line in lines} | set(counters)
 
 
 @contextmanager
