@@ -217,14 +217,12 @@ class ScanResult:
     ``progress`` is to be committed with it. ``watermark_held``: a page came from a cache
     older than the page before, so that the watermark stays where it was. ``read_again``:
     pages of a full scan with rows that may have moved over a border; the scan has finished
-    when they have been read once more. ``is_full``: all rows have been read, which closes
-    every earlier gap.
+    when they have been read once more.
     """
 
     progress: Progress
     watermark_held: bool
     gap: Gap | None
-    is_full: bool
     read_again: tuple[int, ...]
 
 
@@ -252,13 +250,13 @@ def finish_scan(
     held = any(problem == "staler" for problem, _ in problems)
     moved = {number for problem, number in problems if problem == "moved"}
     may_read_again = plan.kind == "full" and not held and not read_twice
+    # With all rows read, every earlier gap is closed.
     is_full = pages[0].number == 0 and end in ("short page", "counted end") and not held
     gap = _gap(plan, pages, end, held=held)
     return ScanResult(
         progress=_advance(progress, plan, pages, gap, held=held, is_full=is_full),
         watermark_held=held,
         gap=gap,
-        is_full=is_full,
         # Once only: the next full scan finds rows that move while pages are read again.
         read_again=tuple(sorted(moved)) if may_read_again else (),
     )

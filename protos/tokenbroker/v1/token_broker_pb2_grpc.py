@@ -90,7 +90,7 @@ class TokenBrokerServiceServicer:
         """Reserves tokens before a call; waits inside the broker until they are there.
         Idempotent for a given lease_id: a repeat joins the wait or returns the
         open grant with its remaining TTL. A denial is an answer, not an error.
-        A wait whose connection breaks keeps its place for 30 s; a repeat of the
+        After a broken connection, a wait keeps its place for 30 s; a repeat of the
         request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

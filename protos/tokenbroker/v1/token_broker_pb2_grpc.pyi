@@ -59,7 +59,7 @@ class TokenBrokerServiceStub:
     """Reserves tokens before a call; waits inside the broker until they are there.
     Idempotent for a given lease_id: a repeat joins the wait or returns the
     open grant with its remaining TTL. A denial is an answer, not an error.
-    A wait whose connection breaks keeps its place for 30 s; a repeat of the
+    After a broken connection, a wait keeps its place for 30 s; a repeat of the
     request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]
@@ -94,7 +94,7 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     """Reserves tokens before a call; waits inside the broker until they are there.
     Idempotent for a given lease_id: a repeat joins the wait or returns the
     open grant with its remaining TTL. A denial is an answer, not an error.
-    A wait whose connection breaks keeps its place for 30 s; a repeat of the
+    After a broken connection, a wait keeps its place for 30 s; a repeat of the
     request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.RenewLeaseRequest, _token_broker_pb2.RenewLeaseResponse]  # type: ignore[assignment]
@@ -132,7 +132,7 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reserves tokens before a call; waits inside the broker until they are there.
         Idempotent for a given lease_id: a repeat joins the wait or returns the
         open grant with its remaining TTL. A denial is an answer, not an error.
-        A wait whose connection breaks keeps its place for 30 s; a repeat of the
+        After a broken connection, a wait keeps its place for 30 s; a repeat of the
         request takes it up, and a SettleLease with OUTCOME_NOT_SENT gives it up.
         """
 

@@ -143,7 +143,6 @@ def test_a_page_from_an_older_cache_holds_the_watermark() -> None:
     result = finish_scan(FULL, pages, "short page", progress=Progress(watermark_ms=WATERMARK_MS))
 
     assert result.watermark_held
-    assert not result.is_full
     assert result.progress.watermark_ms == WATERMARK_MS
     assert result.progress.last_full_ms == NOW_MS
 
@@ -157,7 +156,7 @@ def test_a_full_scan_reads_again_what_may_have_moved_and_only_once() -> None:
     incremental = finish_scan(INCREMENTAL, pages, "watermark reached", progress=Progress())
 
     assert (first.read_again, second.read_again, incremental.read_again) == ((0,), (), ())
-    assert second.is_full
+    assert second.progress.last_full_ms == NOW_MS
 
 
 def test_a_cap_leaves_a_gap_that_a_later_scan_closes() -> None:
