@@ -28,7 +28,8 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """Seconds to connect to Keepa; as in Keepa's own Java client."""
     keepa_read_timeout_s: PositiveFloat = 120.0
     """Seconds to wait for Keepa's reply; calls with offers take up to 20 s."""
-    keepa_reply_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 32 * 1024 * 1024
+    # Below four megabytes an ordinary page of deals would count as too large.
+    keepa_reply_max_bytes: Annotated[int, Field(ge=4 * 1024 * 1024)] = 32 * 1024 * 1024
     """Most bytes of a reply, decompressed; a fetcher may need seven times as much memory."""
 
     database_url: SecretStr | None = None
