@@ -473,6 +473,8 @@ class Allocator:
             self._doubt_since_ms = now_ms
         elif batch is None and not doubt:
             self._doubt_since_ms = None
+        since_ms = self._doubt_since_ms
+        doubted_ms = 0 if since_ms is None else now_ms - since_ms
         ripe_ms = FRESH_MS if self.ledger.open_leases else 0
         return Prospect(
             short=batch is None or batch.units < waiting.quote.units,
@@ -483,7 +485,7 @@ class Allocator:
             # While the gap between such probes lasts, the count as it is must do.
             disputed=self.doubts.due(now_ms) or (self.doubts.pending and self.probing.in_flight),
             doubt=doubt,
-            doubt_ripe=now_ms - (self._doubt_since_ms or now_ms) >= ripe_ms,
+            doubt_ripe=doubted_ms >= ripe_ms,
             confirmed=now_ms < self._confirmed_until_ms,
         )
 

@@ -101,8 +101,10 @@ def with_progress(runs: list[Future[Outcome]], started_s: float) -> Iterator[Out
 def report_figures(figures: list[Figures]) -> None:
     """Print what runs without faults have shown."""
     table = Table(title="Fault-free, saturated")
-    headings = ("scenario", "calls", "refused", "used", "±", "drift p99", "ETA", "ETA first")
-    for heading in headings:
+    for heading in (
+        *("scenario", "calls", "refused", "used", "±", "drift p99", "ETA", "ETA first"),
+        "probes",
+    ):
         table.add_column(heading, justify="left" if heading == "scenario" else "right")
     for run in figures:
         table.add_row(
@@ -114,11 +116,13 @@ def report_figures(figures: list[Figures]) -> None:
             str(run.unexplained_p99),
             f"{run.eta_median_ms / 1000:.1f} s",
             f"{run.eta_first_median_ms / 1000:.0f} s",
+            f"{run.probes_a_tick:.2f}",
         )
     console.print(table)
     console.print(
         "used: spent/generated; ±: what may be in hand at the end; drift: unexplained tokens an"
-        " observation; ETA: median error as corrected last, and as told at first"
+        " observation; ETA: median error as corrected last, and as told at first; probes:"
+        " status calls a tick"
     )
     console.print(
         f"worst unexplained drift: {max(max(run.unexplained) for run in figures)} tokens"

@@ -33,6 +33,10 @@ CALLS_A_REFUSAL: Final = {"unknown costs": 10_000}
 UNEXPLAINED_MAX: Final = 1
 ETA_ERROR_MS_MAX: Final = 2_000
 CLASS_ERROR_MAX: Final = 0.02
+# Everybody waits all the time: one status call confirms the lump of a tick, and now and
+# then one ends a doubt. A start takes its first count, and places two ticks.
+PROBES_A_TICK_MAX: Final = 1.3
+PROBES_A_START: Final = 3
 # What chance alone does less often than this is no chance; the same for a median.
 BY_CHANCE: Final = 0.01
 MEDIAN_SIGMAS: Final = 2.33
@@ -90,6 +94,8 @@ class Figures:
     by_holder: Counter[str] = field(default_factory=Counter)
     by_class: Counter[Priority] = field(default_factory=Counter)
     largest: int = 0
+    probes: int = 0
+    ticks: int = 0
     runs: int = 1
 
     def eta_proved(self, first_ms: int, last_ms: int) -> None:
@@ -107,6 +113,11 @@ class Figures:
         """Part of the tokens that may be in hand at the end: one lump, and one request's."""
         in_hand = self.runs * (self.largest + SCENARIOS[self.scenario].rate)
         return in_hand / self.generated
+
+    @property
+    def probes_a_tick(self) -> float:
+        """Status calls a tick, less those that every start takes."""
+        return max(0, self.probes - PROBES_A_START * self.runs) / max(1, self.ticks)
 
     @property
     def unexplained_p99(self) -> int:
@@ -146,6 +157,8 @@ class Figures:
         self.by_holder += other.by_holder
         self.by_class += other.by_class
         self.largest = max(self.largest, other.largest)
+        self.probes += other.probes
+        self.ticks += other.ticks
         self.runs += other.runs
 
     def broken(self) -> Iterator[str]:
@@ -161,6 +174,8 @@ class Figures:
         strange = sum(n for tokens, n in self.unexplained.items() if tokens > UNEXPLAINED_MAX)
         if chance_of(strange, seen / 100) < BY_CHANCE:
             yield f"drift is unexplained by {self.unexplained_p99} tokens"
+        if self.probes_a_tick > PROBES_A_TICK_MAX:
+            yield f"Keepa was asked {self.probes_a_tick:.2f} times a tick"
         if self.eta_least_ms > ETA_ERROR_MS_MAX:
             yield f"ETAs are {self.eta_median_ms / 1000:.1f} s off"
         if self.scenario == EQUAL_HOLDERS and self.spread > self.largest:
@@ -226,4 +241,5 @@ def measure(name: str, seed: int, events: int) -> Figures:
     figures.spent, figures.generated = books.spent, books.opening + books.refilled
     figures.by_holder, figures.by_class = measures.spent_by_holder, measures.spent_by_class
     figures.largest = measures.largest
+    figures.probes, figures.ticks = measures.probes.total(), simulation.model.ticks
     return figures

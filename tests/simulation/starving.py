@@ -24,8 +24,6 @@ LATENCIES_MS: Final = (1, 20, 80, 150, 400)
 WORKERS: Final = (1, 4, 16)
 RATES: Final = (5, 25)
 TICKS: Final = 120
-# One confirms the lump; now and then the books leave a doubt that only Keepa can end.
-PROBES_A_TICK_MAX: Final = 1.3
 
 
 @dataclass(frozen=True, slots=True)

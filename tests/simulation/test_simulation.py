@@ -5,9 +5,16 @@ import pytest
 from broker.core.leases import Priority
 from broker.core.ledger import Ledger
 from tests.simulation.campaign import run_random, shrink
-from tests.simulation.figures import BY_CHANCE, CLASS_ERROR_MAX, Figures, chance_of, measure
+from tests.simulation.figures import (
+    BY_CHANCE,
+    CLASS_ERROR_MAX,
+    PROBES_A_TICK_MAX,
+    Figures,
+    chance_of,
+    measure,
+)
 from tests.simulation.museum.counting import refund
-from tests.simulation.starving import PROBES_A_TICK_MAX, starve
+from tests.simulation.starving import starve
 
 # 20 scenarios of 10,000 events, three of 15,000 and one of 60,000: 300,000 and more.
 RANDOM_EVENTS = 10_000
@@ -71,13 +78,14 @@ def test_keepa_is_asked_once_a_tick(latency_ms: int, workers: int, rate: int) ->
 
 
 def test_a_broken_promise_is_told() -> None:
-    """A run that wastes, is refused, drifts or misjudges ETAs does not pass."""
+    """A run that wastes, is refused, drifts, misjudges ETAs or asks too often does not pass."""
     figures = Figures("known costs", 1, calls=5, refusals=1, spent=900, generated=1_000)
+    figures.probes, figures.ticks = 20, 10
     figures.unexplained[7] += 1
     for _ in range(9):
         figures.eta_proved(9_000, 3_000)
 
-    assert len(list(figures.broken())) == 4
+    assert len(list(figures.broken())) == 5
 
 
 def test_a_short_run_breaks_no_promise_by_chance() -> None:

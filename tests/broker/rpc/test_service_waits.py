@@ -7,9 +7,12 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from broker.core.bucket import Envelope
+from broker.core.costs import SAMPLES_MIN
+from broker.core.probing import Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from tests.broker.rpcs import DEADLINE_S, acquire, refusal, until, waiting
+from tests.broker.rpcs import DEADLINE_S, acquire, refusal, settle, until, waiting
 from tests.fix_proxy import StartProxy
 from tests.fix_service import NEVER_S, SOON_S, Serve, ServedBroker
 from tests.fix_simulator import RunningSimulator
@@ -149,3 +152,48 @@ async def test_a_wait_that_its_connection_cuts_keeps_its_place(
     assert (code, reason) == (Code.UNAVAILABLE, "")
     assert [wait.lease_id for wait in waits] == ["1", "2", "3"]
     assert waits[0].since.ToNanoseconds() >= waits[1].since.ToNanoseconds()
+
+
+async def test_a_doubted_wait_ends_when_freshness_does(
+    slow_keepa: RunningSimulator, serve: Serve
+) -> None:
+    """Calls overlapped, and a reply may lack one: Keepa is asked a second later, not at the tick.
+
+    Others spend as well, so that the broker's own books are not enough, and a third call is
+    under way, whose reply might settle the matter first.
+    """
+    broker = await serve(slow_keepa, 33)
+    allocator = broker.runtime.allocator
+    for _ in range(SAMPLES_MIN):
+        allocator.costs.learn("deal", 1, 5, 0)
+    slow_keepa.change_account(balance=29)
+    await broker.stub.SyncBucket(pb.SyncBucketRequest())
+    # No lease lapses before the test's deadline: that would wake the broker as well.
+    asked = [acquire(name, ttl=Duration(seconds=2 * int(DEADLINE_S))) for name in "abc"]
+    grants = [(await broker.stub.AcquireLease(request)).grant for request in asked]
+    slow_keepa.change_account(balance=14)
+    probed = allocator.ledger.bucket.probed
+    assert probed is not None
+    granted_ms = max(lease.granted_ms for lease in allocator.ledger)
+    since_ms = granted_ms - probed.arrived_ms
+    for grant, start_ms, took_ms, left in ((grants[1], 18, 60, 19), (grants[0], 28, 100, 14)):
+        said = reply(probed.envelope, since_ms + start_ms, took_ms, left)
+        settled = settle(grant, outcome=pb.OUTCOME_REPLIED, envelope=said)
+        await broker.stub.SettleLease(settled)
+    calls = slow_keepa.stats()["calls"]
+
+    answer = await broker.stub.AcquireLease(acquire("next"), timeout=DEADLINE_S)
+
+    assert answer.grant.tokens == 5
+    assert allocator.probing.by_reason[Reason.REPORT] == 0
+    assert slow_keepa.stats()["calls"] == calls + 1
+
+
+def reply(known: Envelope, later_ms: int, took_ms: int, left: int) -> pb.Envelope:
+    """What Keepa says of a call that began *later_ms* after *known*, before the next tick."""
+    start_ms = known.end_ms + later_ms
+    said = pb.Envelope(tokens_left=left, tokens_consumed=5, refill_rate=known.refill_rate)
+    said.server_time.FromMilliseconds(start_ms)
+    said.processing_time.FromMilliseconds(took_ms)
+    said.refill_in.FromMilliseconds(known.next_tick_ms - start_ms - took_ms)
+    return said
