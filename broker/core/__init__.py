@@ -1,1 +1,1 @@
-"""The broker's logic, pure: who gets tokens, and when. No I/O, no clock, no await."""
+"""The broker's logic, pure: which request gets tokens, and when. No I/O, no clock, no await."""

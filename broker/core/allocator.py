@@ -1,4 +1,4 @@
-"""Decides who gets tokens now: the ledger counts, the waitlist orders.
+"""Decides which request gets tokens now: the ledger counts, the waitlist orders.
 
 Rule 1: no await, no I/O, no clock. The edge calls a method with now_ms, drains
         `take_outcomes`, starts a probe if one is wanted, and comes back at
@@ -34,7 +34,7 @@ from broker.core.pricing import Batch
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
 from broker.core.waitlist import Waiting, Waitlist
 
-# How long a wait whose connection broke keeps its place. Broker and client notice a dead
+# How long a wait keeps its place after its connection broke. Broker and client notice a dead
 # connection up to 25 s apart; the rest is for the way back.
 ABSENCE_MS: Final = 30_000
 # A forecast at every denial goes no further: its work must not grow with the waitlist.
@@ -159,10 +159,10 @@ class Allocator:
         self._decide(now_ms)
 
     def detach(self, lease_id: str, now_ms: int) -> None:
-        """The wait's connection broke, or its client called it off: which, nothing tells.
+        """The wait's connection broke, or its client called it off; gRPC shows both alike.
 
         Its place is kept for `ABSENCE_MS`: a repeat takes it up, NOT_SENT gives it up.
-        Meanwhile nothing is granted to it, and nobody stands behind it.
+        Meanwhile nothing is granted to it, and no request stands behind it.
         """
         if lease_id not in self.waitlist:
             self.cancel(lease_id, now_ms)
@@ -184,7 +184,7 @@ class Allocator:
     def settle(self, settlement: Settlement, now_ms: int) -> Settled:
         """End a lease at its real cost; see `Ledger.settle`.
 
-        NOT_SENT also abandons an id whose grant never reached the client.
+        NOT_SENT also abandons an id if its grant never reached the client.
         """
         self.ledger.expire(now_ms)
         lease_id = settlement.lease_id
@@ -195,7 +195,7 @@ class Allocator:
             self._decide(now_ms)
             return Settled(late=False)
         settled = self.ledger.settle(settlement, now_ms)
-        # Which report was wrong, the broker can't tell; that one was, a probe has to mend.
+        # The broker can't find out which report was wrong; a probe replaces them all.
         if settled.doubt is not None or self.ledger.contradicts_itself:
             self.doubts.raised()
         lease, cost = settled.lease, settled.cost_tokens
@@ -270,7 +270,7 @@ class Allocator:
     def _judge_claims(self, now_ms: int) -> None:
         """Learn the costs of doubted reports if Keepa's count leaves room for all of them.
 
-        Otherwise a few invented costs would price everybody else out.
+        Otherwise a few invented costs would price all others out.
         """
         claims, self._claims = self._claims, []
         if self.ledger.drift.last_unexplained_tokens <= ROUNDING_TOKENS:
@@ -340,7 +340,7 @@ class Allocator:
         return outcomes
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, for people to know of."""
+        """The events since the last call, for logs and metrics."""
         events = list(self.ledger.events)
         self.ledger.events.clear()
         return events
@@ -397,10 +397,10 @@ class Allocator:
     # --- deciding ----------------------------------------------------------
 
     def _decide(self, now_ms: int) -> None:
-        """Grant what can be granted; then answer who is out of time."""
+        """Grant what can be granted; then answer the requests that are out of time."""
         self._unfinished = False
         self._serve(now_ms)
-        # Where the denied stood, somebody may stand now whom the tokens cover.
+        # Behind the denied ones a request may have stood that the tokens cover.
         if self._deny_overdue(now_ms):
             self._serve(now_ms)
 
@@ -423,7 +423,7 @@ class Allocator:
         self._doubt_since_ms = None
 
     def _head(self, now_ms: int) -> Waiting | None:
-        """Who is next; holders whose budget is used up are passed over."""
+        """The request to serve next; holders with a used-up budget are passed over."""
         # Past wake-ups must not stay: they would ring without end.
         self._budget_wake_ms = None
         limited = self.config.limits.reserved_share < 1
@@ -490,7 +490,7 @@ class Allocator:
         )
 
     def _would_help(self, waiting: Waiting, now_ms: int) -> bool:
-        """Whether a probe asked now could tell enough to serve *waiting*."""
+        """Whether a probe asked now could show enough to serve *waiting*."""
         headroom = self.ledger.headroom_if_asked(now_ms)
         return self.offers.batch(waiting, self.grantable(headroom), now_ms) is not None
 
@@ -513,9 +513,9 @@ class Allocator:
     # --- denying -----------------------------------------------------------
 
     def _deny_overdue(self, now_ms: int) -> bool:
-        """Answer everybody whose time is up, but not before Keepa has been asked.
+        """Answer the requests that are out of time, but not before Keepa has been asked.
 
-        Tells whether there was anybody.
+        Returns whether there were any.
         """
         undecided = self.probing.wanted is not None or self.probing.in_flight
         due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))

@@ -1,4 +1,4 @@
-"""What a client is told: a grant, or a denial with its reason."""
+"""The answers to a client: a grant, or a denial with its reason."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -44,7 +44,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """No lease; `retry_delay_ms` is None when nobody can tell."""
+    """No lease; `retry_delay_ms` is None when it is unknown."""
 
     lease_id: str
     reason: DenialReason

@@ -1,4 +1,4 @@
-"""Keepa's token bucket, as far as its own words let us know it.
+"""Keepa's token bucket, as far as Keepa's replies describe it.
 
 Rule 1: Keepa's count is the truth. An observation replaces the balance; nothing
         but a newer observation lowers it, and only whole ticks raise it.
@@ -40,7 +40,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What Keepa says of its bucket in every reply.
+    """The description of the bucket in every reply of Keepa.
 
     Times in milliseconds; `server_time_ms` is Keepa's Unix clock when it began
     processing, `refill_in_ms` counts from the end of processing.
@@ -66,7 +66,7 @@ class Envelope:
 
     @property
     def is_observation(self) -> bool:
-        """Whether it tells a balance: an invalid key yields zeros only."""
+        """Whether it holds a balance: an invalid key yields zeros only."""
         return self.refill_rate > 0 and self.server_time_ms > 0
 
     @property

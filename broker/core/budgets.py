@@ -14,7 +14,7 @@ SLOT_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit for calls whose holder and operation match the patterns (`*`, `?`).
+    """A limit for calls with a holder and an operation that match the patterns (`*`, `?`).
 
     `tokens_per_hour` in tokens; `share` as a fraction of a full bucket an hour,
     which is an hour's refill. With both the smaller one counts.

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 # Long enough to hold a tail, short enough to forget last week's prices.
 SAMPLES_MAX: Final = 256
 SAMPLE_AGE_MS_MAX: Final = 6 * 3_600_000
-# Fewer whole calls than this say less than the caller's prior.
+# Fewer whole calls than this prove less than the caller's prior.
 SAMPLES_MIN: Final = 5
 QUANTILE: Final = 0.995
 # What a call of unknown cost may come to, as a multiple of what it is thought to: a

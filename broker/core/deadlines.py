@@ -1,4 +1,4 @@
-"""Who must have an answer by when."""
+"""When each waiting request must have its answer."""
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
@@ -13,7 +13,7 @@ STALE_MAX: Final = 64
 
 
 class Deadlines:
-    """Deadlines of those who wait, soonest first; a repeated request moves its own."""
+    """Deadlines of the requests that wait, soonest first; a repeated request moves its own."""
 
     def __init__(self) -> None:
         # Entries of requests that were answered or moved are stale, and few.
@@ -23,7 +23,7 @@ class Deadlines:
         self._overdue: dict[str, Waiting] = {}
 
     def add(self, request: LeaseRequest) -> None:
-        """Take note of when *request* wants its answer, if it says so."""
+        """Take note of when *request* wants its answer, if it has a deadline."""
         lease_id, deadline_ms = request.lease_id, request.deadline_ms
         if deadline_ms == self._deadlines.get(lease_id):
             return
@@ -42,7 +42,7 @@ class Deadlines:
         self._deadlines.pop(lease_id, None)
 
     def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> Iterator[Waiting]:
-        """Whose time is up; while *undecided*, only those who can't await a probe."""
+        """The requests out of time; while *undecided*, only those that can't await a probe."""
         while self._soonest and self._soonest[0][0] <= now_ms:
             deadline_ms, lease_id = heappop(self._soonest)
             waiting = waitlist.get(lease_id)
@@ -53,6 +53,6 @@ class Deadlines:
                 yield waiting
 
     def next_wake_ms(self) -> int | None:
-        """When somebody's time is up next."""
+        """When the next request runs out of time."""
         times = [waiting.due_ms(PATIENCE_MS) for waiting in self._overdue.values()]
         return min([*times, *(deadline_ms for deadline_ms, _ in self._soonest[:1])], default=None)

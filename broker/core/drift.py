@@ -2,7 +2,7 @@
 
 Every observation is compared with the projection of the one before it. The
 difference is split among causes, in an order that names the certain ones
-first; what no cause explains was spent by somebody else on the same key.
+first; what no cause explains was spent by another program with the same key.
 """
 
 from copy import copy
@@ -27,7 +27,7 @@ class Cause(Enum):
     REFILL = "refill"
     # Keepa gave part of the refill to other uses of the account.
     FLOW_REDUCTION = "flow_reduction"
-    # Nothing of ours explains it.
+    # None of the broker's own calls explains it.
     FOREIGN = "foreign"
 
 
@@ -112,7 +112,7 @@ class Drift:
         in_flight: int,
         probed: bool = False,
     ) -> None:
-        """Split what *new* says beyond what *known* let expect.
+        """Split the difference between *new* and what *known* let expect.
 
         Args:
             known: The observation before.

@@ -1,4 +1,4 @@
-"""What a person should know of, as it happens in the ledger."""
+"""Events in the ledger that operators should see."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,11 +11,11 @@ class EventKind(Enum):
 
     # A lease's client fell silent.
     EXPIRED = "expired"
-    # A call was sent, and its client does not know what it cost.
+    # A call was sent, and its client did not see what it cost.
     COST_UNKNOWN = "cost_unknown"
     # Keepa refused a call (HTTP 429).
     REFUSED = "refused"
-    # A report did not fit what the broker knows.
+    # A report did not fit the model.
     IMPLAUSIBLE = "implausible"
     # Tokens were spent by other programs with the same key.
     FOREIGN_SPEND = "foreign_spend"

@@ -1,7 +1,7 @@
 """What a client reports of Keepa's count: evidence, checked against the model.
 
 Only the broker's own probe is authority. A reported envelope becomes an observation
-where it fits what the broker knows; where it does not, a probe decides. A true
+where it fits the model; where it does not, a probe decides. A true
 envelope that does not fit (a plan has changed, others have spent) costs that probe
 and nothing else.
 """
@@ -20,7 +20,7 @@ CHECK_GAP_MS_MIN: Final = 1_000
 # Reports confirm each other, but not for ever: so many ticks after the last probe the
 # next report is checked by one.
 UNPROBED_TICKS_MAX: Final = 10
-# Or so many, where they have moved the count by what no model can tell from a lie: a call
+# Or so many, where they have moved the count by what a lie could look like as well: a call
 # in flight that shows, a lump that does not. More than one, so that the probe which a
 # starving fleet causes each tick comes first.
 UNPROBED_TICKS_MOVED_MAX: Final = 1.5

@@ -142,7 +142,7 @@ def foresee(
     """The forecast from what is probable; only a grant needs certainty.
 
     Args:
-        ledger: The books; Keepa must have been heard.
+        ledger: The books, with a first count from Keepa.
         costs: What calls have cost.
         call_times: How long they take.
         available: Tokens that could be granted now, with lumps that should have landed.

@@ -56,7 +56,7 @@ class Holds:
         # What was adopted from earlier epochs.
         self._adopted_tokens = 0
         self._shares: dict[str, Share] = {}
-        # Open leases whose calls may cost more than they hold.
+        # Open leases with calls that may cost more than they hold.
         self._risky: dict[str, Lease] = {}
         # Calls settled lately that cost something, in the order of their settles.
         self._settled: deque[Lease] = deque()
@@ -203,7 +203,7 @@ class Holds:
 
         Args:
             observation: Newer than any before.
-            own: The call whose reply it is, if any: that one is included.
+            own: The call that it answers, if any: that one is included.
         """
         missing = []
         uncertain = self._by_state[LeaseState.SETTLED]

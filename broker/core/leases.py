@@ -19,7 +19,7 @@ class LeaseState(Enum):
     """Lifecycle of a hold."""
 
     OPEN = "open"
-    # The client fell silent, or does not know what its call cost.
+    # The client fell silent, or did not see what its call cost.
     LAPSED = "lapsed"
     # The cost is known, but the current observation may not include it.
     SETTLED = "settled"
@@ -41,8 +41,8 @@ class LeaseRequest:
     `units` is the most that is wanted, `min_units` the least that is useful (0:
     all or nothing), `tokens_per_unit` the caller's prior. Times in ms of the
     broker's clock; no `deadline_ms` means to wait as long as it takes. Past it the
-    first answer still awaits Keepa's, but not beyond `answer_by_ms`: then nobody
-    would hear it any more.
+    first answer still awaits Keepa's, but not beyond `answer_by_ms`: then the
+    client would not get it any more.
     """
 
     lease_id: str

@@ -45,15 +45,15 @@ from broker.core.totals import Totals
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
-# For so long after somebody else was seen to spend, our own books are not enough.
+# For so long after others were seen to spend, the own books are not enough.
 STRANGER_MS: Final = 3_600_000
 # Ended leases are remembered for replays and late acquires.
 ENDED_MAX: Final = 100_000
 # No call takes longer than minutes: a lease renewed for longer belongs to a hung client.
 LEASE_AGE_MS_MAX: Final = 600_000
-# Before Keepa has told a capacity, leases of earlier epochs are adopted up to this sum.
+# Before the first count shows a capacity, leases of earlier epochs are adopted up to this sum.
 UNSYNCED_TOKENS_MAX: Final = 1_000_000
-# Events are kept for whoever takes them; without a taker the oldest go.
+# Events are kept until they are taken; beyond this number the oldest go.
 EVENTS_MAX: Final = 10_000
 # Before any moment of the broker's clock.
 LONG_AGO_MS: Final = -(1 << 62)
@@ -107,7 +107,7 @@ class Ledger:
         return lease_id in self._ended
 
     def holder(self, lease_id: str) -> str | None:
-        """Whose the lease *lease_id* is that can still be settled at a cost; None: nobody's."""
+        """The holder of *lease_id* while it can still be settled at a cost, else None."""
         lease = self.holds.lease(lease_id)
         if lease is not None:
             return lease.holder
@@ -139,12 +139,12 @@ class Ledger:
 
     @property
     def rests_on(self) -> Observation | None:
-        """What Keepa said that the headroom is computed from."""
+        """The observation that the headroom is computed from."""
         return self.bucket.probed if self.rests_on_probe else self.bucket.observation
 
     @property
     def rests_on_probe(self) -> bool:
-        """Whether the last probe and our own books tell more than the last reply."""
+        """Whether the last probe and the own books show more than the last reply."""
         probed, seen = self.bucket.probed, self.bucket.observation
         if probed is None or seen is None or not self.bucket.same_tick(probed, seen):
             return False
@@ -163,7 +163,7 @@ class Ledger:
         """The most headroom that a probe asked now could show.
 
         Its answer includes every settled call, and ends the holds of lost ones that
-        must be over. It tells no more than any reply since the last tick did, less
+        must be over. It shows no more than any reply since the last tick did, less
         what was charged after that reply.
         """
         probed, seen = self.bucket.probed, self.bucket.observation
@@ -171,7 +171,7 @@ class Ledger:
         most = seen.envelope.tokens_left + self.bucket.lacking_tokens
         if probed is not None and self.bucket.same_tick(probed, seen):
             known = probed.envelope.tokens_left
-            # A probe that told less than a later reply has missed a lump.
+            # A probe that showed less than a later reply has missed a lump.
             if known >= seen.envelope.tokens_left:
                 most = min(most, known - self._spent_after_probe)
         return most - self.in_flight_tokens(now_ms)
@@ -279,13 +279,13 @@ class Ledger:
         return self._take_cost(lease, settlement, now_ms, late=late)
 
     def abandon(self, lease_id: str) -> None:
-        """Remember that nobody will use *lease_id*, so that a late acquire is refused."""
+        """Remember that *lease_id* will not be used, so that a late acquire is refused."""
         assert self.holds.lease(lease_id) is None
         if lease_id not in self._ended:
             self._end(lease_id, Ended(late=False))
 
     def expire(self, now_ms: int) -> None:
-        """Lapse every lease whose client has fallen silent. The hold stays."""
+        """Lapse every lease with a silent client. The hold stays."""
         while (expires_ms := self.next_expiry_ms()) is not None and expires_ms <= now_ms:
             _, lease_id = heappop(self._expiries)
             lease = self.holds.lease(lease_id)
@@ -332,7 +332,7 @@ class Ledger:
     def _take_cost(
         self, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool, held: bool = True
     ) -> Settled:
-        """Account for a call whose hold, if it was *held*, has just been dropped."""
+        """Account for a call; its hold, if it was *held*, has just been dropped."""
         envelope, outcome = settlement.envelope, settlement.outcome
         self.totals.settles += 1
         self.totals.late_settles += late
@@ -383,7 +383,7 @@ class Ledger:
         return self.bucket_tokens - self.holds.adopted_tokens
 
     def _trim_adopted(self, first: Observation) -> None:
-        """Cut what was adopted before Keepa told a capacity to what a bucket can hold."""
+        """Cut what was adopted before the first count to what a bucket can hold."""
         room = max(first.envelope.capacity, first.envelope.tokens_left)
         for state in (LeaseState.OPEN, LeaseState.LAPSED):
             for lease in self.holds.leases(state):
@@ -430,7 +430,7 @@ class Ledger:
             self._spent_after_probe += lease.cost
 
     def _include_or_reserve(self, lease: Lease) -> None:
-        """A settled call whose envelope is no news: is it in the current observation?"""
+        """A settled call with an envelope that is no news: is the call in the observation?"""
         known = self.bucket.observation
         if known is not None and self.holds.includes(known, lease):
             self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
@@ -484,7 +484,7 @@ class Ledger:
             self._stranger_ms = LONG_AGO_MS
 
     def _write_off_lost(self, observation: Observation) -> None:
-        """Give up lapsed leases whose charge a probe's answer must show, or shows.
+        """Give up lapsed leases if a probe's answer must show their charge, or shows it.
 
         A report that denies such a charge, or shows a little of it, would free the whole.
         """
@@ -497,9 +497,10 @@ class Ledger:
         lost = [lease for lease in lapsed if asked_ms >= lease.granted_ms + CALL_MS_MAX]
         shown = self.drift.shown_in_flight
         # With nothing else in flight, a charge that shows can only be theirs; but a
-        # lump that the reply may lack looks like one.
+        # lump that the reply may lack looks like one, and less than what they hold may
+        # be what a false report has left behind.
         alone = len(lapsed) == len(self.holds) and not self.bucket.straddles_tick
-        if alone and shown and (len(lapsed) == 1 or shown >= self.reserved):
+        if alone and shown >= self.reserved:
             lost = lapsed
         for lease in lost:
             self.holds.remove(lease)
@@ -538,7 +539,7 @@ class Ledger:
             raise LeaseNotFoundError(settlement.lease_id)
 
     def _stranger(self, call: Settlement | Renewal, now_ms: int) -> Lease:
-        """A lease of which only its client knows; granted we know not when."""
+        """A lease that only its client remembers, granted at an unknown moment."""
         return Lease(
             call.lease_id,
             call.holder,

@@ -1,6 +1,6 @@
 """How much of the account one caller may tie up at a time, whatever its budgets allow.
 
-A caller is an identity where the broker knows identities, else a holder. The limits
+A caller is an identity where the broker has identities, else a holder. The limits
 keep a broken or hostile caller from taking everything; the defaults leave room for a
 whole fleet under one name.
 """
@@ -15,7 +15,7 @@ from broker.core.errors import LimitReachedError
 class Limits:
     """Most that one caller may have at a time.
 
-    `reserved_share` is a fraction of a full bucket. `signed` says that holders carry
+    `reserved_share` is a fraction of a full bucket. `signed` means that holders carry
     the name of their identity before a slash.
     """
 
@@ -72,7 +72,7 @@ class Limits:
         None: any number. A caller that holds nothing is never refused for its share,
         which might be less than one call. A share of 1 limits nothing: what a caller
         holds beyond a full bucket, calls of unknown cost or those of a greater plan,
-        makes its requests wait, as it does everybody's.
+        makes its requests wait, as it does all others'.
         """
         if self.reserved_share >= 1:
             return None

@@ -76,7 +76,7 @@ class Offers(NamedTuple):
         return self.costs.affordable(request.operation, request.units, 1, tokens, prior) or 0
 
     def budget_free_ms(self, waiting: Waiting, now_ms: int) -> int | None:
-        """When the request's budgets have room for it; None if nobody can tell."""
+        """When the request's budgets have room for it; None if unknown."""
         request, least_tokens = waiting.request, waiting.quote.least_tokens
         capacity = self.ledger.bucket.capacity
         return self.budgets.free_at_ms(
@@ -84,7 +84,7 @@ class Offers(NamedTuple):
         )
 
     def later_by_budget(self, waiting: Waiting, eta_ms: int | None, now_ms: int) -> int | None:
-        """*eta_ms*, or the delay until the budgets have room; None if nobody can tell."""
+        """*eta_ms*, or the delay until the budgets have room; None if unknown."""
         free_ms = self.budget_free_ms(waiting, now_ms)
         if eta_ms is None or free_ms is None:
             return None

@@ -28,7 +28,7 @@ class Quote(NamedTuple):
     def usable(self, tokens: int, overrun: int) -> int:
         """What of *tokens* may be granted from while other calls are in flight.
 
-        Whoever overruns may take the balance below zero, and whatever reaches
+        A call that overruns may take the balance below zero, and whatever reaches
         Keepa after that is refused. So there must be enough left if one does:
         this one at its worst, or one of the others by *overrun* tokens.
         """

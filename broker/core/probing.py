@@ -1,7 +1,7 @@
 """When to ask Keepa for its count, why, and how long to be patient with it.
 
 One probe at a time. A probe that is not answered in time, or fails, delays
-nobody that the projection can serve.
+no request that the projection can serve.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,11 @@ class Reason(Enum):
 class Prospect(NamedTuple):
     """What the present count offers the head of the waitlist; times in ms.
 
-    `short` says that it gets less than it wants, `waits` that it gets nothing.
-    `disputed` says that a client has reported a count that does not fit. `ticks` have
-    passed since the count, which is `age_ms` old. `doubt` says that
-    a probe's answer could serve a head that waits; `doubt_ripe` that no reply on
-    its way will settle that first. `confirmed` says that Keepa has confirmed a
-    wait since the last tick.
+    `short`: it gets less than it wants. `waits`: it gets nothing. `disputed`: a client
+    has reported a count that does not fit. `ticks` have passed since the count, which is
+    `age_ms` old. `doubt`: a probe's answer could serve a head that waits. `doubt_ripe`:
+    no reply on its way will settle that first. `confirmed`: Keepa has confirmed a wait
+    since the last tick.
     """
 
     short: bool
@@ -62,7 +61,7 @@ REASONS: Final[tuple[tuple[Reason, Callable[[Prospect], bool]], ...]] = (
     (Reason.TICK, lambda at: at.short and at.ticks > 0),
     # The count errs low by calls that it may lack: a probe asked now lacks none of them.
     (Reason.DOUBT, lambda at: at.doubt and at.doubt_ripe),
-    # Only what Keepa confirms makes a caller wait; once a tick, whoever comes after.
+    # Only what Keepa confirms makes a caller wait; once a tick, for all that come after.
     (Reason.WAIT, lambda at: at.waits and at.age_ms > FRESH_MS and not at.confirmed),
 )
 
@@ -109,7 +108,7 @@ class Probing:
         ends_ms = self._retry_ms
         if self._since_ms is not None:
             ends_ms = self._since_ms + PATIENCE_MS
-        # Later than that, who comes back too soon only asks once more.
+        # Later than that, a client that comes back too soon only asks once more.
         return max(RETRY_MS_MIN, (ends_ms or 0) - now_ms)
 
     def started(self, reason: Reason, now_ms: int) -> None:

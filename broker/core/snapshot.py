@@ -40,7 +40,7 @@ class BucketView:
 
 @dataclass(frozen=True, slots=True)
 class WaitingView:
-    """A request that waits; `eta_ms` is None when nobody can tell."""
+    """A request that waits; `eta_ms` is None when it is unknown."""
 
     request: LeaseRequest
     waited_ms: int

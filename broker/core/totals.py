@@ -14,9 +14,9 @@ class Totals:
     refusals: int = 0
     unknown_outcomes: int = 0
     spent_tokens: int = 0
-    # Taken as spent by calls whose cost nobody reported.
+    # Taken as spent by calls without a reported cost.
     written_off_tokens: int = 0
     observations: int = 0
     stale_observations: int = 0
-    # Settled envelopes that did not fit what the broker knows.
+    # Settled envelopes that did not fit the model.
     implausible_reports: int = 0

@@ -1,9 +1,9 @@
-"""Who is served next: start-time fair queueing in tokens, in two levels.
+"""Which request is served next: start-time fair queueing in tokens, in two levels.
 
 Priority classes share by weight; inside a class holders share equally; inside
 a holder it is first come, first served. Every class and every holder carries a
 tag: the tokens it has been served, on a common scale. The smallest tag is the
-head, and nobody overtakes the head for being smaller than it.
+head, and no request overtakes the head for being smaller than it.
 
 A holder that comes back after idling starts at the current virtual time: time
 away saves up no credit. Tokens it was served ahead of its turn are remembered
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from broker.core.leases import LeaseRequest, Priority
 from broker.core.pricing import Quote
 
-# Most requests whose place is kept while their client is away; the oldest gives way.
+# Most requests that keep a place while their client is away; the oldest gives way.
 ABSENT_MAX: Final = 10_000
 
 # Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
@@ -38,7 +38,7 @@ class Waiting:
     quote: Quote
 
     def due_ms(self, patience_ms: int) -> int:
-        """When it is answered even if Keepa, given *patience_ms*, has said nothing."""
+        """When it is answered even if Keepa has been silent for *patience_ms*."""
         due_ms = self.since_ms + patience_ms
         answer_by_ms = self.request.answer_by_ms
         return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
@@ -60,7 +60,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A request whose client is away, and its holder's place when it left."""
+    """A request with its client away, and its holder's place when it left."""
 
     waiting: Waiting
     tag: int
@@ -168,7 +168,7 @@ class PriorityClass:
 
 
 class Waitlist:
-    """Everybody who waits, in the order in which they will be served."""
+    """All requests that wait, in the order in which they will be served."""
 
     def __init__(self, caller: Callable[[str], str] = str) -> None:
         """Start with nothing queued.
@@ -181,7 +181,7 @@ class Waitlist:
         self._waits: Counter[str] = Counter()
         self._classes = {priority: PriorityClass() for priority in Priority}
         self._waiting: dict[str, Waiting] = {}
-        # Soonest to be forgotten first: everybody is kept equally long.
+        # Soonest to be forgotten first: all are kept equally long.
         self._absent: dict[str, Absent] = {}
         self._virtual_time = 0
 
@@ -223,7 +223,7 @@ class Waitlist:
     def park(self, lease_id: str, until_ms: int) -> None:
         """Take a waiting request out, but keep its place for `restore`.
 
-        Until then it neither is the head nor delays anybody.
+        Until then it neither is the head nor delays others.
         """
         waiting = self._waiting[lease_id]
         self._leave(waiting)
@@ -235,7 +235,7 @@ class Waitlist:
             del self._absent[next(iter(self._absent))]
 
     def absent(self, lease_id: str) -> Waiting | None:
-        """The request whose place is kept under *lease_id*."""
+        """The request with its place kept under *lease_id*."""
         absent = self._absent.get(lease_id)
         return None if absent is None else absent.waiting
 
@@ -289,7 +289,7 @@ class Waitlist:
         klass.correct(holder, tokens)
 
     def head(self) -> Waiting | None:
-        """Who is served next; None if nobody waits."""
+        """The request to serve next; None if none waits."""
         best: PriorityClass | None = None
         for klass in self._classes.values():
             if klass.flows and (best is None or klass.tag < best.tag):
@@ -305,7 +305,7 @@ class Waitlist:
                 yield flow.queue[0]
 
     def order(self) -> Iterator[Waiting]:
-        """Everybody, in the order of service if nobody else comes.
+        """All requests, in the order of service if no further ones come.
 
         Assumes that each is charged its quote; changes nothing.
         """

@@ -41,7 +41,7 @@ def answer(allocator: Allocator, tokens: int, now_ms: int, refill_in: int | None
 
 
 def test_what_is_there_is_granted_at_once() -> None:
-    """With tokens in hand nobody waits and nobody asks Keepa."""
+    """With tokens in hand no request waits, and Keepa is not asked."""
     allocator = synced(20)
     allocator.acquire(request(), 10)
     (lease,) = granted(allocator)
@@ -52,7 +52,7 @@ def test_what_is_there_is_granted_at_once() -> None:
 
 
 def test_nothing_is_granted_before_the_first_observation() -> None:
-    """A broker that has not heard from Keepa asks, and grants when it has."""
+    """A broker without a count asks Keepa, and grants once it has one."""
     allocator = Allocator(READY, epoch=EPOCH, started_ms=0)
     allocator.acquire(request(), 5)
     assert granted(allocator) == []
@@ -104,7 +104,7 @@ def overlapping(
 ) -> Allocator:
     """Two calls of 5 tokens overlapped: the one that ended first is settled first.
 
-    Their replies told *left*. So many calls are *running* still, and others have spent
+    Their replies showed *left*. So many calls are *running* still, and others have spent
     *foreign* tokens before.
     """
     allocator = synced(tokens + foreign)
@@ -221,7 +221,7 @@ def test_the_head_is_woken_exactly_at_the_tick() -> None:
 
 
 def test_when_keepa_does_not_answer_the_projection_serves() -> None:
-    """A probe without an answer for two seconds delays nobody any longer."""
+    """A probe without an answer for two seconds delays no request any longer."""
     allocator = synced(3, refill_in=30_000)
     allocator.acquire(request(), 500)
     allocator.advance(30_020)
@@ -233,7 +233,7 @@ def test_when_keepa_does_not_answer_the_projection_serves() -> None:
 
 
 def test_when_asking_fails_the_projection_serves_and_asking_goes_on() -> None:
-    """A Keepa whose status call is down is asked again later, ever more rarely."""
+    """While its status call is down, Keepa is asked again ever more rarely."""
     allocator = synced(3, refill_in=30_000)
     allocator.acquire(request("a"), 500)
     allocator.acquire(request("b"), 500)
@@ -267,7 +267,7 @@ def test_two_workers_do_not_both_see_the_last_five() -> None:
 
 
 def test_a_batch_is_cut_to_what_is_affordable() -> None:
-    """Whoever accepts fewer units gets what the tokens cover now."""
+    """A request that accepts fewer units gets what the tokens cover now."""
     allocator = synced(30)
     allocator.acquire(request(operation="p", units=100, min_units=10, prior=2), 10)
     (lease,) = granted(allocator)
@@ -329,7 +329,7 @@ def test_learned_costs_replace_the_prior() -> None:
 
 
 def test_the_floor_is_never_granted() -> None:
-    """Tokens below the floor stay for others, and the ETA knows it."""
+    """Tokens below the floor stay for others, and the ETA takes that into account."""
     allocator = synced(22, AllocatorConfig(floor_tokens=20, recovery_grace_ms=0), refill_in=9_000)
     allocator.acquire(request(), 10)
 
@@ -388,7 +388,7 @@ def test_what_even_debt_can_never_cover_is_denied() -> None:
 
 
 def test_a_denial_comes_with_an_eta() -> None:
-    """Who does not want to wait is told when to come back, after Keepa was asked."""
+    """A request without a wait is answered after Keepa was asked, with a time to come back."""
     allocator = synced(3, refill_in=30_000)
     allocator.acquire(request(deadline_ms=5_000), 5_000)
     assert allocator.take_outcomes() == []
@@ -456,7 +456,7 @@ def test_an_abandoned_id_is_refused_later() -> None:
 
 
 def test_a_cancelled_wait_leaves_nothing_and_moves_the_next_up() -> None:
-    """Whoever gives up at the head does not stop the others."""
+    """A head that gives up does not stop the others."""
     allocator = synced(5)
     allocator.acquire(request("big", holder="A", units=3), 10)
     allocator.acquire(request("small", holder="B"), 10)
@@ -478,7 +478,7 @@ def test_a_grant_nobody_received_is_taken_back() -> None:
 
 
 def test_operators_pause_and_resume() -> None:
-    """While paused everybody waits, and is told so when time is up."""
+    """While paused all requests wait, and are denied for that reason when time is up."""
     allocator = synced(20)
     allocator.pause(10)
     allocator.acquire(request("a", deadline_ms=100), 20)
@@ -491,7 +491,7 @@ def test_operators_pause_and_resume() -> None:
 
 
 def test_a_budget_lets_others_pass() -> None:
-    """Who has used up its budget waits for the window; the others are served."""
+    """A holder with a used-up budget waits for the window; the others are served."""
     budget = Budget("enrichment", operation="product*", tokens_per_hour=10)
     allocator = synced(100, AllocatorConfig(recovery_grace_ms=0, budgets=(budget,)))
     for number in range(3):
@@ -517,7 +517,7 @@ def test_a_budget_can_be_lifted_while_somebody_waits() -> None:
 
 
 def test_classes_and_reasons_show_in_the_views() -> None:
-    """Operators see the balance, who waits, in which class, and why."""
+    """Operators see the balance, the waiting requests, their classes, and the reasons."""
     allocator = synced(2)
     allocator.acquire(request("low", priority=Priority.LOW), 10)
     view = snapshot(allocator, 20)
@@ -538,7 +538,7 @@ def cut_off() -> Allocator:
 
 
 def test_a_wait_that_was_cut_off_comes_back_to_its_place() -> None:
-    """A broken connection says nothing about what its client wants."""
+    """A broken connection does not show what its client wants."""
     allocator = cut_off()
     allocator.acquire(request("first", holder="A"), 30 + ABSENCE_MS - 1)
     views = waiting_view(allocator, 30 + ABSENCE_MS)
@@ -548,7 +548,7 @@ def test_a_wait_that_was_cut_off_comes_back_to_its_place() -> None:
 
 
 def test_a_client_that_is_away_is_granted_nothing_and_delays_nobody() -> None:
-    """Tokens that nobody fetches would lie idle until the lease lapses."""
+    """Tokens without a client would lie idle until the lease lapses."""
     allocator = cut_off()
     allocator.probe_started(40)
     allocator.probe_answered(envelope(5, at=50), 40, 50)
@@ -557,7 +557,7 @@ def test_a_client_that_is_away_is_granted_nothing_and_delays_nobody() -> None:
 
 
 def test_a_place_is_lost_after_a_while() -> None:
-    """Whoever comes back later is a newcomer."""
+    """A client that comes back later is a newcomer."""
     allocator = cut_off()
     allocator.acquire(request("first", holder="A"), 30 + ABSENCE_MS)
     views = waiting_view(allocator, 40_000)

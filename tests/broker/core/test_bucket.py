@@ -18,7 +18,7 @@ from tests.broker.builders import envelope, probe
 
 
 def bucket_with(observation: Observation) -> Bucket:
-    """A bucket that knows *observation*."""
+    """A bucket with *observation*."""
     bucket = Bucket()
     bucket.adopt(observation)
     return bucket
@@ -83,7 +83,7 @@ def test_token_flow_reduction_shrinks_the_lumps() -> None:
 
 
 def test_an_envelope_without_a_rate_is_no_observation() -> None:
-    """An invalid key is answered with zeros that say nothing of any bucket."""
+    """An invalid key is answered with zeros that describe no bucket."""
     assert not envelope(0, rate=0).is_observation
     assert not Envelope(0, 0, 42, 1, 0, 60).is_observation
 
@@ -197,8 +197,8 @@ def test_the_next_tick_is_when_the_balance_rises(now_ms: int, refill_in: int) ->
 class BucketMachine(RuleBasedStateMachine):
     """Against a Keepa that really ticks, with replies that are slow and out of order.
 
-    Keepa's clock runs beside ours at a fixed distance. Nobody spends but the
-    `spend` rule, which Keepa tells us of in the next reply that we see.
+    Keepa's clock runs beside the broker's at a fixed distance. Only the
+    `spend` rule spends; the next reply that arrives shows it.
     """
 
     SERVER_AHEAD_MS = 1_600_000_000_000

@@ -12,7 +12,7 @@ def test_the_smaller_limit_counts() -> None:
 
 
 def test_patterns_choose_holders_and_operations() -> None:
-    """A pot is shared by all that match both patterns, and by nobody else."""
+    """A pot is shared by all that match both patterns, and by no others."""
     book = BudgetBook([Budget("b", holder="team-a/*", operation="product*", tokens_per_hour=10)])
     book.charge("team-a/1", "product?offers=20", 4, at_ms=0)
     book.charge("team-b/1", "product", 100, at_ms=0)

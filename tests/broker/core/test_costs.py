@@ -58,7 +58,7 @@ def test_a_high_quantile_of_whole_calls_is_reserved() -> None:
 
 
 def test_batch_sizes_learn_apart() -> None:
-    """What single ASINs cost says little of batches of fifty."""
+    """The cost of single ASINs proves little for batches of fifty."""
     book = learned("p", [(1, 20)] * SAMPLES_MIN + [(50, 100)] * SAMPLES_MIN)
 
     assert book.estimate("p", 1, PRIOR) == 20
@@ -110,7 +110,7 @@ def test_an_unknown_cost_may_be_a_multiple_of_the_prior() -> None:
 
 
 def test_the_more_calls_are_known_the_closer_is_the_worst() -> None:
-    """Few calls hardly show their tail; many do, and the middle tells the likely cost."""
+    """Few calls hardly show their tail; many do, and the middle is the likely cost."""
     few, many = ([(1, 4), (1, 4), (1, 10)] * calls for calls in (SAMPLES_MIN, 100))
     early, later = (learned("p", calls).price("p", 1, PRIOR) for calls in (few, many))
 
@@ -146,7 +146,7 @@ def test_what_is_called_affordable_is_affordable(
 
 
 def test_few_equal_costs_prove_little_where_other_sizes_scatter() -> None:
-    """A size whose first calls cost the same may still scatter like the others; many prove it."""
+    """A size with equal first costs may still scatter like the others; many calls prove it."""
     book = CostBook()
     for cost in (6, 6, 6, 9, 12):
         book.learn("offers", 2, cost, 0)

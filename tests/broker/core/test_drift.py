@@ -54,7 +54,7 @@ def test_an_overrun_seen_early_is_not_left_with_strangers() -> None:
 
 
 def test_foreign_spend_behind_a_hold_comes_out_when_the_hold_ends() -> None:
-    """Tokens that a call in flight seemed to explain were somebody else's after all."""
+    """Tokens that a call in flight seemed to explain were foreign after all."""
     ledger = ledger_with(50)
     ledger.reserve(request(), 1, 5, 10)
     ledger.observe(probe(45, at=100))

@@ -1,4 +1,4 @@
-"""Reports of clients: what is believed, what a probe decides, and who can't do harm."""
+"""Reports of clients: what is believed, what a probe decides, and what can do no harm."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ def probed(allocator: Allocator, said: Envelope, now_ms: int) -> None:
 
 
 def in_step(tokens: int = 50) -> Allocator:
-    """An allocator that knows the period; it is 0 ms, and the next tick lands at 30,000 ms."""
+    """An allocator with a learned period; it is 0 ms, and the next tick lands at 30,000 ms."""
     allocator = synced(tokens - 10, at=-91_400, refill_in=1_000)
     probed(allocator, envelope(tokens - 5, at=-89_400, refill_in=PERIOD_MS - 1_000), -89_400)
     probed(allocator, envelope(tokens, at=0, refill_in=30_000), 0)
@@ -34,13 +34,13 @@ def in_step(tokens: int = 50) -> Allocator:
 
 
 def reported(allocator: Allocator, said: Envelope, now_ms: int, lease_id: str = "a") -> Settled:
-    """A lease is granted, and settled with *said* 100 ms later."""
+    """A lease is granted, and settled 100 ms later with an envelope."""
     allocator.acquire(request(lease_id), now_ms - 100)
     return allocator.settle(settlement(lease_id, said=said), now_ms)
 
 
 def fair(at: int = 950, left: int = 45, **changes: int) -> Envelope:
-    """What Keepa says after one call for five tokens."""
+    """Keepa's envelope after one call for five tokens."""
     fields = {"consumed": 5, "refill_in": 30_000 - at, **changes}
     return envelope(left, at=at, **fields)
 
@@ -137,7 +137,7 @@ def test_before_two_ticks_only_probes_place_them() -> None:
 
 
 def test_a_late_reply_does_not_put_the_tick_off() -> None:
-    """A reply that was long on its way places the tick where Keepa's clock says."""
+    """A reply that was long on its way places the tick where Keepa's clock has it."""
     allocator = in_step()
     allocator.acquire(request(), 50_000)
     said = envelope(50, at=50_100, consumed=5, refill_in=40_100)
@@ -201,7 +201,7 @@ def test_a_true_report_after_quiet_times_is_checked_at_once() -> None:
 
 
 def test_an_invented_price_is_not_learned() -> None:
-    """A report of 300 tokens for a page does not price everybody out."""
+    """A report of 300 tokens for a page prices no other request out."""
     allocator = in_step(300)
     for number in range(4):
         now_ms = 1_000 * (number + 1)
@@ -212,7 +212,7 @@ def test_an_invented_price_is_not_learned() -> None:
 
 
 def test_a_dear_price_is_learned_once_keepa_s_count_shows_it() -> None:
-    """A caller whose prior is far too low is believed after a probe."""
+    """A caller with a prior far too low is believed after a probe."""
     allocator = in_step(300)
     reported(allocator, fair(left=200, consumed=100), 1_000)
     assert allocator.costs.estimate("deal", 1, 5) == 5
@@ -284,7 +284,7 @@ def test_no_hostile_holder_moves_the_count_of_others(steps: list[dict[str, Any]]
 
 
 def at_moment(truth: int, now_ms: int) -> Envelope:
-    """Keepa's count while nobody spends: *truth* at first, and five a tick."""
+    """Keepa's count without spending: *truth* at first, and five a tick."""
     ticks = 0 if now_ms < 30_000 else 1 + (now_ms - 30_000) // PERIOD_MS
     next_tick_ms = 30_000 + ticks * PERIOD_MS
     return envelope(truth + 5 * ticks, at=now_ms, refill_in=next_tick_ms - now_ms)

@@ -13,7 +13,7 @@ numbers = count()
 
 
 def waiting(quote: Quote) -> Waiting:
-    """Somebody who waits for what *quote* says."""
+    """A request that waits for what *quote* names."""
     return Waiting(request(f"w{next(numbers)}"), 0, quote)
 
 
@@ -53,7 +53,7 @@ def test_who_may_overrun_waits_for_the_calls_in_flight() -> None:
 
 
 def test_without_refill_only_what_comes_back_counts() -> None:
-    """Nobody can tell when an account without refill will have more."""
+    """It is unknown when an account without refill will have more."""
     forecast = Forecast(
         available=0, lump=0, ticks=Ticks(0, 60_000), returns=[Return(50, 5)], call_ms=1
     )

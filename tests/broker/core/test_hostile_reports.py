@@ -1,4 +1,4 @@
-"""Reports of a hostile holder among others whose calls are in flight.
+"""Reports of a hostile holder among others with calls in flight.
 
 A call in flight may have been charged or not, so a report that is wrong by no more than
 that fits the model. It is found out once that call has ended, by the time at the latest
@@ -153,7 +153,7 @@ class World:
 
     @property
     def ticks_since_probe(self) -> int:
-        """Ticks that the last probe could not know."""
+        """Ticks that the last probe could not include."""
         bucket = self.allocator.ledger.bucket
         assert bucket.probed is not None
         return 1 + int((self.now_ms - bucket.probed.arrived_ms) // bucket.period.ms)
@@ -202,7 +202,7 @@ def lied_while_one_is_in_flight(left: int, *, charged: bool) -> World:
     world.passes(10)
     if charged:
         world.charges(0)
-        # Somebody's true reply shows that charge.
+        # The true reply to another call shows that charge.
         lease = world.granted("other", "tiny", 1)
         assert lease is not None
         world.balance -= 1
@@ -266,6 +266,20 @@ def test_a_lie_does_not_free_the_hold_of_a_lost_call() -> None:
 
     assert world.allocator.ledger.lease(world.calls[0].lease.lease_id) is not None
     assert world.allocator.ledger.reserved == PAGE
+
+
+def test_what_a_lie_leaves_behind_does_not_free_the_hold_of_a_lost_call() -> None:
+    """A report one token too high makes the next probe look like a charge of one."""
+    world = World()
+    world.opens()
+    world.passes(20_000)
+    for _ in range(2):
+        world.passes(1)
+        world.lies(1, 0, 0, Outcome.REPLIED)
+    world.probes()
+
+    assert world.allocator.ledger.reserved == PAGE
+    assert world.allocator.ledger.headroom(world.now_ms, projected=False) == 250 - PAGE
 
 
 def test_small_steps_do_not_add_up() -> None:

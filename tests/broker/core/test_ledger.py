@@ -139,7 +139,7 @@ def test_a_settle_after_the_write_off_still_counts_once() -> None:
 
 
 def test_a_lease_has_a_holder_while_its_cost_can_still_be_told() -> None:
-    """Also after a write-off, which its own late settle corrects; a settled one is nobody's."""
+    """Also after a write-off, which its own late settle corrects; a settled one has no holder."""
     ledger = ledger_with(20)
     grant(ledger, "lost")
     grant(ledger, "settled")
@@ -169,7 +169,7 @@ def test_an_unknown_outcome_stays_reserved_until_it_is_known() -> None:
 
 
 def test_a_refusal_costs_nothing_and_is_an_observation() -> None:
-    """HTTP 429 spends no token and tells the balance."""
+    """HTTP 429 spends no token and shows the balance."""
     ledger = ledger_with(2)
     grant(ledger)
     grant(ledger, "b")
@@ -240,7 +240,7 @@ def test_a_settle_from_an_older_epoch_is_taken_once() -> None:
 
 
 def test_misuse_is_named() -> None:
-    """Unknown, ended and foreign leases are told apart."""
+    """Unknown, ended and foreign leases have errors of their own."""
     ledger = ledger_with(50)
     grant(ledger)
     with pytest.raises(LeaseNotFoundError):
@@ -259,7 +259,7 @@ def test_misuse_is_named() -> None:
 
 
 def test_foreign_spending_is_found_and_counted() -> None:
-    """When Keepa has less than we can explain, somebody else uses the key."""
+    """When Keepa has less than the books explain, another program uses the key."""
     ledger = ledger_with(50)
     ledger.observe(probe(30, at=5_000))
 
@@ -290,7 +290,7 @@ class LedgerMachine(RuleBasedStateMachine):
     """Whatever the order of calls, replies and probes: never oversold, nothing lost.
 
     Keepa here has no ticks, charges at the start of a call and reports the
-    balance as of some moment of it, so replies tell old news at times.
+    balance as of some moment of it, so replies are old news at times.
     """
 
     def __init__(self) -> None:
@@ -309,7 +309,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(1, 30))
     def grant(self, tokens: int) -> None:
-        """A grant, if the ledger says that it fits."""
+        """A grant, if it fits the headroom."""
         if 0 < tokens <= self.ledger.headroom(self.now_ms, projected=False):
             self.number += 1
             lease = grant(self.ledger, str(self.number), tokens, self.now_ms)

@@ -23,7 +23,7 @@ def heartbeat(lease_id: str = "a", ttl_ms: int = 15_000) -> Renewal:
 
 
 def test_a_lease_has_a_greatest_age() -> None:
-    """A hung thread whose heart still beats does not hold its tokens for ever."""
+    """A hung thread with a living heartbeat does not hold its tokens for ever."""
     allocator = synced(50)
     allocator.acquire(request(), 0)
     for now_ms in range(10_000, AGE_MS, 10_000):

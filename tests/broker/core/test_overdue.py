@@ -1,4 +1,4 @@
-"""Who is out of time while Keepa is silent is answered, and told when to come back."""
+"""Requests out of time while Keepa is silent are answered, with a time to come back."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_nobody_awaits_keepa_beyond_the_end_of_the_call() -> None:
 
 
 def test_without_an_end_of_the_call_patience_ends_the_wait() -> None:
-    """Who only doesn't want to wait gets Keepa's word if it comes in time."""
+    """A request without a wait gets Keepa's answer if that comes in time."""
     allocator = synced(3, refill_in=30_000)
     allocator.acquire(request(deadline_ms=5_000, answer_by_ms=60_000), 5_000)
     allocator.probe_started(5_000)
@@ -60,7 +60,7 @@ def test_tokens_that_want_confirming_are_worth_coming_back_for() -> None:
 
 
 def test_before_the_first_word_too() -> None:
-    """A broker that knows nothing yet says so in time, and when to ask again."""
+    """A broker without a count yet answers in time, with a time to ask again."""
     config = AllocatorConfig(recovery_grace_ms=3_000)
     allocator = Allocator(config, epoch=EPOCH, started_ms=0)
     allocator.probe_started(0)

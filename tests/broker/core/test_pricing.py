@@ -1,4 +1,4 @@
-"""Calls whose cost is unsure are not sent where an overrun would get others refused."""
+"""Calls of unsure cost are not sent where an overrun would get others refused."""
 
 from broker.core.allocator import Allocator
 from broker.core.answers import Granted
@@ -52,7 +52,7 @@ def test_calls_of_known_cost_go_together() -> None:
 
 
 def test_a_lone_call_needs_no_more_than_its_price() -> None:
-    """Nobody is in flight whom an overrun could hurt, so nobody waits for margins."""
+    """No call is in flight that an overrun could hurt, so none waits for margins."""
     allocator = synced(5)
     allocator.acquire(request("a"), 10)
 

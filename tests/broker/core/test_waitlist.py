@@ -1,4 +1,4 @@
-"""Who is next: weights between classes, equal shares between holders, no bypassing."""
+"""Which request is next: weights between classes, equal shares between holders, no bypassing."""
 
 from collections import Counter
 
@@ -64,7 +64,7 @@ def test_classes_share_by_weight() -> None:
 
 
 def test_an_urgent_request_passes_a_big_low_one_that_still_saves_up() -> None:
-    """The head is computed anew when somebody with a better claim arrives."""
+    """The head is computed anew when a request with a better claim arrives."""
     waitlist = Waitlist()
     waitlist.add(waiting("x", "L", 5, Priority.LOW))
     drain(waitlist, 1)
@@ -135,7 +135,7 @@ def test_the_order_foretold_is_the_order_served() -> None:
 
 
 class WaitlistMachine(RuleBasedStateMachine):
-    """Whatever comes and goes, nobody is lost and no backlogged holder falls behind."""
+    """Whatever comes and goes, no request is lost and no backlogged holder falls behind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class WaitlistMachine(RuleBasedStateMachine):
         tokens=st.integers(1, 100),
     )
     def join(self, holder: str, priority: Priority, tokens: int) -> None:
-        """Somebody asks."""
+        """A request comes."""
         self.number += 1
         self.largest = max(self.largest, tokens)
         lease_id = str(self.number)
@@ -161,7 +161,7 @@ class WaitlistMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.queued.values()))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Somebody gives up."""
+        """A request leaves."""
         lease_id = data.draw(st.sampled_from([i for q in self.queued.values() for i in q]))
         assert self.waitlist.remove(lease_id) is not None
         for queue in self.queued.values():
@@ -189,7 +189,7 @@ class WaitlistMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_lost(self) -> None:
-        """All who wait are in the order exactly once, and the first is the head."""
+        """All that wait are in the order exactly once, and the first is the head."""
         order = [w.request.lease_id for w in self.waitlist.order()]
         assert sorted(order) == sorted(i for q in self.queued.values() for i in q)
         assert len(self.waitlist) == len(order)
@@ -223,7 +223,7 @@ def test_weights_are_eight_four_one() -> None:
 def test_an_absence_costs_no_place(
     arrivals: list[tuple[str, Priority]], served: int, data: st.DataObject
 ) -> None:
-    """Who goes and comes back while nobody is served stands where it stood."""
+    """A request that goes and comes back while none is served stands where it stood."""
     waitlist = Waitlist()
     for number, (holder, priority) in enumerate(arrivals):
         entry = waiting(str(number), holder, priority=priority)
