@@ -127,6 +127,7 @@ class Drift:
         self.last_tokens = rest + included.held - included.cost
         self.by_cause[Cause.ESTIMATE] += included.held - included.cost
         rest -= self._changed_refill(rest, known, new, ticks)
+        rest -= self._shown_at_last(rest)
         rest -= self._in_flight(rest, in_flight)
         rest -= self._own_overrun(rest, included.overrun)
         refill = self._refill(rest, known, new, ticks, included.cost)
@@ -161,6 +162,11 @@ class Drift:
         self.by_cause[Cause.ESTIMATE] -= cost
         return cost
 
+    def written_on(self, cost: int) -> None:
+        """A call given up at *cost* is settled after all: it is in flight until that counts."""
+        self.by_cause[Cause.IN_FLIGHT] -= cost
+        self.by_cause[Cause.ESTIMATE] += cost
+
     def _changed_refill(self, rest: int, known: Envelope, new: Envelope, ticks: int) -> int:
         """The part that a new rate or a new token-flow reduction explains."""
         if known.lump == new.lump and known.capacity == new.capacity:
@@ -171,6 +177,13 @@ class Drift:
             return 0
         same_rate = known.refill_rate == new.refill_rate
         self.by_cause[Cause.FLOW_REDUCTION if same_rate else Cause.REFILL] += part
+        return part
+
+    def _shown_at_last(self, rest: int) -> int:
+        """The part that calls explain which the count before included, but did not show."""
+        part = -min(max(0, -rest), self._unshown_tokens)
+        self._unshown_tokens += part
+        self.by_cause[Cause.REFILL] += part
         return part
 
     def _in_flight(self, rest: int, in_flight: int) -> int:

@@ -522,6 +522,7 @@ class Ledger:
             return Settled(late=True, lease=self._adopt_lapsed(settlement, now_ms))
         if ended is not None and ended.written_off:
             self.totals.written_off_tokens -= ended.written_off
+            self.drift.written_on(ended.written_off)
         self._end(lease_id, Ended(late=True))
         lease = self._stranger(settlement, now_ms)
         return self._take_cost(lease, settlement, now_ms, late=True, held=False)
