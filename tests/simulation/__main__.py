@@ -26,7 +26,8 @@ FIGURES_SHARE = 0.4
 FIGURES_EVENTS = 1_000_000
 PROGRESS_S = 10.0
 
-console = Console(highlight=False)
+# Wide enough for the figures on any terminal.
+console = Console(highlight=False, width=110)
 
 
 def arguments() -> argparse.Namespace:
