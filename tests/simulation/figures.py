@@ -33,7 +33,7 @@ CALLS_A_REFUSAL: Final = {"unknown costs": 10_000}
 UNEXPLAINED_MAX: Final = 1
 ETA_ERROR_MS_MAX: Final = 2_000
 CLASS_ERROR_MAX: Final = 0.02
-# Everybody waits all the time: one status call confirms the lump of a tick, and now and
+# All callers wait all the time: one status call confirms the lump of a tick, and now and
 # then one ends a doubt. A start takes its first count, and places two ticks.
 PROBES_A_TICK_MAX: Final = 1.3
 PROBES_A_START: Final = 3

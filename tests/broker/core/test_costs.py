@@ -196,7 +196,7 @@ def test_many_names_of_callers_do_not_matter_to_a_price_in_use() -> None:
 
 
 def test_few_calls_leave_room_for_ten_pages_of_offers() -> None:
-    """A call without offers of many pages among the first says little of the next one."""
+    """A call without offers of many pages among the first predicts little of the next one."""
     few = learned("offers", [(1, 6), (1, 6), (1, 12), (1, 6), (1, 12)]).price("offers", 1, 6)
 
     assert few.worst * few.ratio >= 60

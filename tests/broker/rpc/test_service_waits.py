@@ -159,8 +159,8 @@ async def test_a_doubted_wait_ends_when_freshness_does(
 ) -> None:
     """Calls overlapped, and a reply may lack one: Keepa is asked a second later, not at the tick.
 
-    Others spend as well, so that the broker's own books are not enough, and a third call is
-    under way, whose reply might settle the matter first.
+    Others spend as well, so that the broker's own books are not enough. A third call is under
+    way, and its reply might settle the matter first.
     """
     broker = await serve(slow_keepa, 33)
     allocator = broker.runtime.allocator
@@ -190,7 +190,7 @@ async def test_a_doubted_wait_ends_when_freshness_does(
 
 
 def reply(known: Envelope, later_ms: int, took_ms: int, left: int) -> pb.Envelope:
-    """What Keepa says of a call that began *later_ms* after *known*, before the next tick."""
+    """The envelope of a call that began *later_ms* after *known*, before the next tick."""
     start_ms = known.end_ms + later_ms
     said = pb.Envelope(tokens_left=left, tokens_consumed=5, refill_rate=known.refill_rate)
     said.server_time.FromMilliseconds(start_ms)
