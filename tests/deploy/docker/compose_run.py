@@ -20,6 +20,7 @@ from deploy.keepa_simulator.options import DEMO_KEY
 ROOT = Path(__file__).parents[3]
 FILES = ("docker-compose.yml", "deploy/docker/simulator.yml")
 TLS_FILE = "deploy/docker/tls.yml"
+PGBOUNCER_FILE = "deploy/docker/pgbouncer.yml"
 BASE_IMAGE = "python:3.12-slim"
 ABOVE_BASE_MAX_BYTES = 120_000_000
 BUILD_TIMEOUT_S = 1_200
@@ -56,15 +57,16 @@ def no_engine() -> str:
 
 
 class Stack:
-    """The compose project, with a name and ports of its own.
+    """The compose project under a name and on ports of its own.
 
     Args:
-        certificates: A folder of certificates; it turns on mutual TLS.
+        overrides: Further compose files.
+        settings: Variables of the compose files.
     """
 
-    def __init__(self, certificates: Path | None = None) -> None:
-        self._files = FILES if certificates is None else (*FILES, TLS_FILE)
-        self._settings = {} if certificates is None else {"TLS_DIR": str(certificates)}
+    def __init__(self, *overrides: str, **settings: str) -> None:
+        self._files = (*FILES, *overrides)
+        self._settings = settings
 
     def run(self, *arguments: str, timeout_s: float = 120) -> str:
         """Runs a docker compose command on it."""
@@ -172,7 +174,7 @@ def test_mutual_tls_collects_pages(stack: Stack, tmp_path: Path) -> None:
     """Broker, fetcher and operator authenticate with certificates, also with renewed ones."""
     make = [ROOT / "deploy/tls/make-certificates.sh", tmp_path / "tls"]
     subprocess.run(make, check=True)
-    secured = Stack(tmp_path / "tls")
+    secured = Stack(TLS_FILE, TLS_DIR=str(tmp_path / "tls"))
     secured.run("up", "--detach", "--no-build", "--scale", "fetcher=1")
     begun_at = stack.number("SELECT extract(epoch FROM now())::bigint")
     subprocess.run(make, check=True)
@@ -186,6 +188,23 @@ def test_mutual_tls_collects_pages(stack: Stack, tmp_path: Path) -> None:
     assert bucket["capacity"] > 0
     assert "mutual TLS" in logs
     assert "PRIVATE KEY" not in logs
+
+
+def test_a_pooler_in_transaction_mode_carries_all_work(stack: Stack) -> None:
+    """Migrations, repeated too, and fetchers work through PgBouncer with two connections."""
+    pooled = Stack(PGBOUNCER_FILE)
+    begun_at = stack.number("SELECT extract(epoch FROM now())::bigint")
+    pooled.run("up", "--build", "--detach", "--scale", "fetcher=2", timeout_s=BUILD_TIMEOUT_S)
+    again = pooled.run("run", "--rm", "migrate", "migrate")
+
+    read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({begun_at})"
+    wait_for(lambda: stack.number(read) > 3, "pages read through PgBouncer")
+    logs = pooled.run("logs", "--since", "2m", "fetcher")
+
+    assert "nothing to do" in again
+    assert "login attempt" in pooled.run("logs", "pgbouncer")
+    assert "prepared statement" not in logs
+    assert "Postgres is away" not in logs
 
 
 def stop_time_s(stack: Stack, service: str) -> float:
