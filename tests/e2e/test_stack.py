@@ -251,7 +251,7 @@ def test_a_database_that_is_down_is_named_without_its_password(tmp_path: Path) -
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "Postgres" in done.stderr
+    assert "DATABASE_URL" in done.stderr
     assert "hush-hush" not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from broker.core.holds import Holds
 from broker.core.leases import Priority
-from broker.core.ledger import Ledger
 from tests.simulation.campaign import run_random, shrink
 from tests.simulation.figures import (
     BY_CHANCE,
@@ -119,7 +119,7 @@ def test_rare_events_are_judged_by_their_chance() -> None:
 
 def test_a_failure_shrinks_to_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a defect in the core a seed fails, and the trace names the check."""
-    monkeypatch.setattr(Ledger, "_lapse", refund)
+    monkeypatch.setattr(Holds, "lapse", refund)
     outcomes = (run_random(seed, 3_000) for seed in range(1, 60))
     failing = next(outcome for outcome in outcomes if outcome.failure)
     trace = list(shrink(failing.seed, failing))

@@ -173,7 +173,7 @@ def test_product_price(simulator: RunningSimulator, parameters: dict[str, int], 
 
 def test_offers_replace_the_base_price(simulator: RunningSimulator) -> None:
     """Six tokens per page of ten offers found, five at least."""
-    asins = [row["asin"] for row in deal(simulator)["deals"]["dr"][:40]]
+    asins = [row["asin"] for row in deal(simulator)["deals"]["dr"][:100]]
     reply = get(simulator, "/product", domain=1, asin=",".join(asins), offers=20, stock=1).json()
     pages = [-(-len(product["offers"]) // 10) for product in reply["products"]]
 

@@ -40,14 +40,22 @@ def awaiting(client: AsyncBrokerClient, results: Connection) -> None:
 
 
 def in_a_child(work: object, client: object) -> str:
-    """The answer of *work* in a forked process."""
-    here, there = multiprocessing.Pipe()
+    """The answer of *work* in a forked process.
+
+    gRPC's own handlers now and then leave a forked child stuck before it runs a line of ours,
+    so a child without an answer is replaced twice.
+    """
     fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=work, args=(client, there))  # type: ignore[arg-type]
-    process.start()
-    answer = str(here.recv()) if here.poll(30) else "nothing"
-    process.join(30)
-    return answer
+    for _ in range(3):
+        here, there = multiprocessing.Pipe()
+        process = fork.Process(target=work, args=(client, there))  # type: ignore[arg-type]
+        process.start()
+        answer = str(here.recv()) if here.poll(20) else None
+        process.kill()
+        process.join()
+        if answer is not None:
+            return answer
+    return "nothing"
 
 
 async def make(address: str) -> AsyncBrokerClient:
