@@ -42,7 +42,7 @@ def awaiting(client: AsyncBrokerClient, results: Connection) -> None:
 def in_a_child(work: object, client: object) -> str:
     """The answer of *work* in a forked process.
 
-    gRPC's own handlers now and then leave a forked child stuck before it runs a line of ours,
+    gRPC's own handlers now and then leave a forked child stuck before it runs its first line,
     so a child without an answer is replaced twice.
     """
     fork = multiprocessing.get_context("fork")
