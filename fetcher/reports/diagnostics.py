@@ -14,6 +14,7 @@ from fetcher.postgres import health
 from fetcher.postgres.database import Connection, connect
 from fetcher.postgres.errors import GRANT, MIGRATE
 from fetcher.postgres.schema import applied_migrations, known_migrations, known_tables
+from fetcher.postgres.workers import SILENT_CLAIMS
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.units import span_words
 from fetcher.scans.page_facts import STALE_AFTER_MS
@@ -23,8 +24,6 @@ from protos.process.settings import SettingsError, key_fingerprint
 KEEPA_HOST: Final = "api.keepa.com"
 MISSING_KEY: Final = "set KEEPA_API_KEY or KEEPA_API_KEY_FILE; keepa.com/#!api shows your key"
 PACKAGE: Final = "keepa-token-broker"
-# Some heartbeats; a fetcher sends one every third of a claim's time.
-ALIVE_S: Final = 60
 STALE_S: Final = STALE_AFTER_MS // 1000
 
 
@@ -162,14 +161,14 @@ def _examine_database(settings: Settings) -> Iterator[Finding]:
             if lacking := health.without_rights(connection, known_tables()):
                 text = f"the role may not read and write {', '.join(lacking)}"
                 yield Finding("rights", State.FAILED, text, GRANT)
-            yield from _examine_collection(connection)
+            yield from _examine_collection(connection, settings)
     except SettingsError as exc:
         yield Finding("Postgres", State.FAILED, str(exc), "correct the setting")
     except DatabaseError as exc:
         yield Finding("Postgres", State.FAILED, exc.problem, exc.remedy)
 
 
-def _examine_collection(connection: Connection) -> Iterator[Finding]:
+def _examine_collection(connection: Connection, settings: Settings) -> Iterator[Finding]:
     for row in health.freshness(connection):
         yield from _freshness(row)
     stuck = health.stuck(connection)
@@ -185,11 +184,12 @@ def _examine_collection(connection: Connection) -> Iterator[Finding]:
     text = f"{stuck['ready']} pages and {stuck['wanted']} products wait, {expired} claims expired"
     yield Finding("work", State.WARNING if expired else State.OK, text, remedy)
     rows = health.workers(connection)
-    if all(row["seen_ago_s"] >= ALIVE_S for row in rows):
+    alive_s = SILENT_CLAIMS * settings.claim_ttl_s
+    if all(row["seen_ago_s"] >= alive_s for row in rows):
         yield Finding("fetchers", State.FAILED, "none is alive", "dealfetcher run")
     for row in rows:
         name = f"{row['holder']} {row['version']}"
-        if row["seen_ago_s"] < ALIVE_S:
+        if row["seen_ago_s"] < alive_s:
             yield Finding("fetchers", State.OK, f"{name}: {row['doing']}")
         else:
             # A fetcher that has not left was killed, or can't do its work.

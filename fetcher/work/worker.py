@@ -42,6 +42,8 @@ IDLE_S: Final = 0.5
 DENIED_PAUSE_MAX_S: Final = 10.0
 AWAY_PAUSE_MAX_S: Final = 10.0
 SCHEMA_PAUSE_S: Final = 2.0
+# The check of the tables takes less as a rule; a process that waits for them is not at work.
+TABLES_CHECK_S: Final = 1.0
 JUDGE_AGAIN_PAUSE_S: Final = 30.0
 WATCH_EVERY_S: Final = 1.0
 
@@ -194,14 +196,14 @@ class Worker:
         workplace = self._workplace
         workplace.doing("renewing claims", at_most_s=STEP_AT_MOST_S)
         pulse, beat_every_s = workplace.pulse, workplace.limits.beat_every_s
-        if not self._has_tables.is_set():
+        if not self._has_tables.wait(TABLES_CHECK_S):
             try:
                 with workplace.database.connection() as connection:
                     self._report(connection)
             except DatabaseError as exc:
                 # The thread that waits for the tables logs why.
                 log.debug("no report of waiting", problem=str(exc))
-            return beat_every_s
+            return SCHEMA_PAUSE_S
         try:
             workplace.attempt(self._renew)
         except DatabaseAwayError as exc:

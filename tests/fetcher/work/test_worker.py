@@ -116,6 +116,26 @@ def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> N
     assert world.broker.bucket().open_leases == 0
 
 
+def test_a_fetcher_counts_as_alive_once_it_works(start_world: StartWorld) -> None:
+    """The report from before the tables were checked is not the last one for long.
+
+    A beat comes every third of a claim's time, which is longer here than the test waits.
+    """
+    claim_ttl_s = 600.0
+    world = start_world()
+    world.write_query("used")
+    world.start_fetcher(claim_ttl_s=claim_ttl_s)
+    wait_until(
+        lambda: any(
+            silent_s < claim_ttl_s
+            for (silent_s,) in world.rows(
+                "SELECT extract(epoch FROM now() - seen_at)::float8 FROM workers"
+            )
+        ),
+        "a report of being at work",
+    )
+
+
 def test_run_seconds_ends_by_itself(start_world: StartWorld) -> None:
     """A run with a limit exits 0."""
     world = start_world()
