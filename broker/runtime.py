@@ -19,11 +19,10 @@ from typing import Final, TypeVar
 import structlog
 
 from broker.core.allocator import Allocator
-from broker.core.answers import Denied, Granted
 from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
 from broker.core.errors import BrokerError
-from broker.core.leases import Lease, LeaseRequest, Renewal, Settled, Settlement
+from broker.core.leases import Denied, Granted, Lease, LeaseRequest, Renewal, Settled, Settlement
 from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
 from broker.daemon_thread import in_daemon_thread
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure

@@ -15,24 +15,33 @@ from itertools import islice
 from math import ceil
 from typing import Final, NamedTuple
 
-from broker.core.answers import MESSAGES, BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Envelope, Observation, Source
 from broker.core.budgets import Budget, BudgetBook
 from broker.core.costs import CostBook
-from broker.core.deadlines import Deadlines
 from broker.core.drift import ROUNDING_TOKENS
 from broker.core.errors import LeaseConflictError, LeaseEndedError
 from broker.core.events import Event
 from broker.core.evidence import UNPROBED_TICKS_MAX, UNPROBED_TICKS_MOVED_MAX, Doubts
 from broker.core.forecast import CallTimes, foresee
 from broker.core.holds import Holds
-from broker.core.leases import Lease, LeaseRequest, Outcome, Renewal, Settled, Settlement
+from broker.core.leases import (
+    MESSAGES,
+    BucketState,
+    DenialReason,
+    Denied,
+    Granted,
+    Lease,
+    LeaseRequest,
+    Outcome,
+    Renewal,
+    Settled,
+    Settlement,
+)
 from broker.core.ledger import LEASE_AGE_MS_MAX, Ledger
 from broker.core.limits import DEFAULT_LIMITS, Limits
-from broker.core.offers import Offers
-from broker.core.pricing import Batch
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
-from broker.core.waitlist import Waiting, Waitlist
+from broker.core.quotes import Batch, MustWait, Quotes, TooLarge
+from broker.core.waitlist import Deadlines, Waiting, Waitlist
 
 # How long a wait keeps its place after its connection broke. Broker and client notice a dead
 # connection up to 25 s apart; the rest is for the way back.
@@ -84,7 +93,7 @@ class Allocator:
         self.costs = CostBook()
         self.waitlist = Waitlist(caller)
         self.budgets = BudgetBook(config.budgets)
-        self.offers = Offers(
+        self.quotes = Quotes(
             self.ledger, self.costs, self.budgets, config.floor_tokens, config.debt_horizon_ms
         )
         self.probing = Probing()
@@ -128,7 +137,7 @@ class Allocator:
         lease_id = request.lease_id
         waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
         if waiting is None:
-            waiting = Waiting(request, now_ms, self.offers.first_quote(request))
+            waiting = Waiting(request, now_ms, self.quotes.price(request))
             self._check_limits(waiting)
             self.waitlist.add(waiting)
         elif waiting.request.repeats(request):
@@ -391,7 +400,10 @@ class Allocator:
         if self.budgets:
             for waiting in order:
                 lease_id = waiting.request.lease_id
-                etas[lease_id] = self.offers.later_by_budget(waiting, etas[lease_id], now_ms)
+                free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
+                eta_ms = etas[lease_id]
+                if eta_ms is not None:
+                    etas[lease_id] = None if free_ms is None else max(eta_ms, free_ms - now_ms)
         return etas
 
     # --- deciding ----------------------------------------------------------
@@ -413,11 +425,12 @@ class Allocator:
             if len(self._outcomes) >= ANSWERS_MAX:
                 self._unfinished = True
                 return
-            if not self.offers.requote(head):
+            head.priced = self.quotes.again(head.request, head.priced)
+            if isinstance(head.priced.offer, TooLarge):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
                 continue
             batch = self._batch_now(head, now_ms)
-            if batch is None:
+            if not isinstance(batch, Batch):
                 return
             self._grant(head, batch, now_ms)
         self._doubt_since_ms = None
@@ -434,9 +447,10 @@ class Allocator:
             if limited and self._share_room(waiting) < waiting.quote.least_tokens:
                 continue
             # Dearer than when it came, it may have outgrown the room it waits for.
-            if not self.offers.requote(waiting):
+            waiting.priced = self.quotes.again(waiting.request, waiting.priced)
+            if isinstance(waiting.priced.offer, TooLarge):
                 return waiting
-            free_ms = self.offers.budget_free_ms(waiting, now_ms)
+            free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
             if free_ms is None:
                 continue
             if free_ms <= now_ms:
@@ -451,34 +465,39 @@ class Allocator:
         room = self.config.limits.room(held, ledger.bucket_tokens)
         return waiting.quote.tokens if room is None else room
 
-    def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | None:
-        """What to grant to the head; None if it must wait, for Keepa or for tokens."""
-        batch = self.offers.batch(waiting, self.available(now_ms, projected=False), now_ms)
-        self.probing.wanted = reason_to_ask(self._prospect(waiting, batch, now_ms))
-        if self.probing.wanted is not None:
+    def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | MustWait | Reason:
+        """What to grant to the head; else for what it waits: tokens, or Keepa's answer."""
+        batch = self._batch(waiting, self.available(now_ms, projected=False), now_ms)
+        reason = reason_to_ask(self._prospect(waiting, batch, now_ms))
+        self.probing.wanted = reason
+        if reason is not None:
             if self.probing.is_worth_waiting_for(now_ms):
-                return None
-            return self.offers.batch(waiting, self.available(now_ms, projected=True), now_ms)
-        if batch is None and self._doubt_since_ms is None:
+                return reason
+            return self._batch(waiting, self.available(now_ms, projected=True), now_ms)
+        if isinstance(batch, MustWait) and self._doubt_since_ms is None:
             self._confirmed_until_ms = self.ledger.bucket.next_tick_ms(now_ms)
         return batch
 
-    def _prospect(self, waiting: Waiting, batch: Batch | None, now_ms: int) -> Prospect:
+    def _batch(self, waiting: Waiting, tokens: int, now_ms: int) -> Batch | MustWait:
+        return self.quotes.batch(waiting.request, waiting.quote, tokens, now_ms)
+
+    def _prospect(self, waiting: Waiting, batch: Batch | MustWait, now_ms: int) -> Prospect:
         """What the present count offers *waiting*, and what speaks against relying on it."""
         bucket = self.ledger.bucket
         assert bucket.observation is not None
-        doubt = batch is None and self._would_help(waiting, now_ms)
+        waits = isinstance(batch, MustWait)
+        doubt = waits and self._would_help(waiting, now_ms)
         # A doubt that one head leaves behind is as old for the next one.
         if doubt and self._doubt_since_ms is None:
             self._doubt_since_ms = now_ms
-        elif batch is None and not doubt:
+        elif waits and not doubt:
             self._doubt_since_ms = None
         since_ms = self._doubt_since_ms
         doubted_ms = 0 if since_ms is None else now_ms - since_ms
         ripe_ms = FRESH_MS if self.ledger.open_leases else 0
         return Prospect(
-            short=batch is None or batch.units < waiting.quote.units,
-            waits=batch is None,
+            short=isinstance(batch, MustWait) or batch.units < waiting.quote.units,
+            waits=waits,
             ticks=bucket.ticks_landed(now_ms),
             age_ms=now_ms - bucket.observation.arrived_ms,
             period_ms=bucket.period.ms,
@@ -492,15 +511,22 @@ class Allocator:
     def _would_help(self, waiting: Waiting, now_ms: int) -> bool:
         """Whether a probe asked now could show enough to serve *waiting*."""
         headroom = self.ledger.headroom_if_asked(now_ms)
-        return self.offers.batch(waiting, self.grantable(headroom), now_ms) is not None
+        return isinstance(self._batch(waiting, self.grantable(headroom), now_ms), Batch)
 
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request
         self._deadlines.drop(request.lease_id)
         self.waitlist.serve(waiting, batch.tokens)
         self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
-        overrun = waiting.quote.overrun(batch.tokens)
-        lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms, overrun=overrun)
+        quote = waiting.quote
+        lease = self.ledger.reserve(
+            request,
+            batch.units,
+            batch.tokens,
+            now_ms,
+            overrun=quote.overrun(batch.tokens),
+            proven=quote.proven,
+        )
         self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
 
     def _correct(self, lease: Lease, tokens: int) -> None:
@@ -550,8 +576,10 @@ class Allocator:
             return DenialReason.PAUSED
         if state is not BucketState.SERVING:
             return DenialReason.NOT_SYNCED
-        if self.budgets and self.offers.budget_free_ms(waiting, now_ms) != now_ms:
-            return DenialReason.BUDGET_EXHAUSTED
+        if self.budgets:
+            free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
+            if free_ms != now_ms:
+                return DenialReason.BUDGET_EXHAUSTED
         return DenialReason.INSUFFICIENT_TOKENS
 
     def _deny(
@@ -562,7 +590,9 @@ class Allocator:
         self.waitlist.remove(request.lease_id)
         self.denials[reason] += 1
         if reason is DenialReason.TOO_LARGE:
-            tokens = self.offers.most_tokens(request)
+            offer = waiting.priced.offer
+            assert isinstance(offer, TooLarge)
+            tokens = offer.most_tokens
             message = (
                 f"{request.least} units may cost more than the {tokens} tokens"
                 " that a full bucket, or a budget, ever allows"
@@ -572,6 +602,6 @@ class Allocator:
             message = MESSAGES[reason].format(tokens=tokens, needs=waiting.quote.least_tokens)
             if self.probing.in_flight:
                 message += "; Keepa has been asked, and has not answered yet"
-        largest = self.offers.largest_units(request, tokens)
+        largest = self.quotes.largest_units(request, tokens)
         delay_ms = delays.get(request.lease_id)
         self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))

@@ -39,12 +39,21 @@ class Price(NamedTuple):
 
     `ratio` is in tokens per unit of the batch; `likely` and `worst` are what a
     call costs in the middle, and at the worst that is plausible, as multiples
-    of it. Both are exactly 1 if all calls have cost the same.
+    of it. Both are exactly 1 if all calls have cost the same. `proven`: enough
+    calls have shown that.
     """
 
     ratio: float
     likely: float = 1.0
     worst: float = 1.0
+    proven: bool = True
+
+
+class Risk(NamedTuple):
+    """How far calls may exceed their price: as `worst` and `proven` of `Price`."""
+
+    worst: float
+    proven: bool
 
 
 class Band:
@@ -126,6 +135,8 @@ class CostBook:
         # Of each caller, the operations that it was the first to use, ordered alike.
         self._introduced: dict[str, dict[str, None]] = {}
         self._introducers: dict[str, str] = {}
+        # Grows with every call that was learned: prices rest on it.
+        self.version = 0
 
     def __len__(self) -> int:
         return len(self._bands)
@@ -140,6 +151,7 @@ class CostBook:
         """
         assert units > 0
         assert tokens >= 0
+        self.version += 1
         bands = self._bands.pop(operation, None)
         if bands is None:
             if len(self._bands) >= OPERATIONS_MAX:
@@ -199,15 +211,16 @@ class CostBook:
         """Price per unit of a call for *units* units; arguments as for `estimate`."""
         return self._price(operation, units.bit_length(), prior)
 
-    def worst(self, operation: str, most: int, least: int, prior: float) -> float:
-        """The worst `Price.worst` of all batches from *least* to *most* units."""
+    def risk(self, operation: str, most: int, least: int, prior: float) -> Risk:
+        """The worst risk of all batches from *least* to *most* units."""
         bands = range(least.bit_length(), most.bit_length() + 1)
-        return max(self._price(operation, band, prior).worst for band in bands)
+        prices = [self._price(operation, band, prior) for band in bands]
+        return Risk(max(p.worst for p in prices), all(p.proven for p in prices))
 
     def _price(self, operation: str, band: int, prior: float) -> Price:
         bands = self._bands.get(operation)
         if not bands:
-            return Price(prior, worst=UNLEARNED_WORST)
+            return Price(prior, worst=UNLEARNED_WORST, proven=False)
         own = bands.get(band)
         if own is None or len(own) < SAMPLES_MIN:
             # Too few calls of this size: the nearest size that is known, if dearer.
@@ -218,10 +231,11 @@ class CostBook:
         else:
             price = own.price
         if len(own) < SAMPLES_MIN:
-            return price._replace(worst=UNLEARNED_WORST)
+            return price._replace(worst=UNLEARNED_WORST, proven=False)
         # Few calls prove little, even by costing the same, where any size scatters.
         if len(own) < CALM_CALLS and self._scatters(bands):
-            return price._replace(worst=max(price.worst, UNLEARNED_WORST * price.likely))
+            worst = max(price.worst, UNLEARNED_WORST * price.likely)
+            return price._replace(worst=worst, proven=False)
         return price
 
     @staticmethod

@@ -102,7 +102,7 @@ class Forecast:
         due = sum(tokens for _, tokens in returns)
         horizon_tokens = ticks.before(HORIZON_MS) * lump if lump > 0 else 0.0
         for waiting in order:
-            _, tokens, least, likely, worst = waiting.quote
+            _, tokens, least, likely, worst, _ = waiting.quote
             eta_ms: int | None = None
             # Else it will be denied, or waits longer than can be foreseen: nothing is set
             # aside for it, so that those behind it keep their ETAs.

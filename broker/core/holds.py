@@ -25,6 +25,16 @@ UNCERTAIN_MS_MAX: Final = 240_000
 RECOUNT_CHANGES_MIN: Final = 64
 
 
+class Overruns(NamedTuple):
+    """Tokens by which open calls may exceed their holds: all of `unproven`, one of `proven`.
+
+    `unproven` is the sum over calls of unproven cost, `proven` the most of any other.
+    """
+
+    unproven: int = 0
+    proven: int = 0
+
+
 class Hold(NamedTuple):
     """A lease, and the tokens that it was entered at."""
 
@@ -104,9 +114,13 @@ class Holds:
         return len(self._by_state[LeaseState.OPEN])
 
     @property
-    def overrun_tokens(self) -> int:
-        """The most by which the call of an open lease may exceed its hold."""
-        return max((lease.overrun for lease in self._risky.values()), default=0)
+    def overruns(self) -> Overruns:
+        """Tokens by which the calls of the open leases may exceed their holds."""
+        risky = self._risky.values()
+        return Overruns(
+            sum(lease.overrun for lease in risky if not lease.proven),
+            max((lease.overrun for lease in risky if lease.proven), default=0),
+        )
 
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""

@@ -1,7 +1,8 @@
-"""Leases: tokens held for one call, and the words in which clients speak of them."""
+"""Leases: tokens held for one call; what clients ask for and report, and the answers."""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from broker.core.bucket import Envelope
 from broker.core.evidence import Doubt
@@ -92,6 +93,8 @@ class Lease:
     state: LeaseState = LeaseState.OPEN
     cost: int = 0
     overrun: int = 0
+    # Enough calls have shown what such a call costs.
+    proven: bool = True
     settled_ms: int = 0
     # When the ledger looks next whether it has expired; not later than `expires_ms`.
     timer_ms: int | None = None
@@ -161,3 +164,49 @@ class Settled:
     lease: Lease | None = None
     cost_tokens: int | None = None
     doubt: Doubt | None = None
+
+
+class BucketState(Enum):
+    """Lifecycle of the bucket's owner."""
+
+    SYNCING = "syncing"
+    RECOVERING = "recovering"
+    SERVING = "serving"
+    PAUSED = "paused"
+
+
+class DenialReason(Enum):
+    """Why a request was denied."""
+
+    INSUFFICIENT_TOKENS = "insufficient_tokens"
+    TOO_LARGE = "too_large"
+    PAUSED = "paused"
+    NOT_SYNCED = "not_synced"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+
+
+MESSAGES: Final = {
+    DenialReason.INSUFFICIENT_TOKENS: "{tokens} tokens are available, {needs} are needed",
+    DenialReason.PAUSED: "an operator has paused granting",
+    DenialReason.NOT_SYNCED: "the broker has only just started, or Keepa has not answered yet",
+    DenialReason.BUDGET_EXHAUSTED: "the budget for this holder or operation is used up",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is open."""
+
+    lease: Lease
+    waited_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No lease; `retry_delay_ms` is None when it is unknown."""
+
+    lease_id: str
+    reason: DenialReason
+    retry_delay_ms: int | None
+    largest_units: int
+    message: str

@@ -41,7 +41,6 @@ from broker.core.leases import (
     Settled,
     Settlement,
 )
-from broker.core.totals import Totals
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
@@ -57,6 +56,25 @@ UNSYNCED_TOKENS_MAX: Final = 1_000_000
 EVENTS_MAX: Final = 10_000
 # Before any moment of the broker's clock.
 LONG_AGO_MS: Final = -(1 << 62)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums since the start; tokens or counts."""
+
+    grants: int = 0
+    settles: int = 0
+    late_settles: int = 0
+    expiries: int = 0
+    refusals: int = 0
+    unknown_outcomes: int = 0
+    spent_tokens: int = 0
+    # Taken as spent by calls without a reported cost.
+    written_off_tokens: int = 0
+    observations: int = 0
+    stale_observations: int = 0
+    # Settled envelopes that did not fit the model.
+    implausible_reports: int = 0
 
 
 @dataclass(slots=True)
@@ -190,11 +208,19 @@ class Ledger:
         return min((time for time in times if time > now_ms), default=None)
 
     def reserve(
-        self, request: LeaseRequest, units: int, tokens: int, now_ms: int, *, overrun: int = 0
+        self,
+        request: LeaseRequest,
+        units: int,
+        tokens: int,
+        now_ms: int,
+        *,
+        overrun: int = 0,
+        proven: bool = True,
     ) -> Lease:
         """Hold *tokens* for a call of *units* units that may cost *overrun* more.
 
-        Whether the tokens are there is the caller's decision.
+        Whether the tokens are there is the caller's decision. *proven*: enough calls have
+        shown the cost.
         """
         assert tokens > 0
         assert units > 0
@@ -211,6 +237,7 @@ class Ledger:
             sent_after_ms=now_ms,
             request=request,
             overrun=overrun,
+            proven=proven,
         )
         self._hold(lease)
         self.totals.grants += 1

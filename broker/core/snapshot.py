@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from broker.core.allocator import Allocator
-from broker.core.answers import BucketState, DenialReason
 from broker.core.bucket import Observation
 from broker.core.budgets import Standing
-from broker.core.leases import LeaseRequest
+from broker.core.leases import BucketState, DenialReason, LeaseRequest
 
 
 @dataclass(frozen=True, slots=True)

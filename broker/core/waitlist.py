@@ -16,14 +16,18 @@ holders differ by at most the largest request.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from broker.core.leases import LeaseRequest, Priority
-from broker.core.pricing import Quote
+from broker.core.probing import PATIENCE_MS
+from broker.core.quotes import Priced, Quote
 
 # Most requests that keep a place while their client is away; the oldest gives way.
 ABSENT_MAX: Final = 10_000
+
+# Stale deadlines beyond this, and beyond those that count, are cleared away.
+STALE_MAX: Final = 64
 
 # Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
 TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
@@ -35,11 +39,17 @@ class Waiting:
 
     request: LeaseRequest
     since_ms: int
-    quote: Quote
+    priced: Priced
 
-    def due_ms(self, patience_ms: int) -> int:
-        """When it is answered even if Keepa has been silent for *patience_ms*."""
-        due_ms = self.since_ms + patience_ms
+    @property
+    def quote(self) -> Quote:
+        """Its price by what was known when it was priced last."""
+        return self.priced.quote
+
+    @property
+    def due_ms(self) -> int:
+        """When it is answered even if Keepa stays silent."""
+        due_ms = self.since_ms + PATIENCE_MS
         answer_by_ms = self.request.answer_by_ms
         return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
 
@@ -142,19 +152,46 @@ class PriorityClass:
         if tag > self.virtual_time:
             self.ahead[holder] = tag
 
-    def first(self) -> Flow | None:
-        """The flow with the smallest tag."""
-        heap = self._heap
-        while heap:
-            tag, _, flow = heap[0]
-            if flow.tag == tag and self.flows.get(flow.holder) is flow:
-                return flow
-            heappop(heap)
-        return None
+    def by_tag(self) -> Iterator[Flow]:
+        """All flows, smallest tag first; lazily, so that the first costs little.
 
-    def by_tag(self) -> list[Flow]:
-        """All flows, smallest tag first."""
-        return sorted(self.flows.values(), key=lambda flow: (flow.tag, flow.arrival))
+        The heap is walked from its root: a node comes after its parent.
+        """
+        heap = self._heap
+        while heap and not self._counts(heap[0]):
+            heappop(heap)
+        last: Flow | None = None
+        border = [(heap[0], 0)] if heap else []
+        while border:
+            entry, place = heappop(border)
+            for child in (2 * place + 1, 2 * place + 2):
+                if child < len(heap):
+                    heappush(border, (heap[child], child))
+            # A tag that moved and came back is entered twice.
+            if entry.flow is not last and self._counts(entry):
+                last = entry.flow
+                yield last
+
+    def future(self) -> Iterator[Waiting]:
+        """All requests, in the order of service if each is charged its quote."""
+        coming = self.by_tag()
+        served: list[tuple[int, int, int, Flow]] = []
+        flow = next(coming, None)
+        while flow is not None or served:
+            if flow is not None and (not served or (flow.tag, flow.arrival) < served[0][:2]):
+                tag, arrival, place, current = flow.tag, flow.arrival, 0, flow
+                flow = next(coming, None)
+            else:
+                tag, arrival, place, current = heappop(served)
+            waiting = current.queue[place]
+            yield waiting
+            if place + 1 < len(current.queue):
+                heappush(served, (tag + waiting.quote.tokens, arrival, place + 1, current))
+
+    def _counts(self, entry: Tagged) -> bool:
+        """Whether *entry* is not stale."""
+        tag, arrival, flow = entry
+        return (tag, arrival) == (flow.tag, flow.arrival) and self.flows.get(flow.holder) is flow
 
     def _advance(self, flow: Flow, tokens: int) -> None:
         flow.tag += tokens
@@ -290,44 +327,75 @@ class Waitlist:
 
     def head(self) -> Waiting | None:
         """The request to serve next; None if none waits."""
-        best: PriorityClass | None = None
-        for klass in self._classes.values():
-            if klass.flows and (best is None or klass.tag < best.tag):
-                best = klass
-        flow = best.first() if best is not None else None
-        return flow.queue[0] if flow is not None else None
+        return next(self.fronts(), None)
 
     def fronts(self) -> Iterator[Waiting]:
-        """The first request of every holder, best claim first."""
-        busy = [(k.tag, p.value, k) for p, k in self._classes.items() if k.flows]
-        for _, _, klass in sorted(busy, key=lambda entry: entry[:2]):
+        """The first request of every holder, best claim first; lazily."""
+        busy = [klass for klass in self._classes.values() if klass.flows]
+        # In the order of the classes, which settles ties.
+        for klass in sorted(busy, key=lambda klass: klass.tag):
             for flow in klass.by_tag():
                 yield flow.queue[0]
 
     def order(self) -> Iterator[Waiting]:
-        """All requests, in the order of service if no further ones come.
+        """All requests, in the order of service if no further ones come; lazily.
 
         Assumes that each is charged its quote; changes nothing.
         """
-        heaps: dict[Priority, list[tuple[int, int, int, Flow]]] = {}
-        tags: dict[Priority, int] = {}
-        for priority, klass in self._classes.items():
-            heap = [(flow.tag, flow.arrival, 0, flow) for flow in klass.flows.values()]
-            if heap:
-                heapify(heap)
-                heaps[priority], tags[priority] = heap, klass.tag
-        while heaps:
+        tags = {priority: klass.tag for priority, klass in self._classes.items()}
+        futures = {priority: klass.future() for priority, klass in self._classes.items()}
+        while futures:
             # In the order of the classes, which settles ties.
-            priority = min(heaps, key=tags.__getitem__)
-            heap = heaps[priority]
-            tag, arrival, position, flow = heap[0]
-            waiting = flow.queue[position]
+            priority = min(futures, key=tags.__getitem__)
+            waiting = next(futures[priority], None)
+            if waiting is None:
+                del futures[priority]
+                continue
             yield waiting
-            tokens = waiting.quote.tokens
-            tags[priority] += tokens * TAG_PER_TOKEN[priority]
-            if position + 1 < len(flow.queue):
-                heapreplace(heap, (tag + tokens, arrival, position + 1, flow))
-            else:
-                heappop(heap)
-                if not heap:
-                    del heaps[priority]
+            tags[priority] += waiting.quote.tokens * TAG_PER_TOKEN[priority]
+
+
+class Deadlines:
+    """Deadlines of the requests that wait, soonest first; a repeated request moves its own."""
+
+    def __init__(self) -> None:
+        # Entries of requests that were answered or moved are stale, and few.
+        self._soonest: list[tuple[int, str]] = []
+        self._deadlines: dict[str, int] = {}
+        # Past their deadline, but their first decision still awaits a probe.
+        self._overdue: dict[str, Waiting] = {}
+
+    def add(self, request: LeaseRequest) -> None:
+        """Take note of when *request* wants its answer, if it has a deadline."""
+        lease_id, deadline_ms = request.lease_id, request.deadline_ms
+        if deadline_ms == self._deadlines.get(lease_id):
+            return
+        self.drop(lease_id)
+        if deadline_ms is None:
+            return
+        self._deadlines[lease_id] = deadline_ms
+        heappush(self._soonest, (deadline_ms, lease_id))
+        if len(self._soonest) > 2 * len(self._deadlines) + STALE_MAX:
+            self._soonest = [(due_ms, name) for name, due_ms in self._deadlines.items()]
+            heapify(self._soonest)
+
+    def drop(self, lease_id: str) -> None:
+        """It has its answer, or needs none."""
+        self._overdue.pop(lease_id, None)
+        self._deadlines.pop(lease_id, None)
+
+    def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> Iterator[Waiting]:
+        """The requests out of time; while *undecided*, only those that can't await a probe."""
+        while self._soonest and self._soonest[0][0] <= now_ms:
+            deadline_ms, lease_id = heappop(self._soonest)
+            waiting = waitlist.get(lease_id)
+            if waiting is not None and self._deadlines.get(lease_id) == deadline_ms:
+                self._overdue[lease_id] = waiting
+        for waiting in self._overdue.values():
+            if not undecided or waiting.due_ms <= now_ms:
+                yield waiting
+
+    def next_wake_ms(self) -> int | None:
+        """When the next request runs out of time."""
+        times = [waiting.due_ms for waiting in self._overdue.values()]
+        return min([*times, *(deadline_ms for deadline_ms, _ in self._soonest[:1])], default=None)

@@ -6,11 +6,10 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from broker.core.answers import BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import Observation, Source
-from broker.core.leases import Lease, LeaseState
+from broker.core.leases import BucketState, DenialReason, Denied, Granted, Lease, LeaseState
+from broker.core.ledger import Totals
 from broker.core.snapshot import BucketView, WaitingView
-from broker.core.totals import Totals
 from broker.rpc.requests import PRIORITIES
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 

@@ -17,7 +17,6 @@ import structlog
 from opentelemetry import trace
 
 from broker.access.identities import RefusedError, caller, still_let_in
-from broker.core.answers import Denied, Granted
 from broker.core.errors import (
     BrokerError,
     LeaseConflictError,
@@ -26,7 +25,7 @@ from broker.core.errors import (
     LeaseTooOldError,
     LimitReachedError,
 )
-from broker.core.leases import LeaseRequest, Renewal, Settlement
+from broker.core.leases import Denied, Granted, LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
 from broker.rpc import replies, requests
 from broker.rpc.gate import STATUSES as GATE_STATUSES
@@ -253,7 +252,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             self._runtime.bucket(),
             self._runtime.allocator.ledger.totals,
             floor_tokens=self._config.floor_tokens,
-            max_debt_tokens=self._runtime.allocator.offers.debt_tokens,
+            max_debt_tokens=self._runtime.allocator.quotes.debt_tokens,
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),
             budgets_trouble=self._runtime.budgets_trouble,

@@ -11,8 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from broker.core.answers import BucketState, DenialReason
-from broker.core.leases import Outcome, Priority, Settled, Settlement
+from broker.core.leases import BucketState, DenialReason, Outcome, Priority, Settled, Settlement
 from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import Reason
@@ -163,7 +162,7 @@ class BucketCollector(Collector):
                      view.tick_error_ms / 1e3)  # fmt: skip
         yield _gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
         yield _gauge("max_debt_tokens", "Tokens that a lone lease may take below zero.",
-                     self._runtime.allocator.offers.debt_tokens)  # fmt: skip
+                     self._runtime.allocator.quotes.debt_tokens)  # fmt: skip
         yield _gauge("drift_tokens", "Observed less predicted balance at the last observation.",
                      view.drift_tokens)  # fmt: skip
         yield _gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",

@@ -16,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 import broker
+from broker.core.costs import SAMPLES_MIN
 from broker.core.leases import Outcome, Renewal
 from broker.keepa_status import KeepaSync
 from broker.runtime import BrokerRuntime
@@ -101,6 +102,8 @@ WITH_CORE: Final = {"holder", "a page of leases"}
 async def work(name: str, size: int) -> int:
     """Instructions of the step *name* while *size* requests wait and as many leases are open."""
     allocator = synced(5 * size + 100, refill_in=9_000, rate=500)
+    for _ in range(SAMPLES_MIN):
+        allocator.costs.learn("deal", 1, 5, 0)
     allocator.acquire(request("held"), 0)
     for number in range(size):
         allocator.acquire(request(f"lease{number}", holder=f"h{number}"), 0)

@@ -25,8 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from broker.core.answers import Denied, Granted
-from broker.core.leases import Lease, LeaseRequest, Outcome, Settlement
+from broker.core.leases import Denied, Granted, Lease, LeaseRequest, Outcome, Settlement
 from broker.core.ledger import Ledger
 from broker.core.probing import Reason
 from tests.simulation.call import Call
@@ -279,7 +278,7 @@ class Audit:
             self._fail("grant", f"{lease.lease_id} was granted before Keepa ever answered")
             return
         headroom = self._believed(ledger)
-        least = scenario.floor_tokens - broker.allocator.offers.debt_tokens
+        least = scenario.floor_tokens - broker.allocator.quotes.debt_tokens
         lone = ledger.in_flight_tokens(0) == lease.tokens and headroom + lease.tokens > 0
         if headroom < least or (headroom < 0 and not lone):
             if not broker.keepa_unreachable():

@@ -13,9 +13,8 @@ from math import ceil
 from typing import Final
 
 from broker.core.allocator import Allocator, AllocatorConfig
-from broker.core.answers import Granted
 from broker.core.errors import BrokerError
-from broker.core.leases import LeaseRequest, Renewal, Settlement
+from broker.core.leases import Granted, LeaseRequest, Renewal, Settlement
 from tests.simulation.audit import Audit
 from tests.simulation.call import Call
 from tests.simulation.keepa_service import KeepaService, WitnessedEnvelope

@@ -21,10 +21,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from broker.core.answers import BucketState
 from broker.core.bucket import SAME_TICK_MS, TICK_GUARD_MS
-from broker.core.leases import LeaseRequest
+from broker.core.leases import BucketState, LeaseRequest
 from broker.core.probing import FRESH_MS, PATIENCE_MS
+from broker.core.quotes import Batch
 from broker.core.waitlist import Waiting
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
@@ -107,12 +107,13 @@ class Liveness:
             head = self._head_within_budget(broker, now_ms)
         if head is None:
             return False
-        return allocator.offers.batch(head, left, now_ms) is not None
+        return isinstance(allocator.quotes.batch(head.request, head.quote, left, now_ms), Batch)
 
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
         for waiting in broker.allocator.waitlist.fronts():
-            free_ms = broker.allocator.offers.budget_free_ms(waiting, now_ms)
+            quotes = broker.allocator.quotes
+            free_ms = quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
             if free_ms is not None and free_ms <= now_ms:
                 return waiting
         return None

@@ -3,8 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker.core.answers import DenialReason, Denied, Granted
-from broker.core.leases import Priority
+from broker.core.leases import DenialReason, Denied, Granted, Priority
 from tests.simulation.call import Call
 
 

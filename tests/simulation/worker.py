@@ -6,8 +6,7 @@ from enum import Enum
 from functools import partial
 from typing import Final
 
-from broker.core.answers import Denied
-from broker.core.leases import Outcome, Renewal, Settlement
+from broker.core.leases import Denied, Outcome, Renewal, Settlement
 from tests.simulation.audit import Audit
 from tests.simulation.broker_process import TTL_MS, BrokerProcess, Grant
 from tests.simulation.call import Call

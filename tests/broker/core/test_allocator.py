@@ -3,12 +3,20 @@
 import pytest
 
 from broker.core.allocator import ABSENCE_MS, Allocator, AllocatorConfig
-from broker.core.answers import BucketState, DenialReason, Denied, Granted
 from broker.core.bucket import DEFAULT_PERIOD_MS, TICK_GUARD_MS
 from broker.core.budgets import Budget
 from broker.core.costs import SAMPLES_MIN
 from broker.core.errors import LeaseConflictError, LeaseEndedError
-from broker.core.leases import Lease, Outcome, Priority, Renewal
+from broker.core.leases import (
+    BucketState,
+    DenialReason,
+    Denied,
+    Granted,
+    Lease,
+    Outcome,
+    Priority,
+    Renewal,
+)
 from broker.core.ledger import CALL_MS_MAX
 from broker.core.probing import FRESH_MS, PATIENCE_MS, Reason
 from broker.core.snapshot import snapshot, waiting_view
@@ -493,7 +501,7 @@ def test_operators_pause_and_resume() -> None:
 def test_a_budget_lets_others_pass() -> None:
     """A holder with a used-up budget waits for the window; the others are served."""
     budget = Budget("enrichment", operation="product*", tokens_per_hour=10)
-    allocator = synced(100, AllocatorConfig(recovery_grace_ms=0, budgets=(budget,)))
+    allocator = synced(200, AllocatorConfig(recovery_grace_ms=0, budgets=(budget,)))
     for number in range(3):
         allocator.acquire(request(f"p{number}", operation="product"), 10)
     allocator.acquire(request("d", holder="D"), 20)

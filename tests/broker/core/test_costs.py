@@ -105,7 +105,7 @@ def test_an_unknown_cost_may_be_a_multiple_of_the_prior() -> None:
     """A prior is a belief: a batch reserved at 100 tokens has cost 386."""
     book = learned("p", [(50, 100)] * (SAMPLES_MIN - 1))
 
-    assert CostBook().price("p", 50, PRIOR) == Price(2.0, worst=UNLEARNED_WORST)
+    assert CostBook().price("p", 50, PRIOR) == Price(2.0, worst=UNLEARNED_WORST, proven=False)
     assert book.price("p", 50, PRIOR).worst == UNLEARNED_WORST
 
 
@@ -208,7 +208,7 @@ def test_a_batch_cut_down_may_scatter_more_than_the_largest_and_the_least() -> N
     for _ in range(CALM_CALLS):
         costs.learn("offers", 1, 6, 0)
         costs.learn("offers", 16, 96, 0)
-    worst = costs.worst("offers", 16, 1, 6)
+    worst = costs.risk("offers", 16, 1, 6).worst
 
     assert costs.price("offers", 1, 6).worst == costs.price("offers", 16, 6).worst == 1
     assert worst == costs.price("offers", 4, 6).worst > 1

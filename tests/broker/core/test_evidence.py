@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.allocator import Allocator
-from broker.core.answers import Granted
 from broker.core.bucket import Envelope
 from broker.core.drift import Cause
 from broker.core.evidence import CHECK_GAP_MS_MIN, UNPROBED_TICKS_MAX, Doubt, Doubts
-from broker.core.leases import Outcome, Settled
+from broker.core.leases import Granted, Outcome, Settled
 from tests.broker.builders import SERVER_MS, envelope, request, settlement, synced
 
 PERIOD_MS = 60_200

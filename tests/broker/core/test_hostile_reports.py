@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.allocator import Allocator
-from broker.core.answers import Granted
 from broker.core.bucket import Envelope
 from broker.core.costs import CALM_CALLS
 from broker.core.evidence import CLOCK_SLACK_MS, UNPROBED_TICKS_MOVED_MAX
-from broker.core.leases import Lease, Outcome
+from broker.core.leases import Granted, Lease, Outcome
 from broker.core.ledger import CALL_MS_MAX
 from tests.broker.builders import SERVER_MS, envelope, request, settlement
 from tests.broker.core.test_evidence import PERIOD_MS, in_step

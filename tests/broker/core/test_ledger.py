@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from broker.core.bucket import TICK_GUARD_MS, Envelope, Observation, Source
 from broker.core.errors import LeaseConflictError, LeaseEndedError, LeaseNotFoundError
+from broker.core.holds import Overruns
 from broker.core.leases import Lease, LeaseState, Outcome, Renewal
 from broker.core.ledger import CALL_MS_MAX, Ledger
 from tests.broker.builders import EPOCH, SERVER_MS, envelope, probe, request, settlement
@@ -193,12 +194,12 @@ def test_a_revived_call_may_still_overrun() -> None:
     """The margin for a call of unsure cost lapses with its lease, and comes back with it."""
     ledger = ledger_with(50)
     ledger.reserve(request("a"), 1, 5, 0, overrun=15)
-    assert ledger.holds.overrun_tokens == 15
+    assert ledger.holds.overruns == Overruns(proven=15)
     ledger.expire(15_000)
-    assert ledger.holds.overrun_tokens == 0
+    assert ledger.holds.overruns == Overruns()
     ledger.renew(Renewal("a", EPOCH, "h", "deal", 1, 5, ttl_ms=15_000), now_ms=16_000)
 
-    assert ledger.holds.overrun_tokens == 15
+    assert ledger.holds.overruns == Overruns(proven=15)
 
 
 def test_a_heartbeat_prolongs_and_revives() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.allocator import AllocatorConfig
-from broker.core.answers import Granted
+from broker.core.costs import SAMPLES_MIN
 from broker.core.errors import BrokerError, LeaseTooOldError, LimitReachedError
-from broker.core.leases import LeaseState, Outcome, Renewal
+from broker.core.leases import Granted, LeaseState, Outcome, Renewal
 from broker.core.limits import Limits
 from tests.broker.builders import EPOCH, envelope, request, settlement, synced
 from tests.broker.core.work import calls_of
@@ -116,6 +116,8 @@ def test_a_caller_holds_no_more_than_its_share() -> None:
 def test_requests_that_wait_are_held_to_the_share_as_well() -> None:
     """When tokens come, they go to others once a caller holds its share."""
     allocator = synced(1, limited(reserved_share=0.1))
+    for _ in range(SAMPLES_MIN):
+        allocator.costs.learn("deal", 1, 5, 0)
     for number in range(9):
         allocator.acquire(request(f"a{number}", holder=f"team/{number}"), 10)
     allocator.acquire(request("other", holder="other/1"), 10)

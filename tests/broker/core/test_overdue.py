@@ -3,7 +3,7 @@
 import pytest
 
 from broker.core.allocator import Allocator, AllocatorConfig
-from broker.core.answers import DenialReason, Denied
+from broker.core.leases import DenialReason, Denied
 from broker.core.probing import PATIENCE_MS
 from tests.broker.builders import EPOCH, envelope, request, synced
 

@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.core.leases import Priority
-from broker.core.pricing import Quote
+from broker.core.quotes import Priced, Quote
 from broker.core.waitlist import TAG_PER_TOKEN, Waiting, Waitlist
 from tests.broker.builders import request
+
+# A price that rests on nothing learned.
+NOTHING = (0, 0, 0)
 
 
 def waiting(
@@ -17,7 +20,7 @@ def waiting(
 ) -> Waiting:
     """A request of *holder* that would be charged *tokens*."""
     asked = request(lease_id, holder=holder, priority=priority)
-    return Waiting(asked, 0, Quote(1, tokens, tokens))
+    return Waiting(asked, 0, Priced(Quote(1, tokens, tokens), NOTHING))
 
 
 def drain(waitlist: Waitlist, count: int) -> list[str]:

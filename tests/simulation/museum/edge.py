@@ -10,9 +10,8 @@ from unittest.mock import patch
 import broker.rpc.replies
 import broker.rpc.requests
 import broker.runtime
-from broker.core.answers import Denied, Granted
 from broker.core.bucket import Envelope
-from broker.core.leases import LeaseRequest, Outcome, Settled, Settlement
+from broker.core.leases import Denied, Granted, LeaseRequest, Outcome, Settled, Settlement
 from broker.keepa_status import KeepaSync
 from broker.runtime import BrokerRuntime
 from protos.tokenbroker.v1 import token_broker_pb2 as pb

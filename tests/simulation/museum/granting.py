@@ -4,15 +4,13 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from broker.core.allocator import Allocator
-from broker.core.answers import Granted
 from broker.core.bucket import Bucket, Observation
 from broker.core.costs import Band, CostBook
 from broker.core.holds import Holds
-from broker.core.leases import Lease, LeaseRequest
+from broker.core.leases import Granted, Lease, LeaseRequest
 from broker.core.ledger import Ledger
-from broker.core.offers import Offers
-from broker.core.pricing import Batch
 from broker.core.probing import Probing, Prospect
+from broker.core.quotes import Batch, MustWait, Quotes
 from broker.core.waitlist import Flow, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
 from tests.simulation.museum.exhibit import Exhibit, replacing
@@ -24,9 +22,9 @@ adopt = Bucket.adopt
 advance = Allocator.advance
 
 
-def no_limit(_self: Offers, _request: LeaseRequest) -> int:
+def no_limit(_self: Quotes, _request: LeaseRequest) -> tuple[int, int]:
     """Any level can be waited for."""
-    return 10**9
+    return 10**9, 0
 
 
 def wait_for_recovery(self: Allocator, now_ms: int, *, projected: bool) -> int:
@@ -115,7 +113,7 @@ def prior_for_ever(_self: CostBook, _operation: str, units: int, prior: float) -
 
 
 def never_confirmed(
-    self: Allocator, waiting: Waiting, batch: Batch | None, now_ms: int
+    self: Allocator, waiting: Waiting, batch: Batch | MustWait, now_ms: int
 ) -> Prospect:
     """No wait stands for longer than a moment."""
     return prospect(self, waiting, batch, now_ms)._replace(confirmed=False)
@@ -158,7 +156,7 @@ EXHIBITS: Final = (
     Exhibit(
         "wait target above capacity",
         "A request for 450 tokens waited for ever at a bucket of 300.",
-        replacing(Offers, "most_tokens", no_limit),
+        replacing(Quotes, "_limits", no_limit),
     ),
     Exhibit(
         "recovery threshold that a small task keeps draining",

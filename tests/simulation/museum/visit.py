@@ -18,7 +18,7 @@ from tests.simulation.museum.exhibit import Exhibit
 EXHIBITS: Final = counting.EXHIBITS + granting.EXHIBITS
 SUITE: Final = (
     *("bucket", "costs", "waitlist", "ledger", "holds", "drift", "budgets", "allocator"),
-    *("forecast", "overdue", "pricing", "evidence", "strangers", "limits"),
+    *("forecast", "overdue", "quotes", "evidence", "strangers", "limits"),
 )
 
 Test = Callable[[], None]

@@ -1,0 +1,210 @@
+"""Prices and offers: what a request is charged, and how large a batch it gets now.
+
+A decision quotes a request once: `Quotes.price`, and `Quotes.again` only prices anew
+where something that a price rests on has changed.
+"""
+
+from math import floor
+from typing import NamedTuple
+
+from broker.core.budgets import BudgetBook
+from broker.core.costs import CostBook
+from broker.core.holds import Overruns
+from broker.core.leases import LeaseRequest
+from broker.core.ledger import Ledger
+
+
+class Quote(NamedTuple):
+    """What a request would be charged.
+
+    `units` is the largest batch that can ever fit and `tokens` its price; `least_tokens`
+    is the price of the smallest useful batch. `likely` and `worst` are what a call really
+    costs, as multiples of its price. `proven`: enough calls have shown that.
+    """
+
+    units: int
+    tokens: int
+    least_tokens: int
+    likely: float = 1.0
+    worst: float = 1.0
+    proven: bool = True
+
+    def overrun(self, tokens: int) -> int:
+        """Tokens by which a call that holds *tokens* may exceed them."""
+        return floor(tokens * (self.worst - 1))
+
+    def usable(self, tokens: int, others: Overruns) -> int:
+        """What of *tokens* may be granted from while *others* may exceed their holds.
+
+        A call that overruns may take the balance below zero, and Keepa refuses whatever
+        reaches it after that. Overruns of proven costs are rare and independent: there
+        must be enough left if one of them comes. Calls of unproven cost overrun together
+        where the prior is wrong: there must be enough left if all of them do.
+        """
+        tokens -= others.unproven
+        if not self.proven:
+            return floor((tokens - others.proven) / self.worst)
+        return min(tokens - others.proven, floor(tokens / self.worst))
+
+
+class TooLarge(NamedTuple):
+    """The request can never fit: there are never more than `most_tokens` for it.
+
+    `least` is the quote of the smallest useful batch.
+    """
+
+    most_tokens: int
+    least: Quote
+
+
+class Priced(NamedTuple):
+    """An offer, and what it rests on: the costs learned by then, and the limits."""
+
+    offer: Quote | TooLarge
+    rests_on: tuple[int, int, int]
+
+    @property
+    def quote(self) -> Quote:
+        """The price, whether the request can ever fit or not."""
+        return self.offer.least if isinstance(self.offer, TooLarge) else self.offer
+
+
+class Batch(NamedTuple):
+    """What to grant."""
+
+    units: int
+    tokens: int
+
+
+class MustWait(NamedTuple):
+    """The least that is useful lacks `missing_tokens`."""
+
+    missing_tokens: int
+
+
+class Quotes:
+    """Prices from what calls have cost, limits from the bucket and the budgets."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        costs: CostBook,
+        budgets: BudgetBook,
+        floor_tokens: int,
+        horizon_ms: int | None,
+    ) -> None:
+        """Price nothing yet.
+
+        Args:
+            ledger: The books.
+            costs: What calls have cost.
+            budgets: Limits for groups of callers.
+            floor_tokens: Tokens that are never granted.
+            horizon_ms: Debt reaches as far as the refill of so long pays it back; None
+                stands for one tick.
+        """
+        self._ledger, self._costs, self._budgets = ledger, costs, budgets
+        self._floor_tokens, self._horizon_ms = floor_tokens, horizon_ms
+
+    @property
+    def debt_tokens(self) -> int:
+        """How far below zero, or the floor, a lone call's price may take the balance."""
+        return self._ledger.bucket.refill_within(self._horizon_ms)
+
+    def price(self, request: LeaseRequest) -> Priced:
+        """The price of *request* by what is known now."""
+        most, debt = self._limits(request)
+        return Priced(self._offer(request, most, debt), (self._costs.version, most, debt))
+
+    def again(self, request: LeaseRequest, priced: Priced) -> Priced:
+        """*priced*, or a new price if anything that it rests on has changed."""
+        if priced.rests_on == (self._costs.version, *self._limits(request)):
+            return priced
+        return self.price(request)
+
+    def _limits(self, request: LeaseRequest) -> tuple[int, int]:
+        """Most tokens that there can ever be for *request*, and its debt beyond them."""
+        bucket = self._ledger.bucket
+        most = max(bucket.capacity, bucket.observed) - self._floor_tokens
+        if not self._budgets:
+            return most, self.debt_tokens
+        limit = self._budgets.limit(request.holder, request.operation, bucket.capacity)
+        most = min(most, limit)
+        return most, min(self.debt_tokens, limit - most)
+
+    def _offer(self, request: LeaseRequest, most: int, debt: int) -> Quote | TooLarge:
+        """The price where there are never more than *most* tokens, and *debt* when alone."""
+        costs, least = self._costs, request.least
+        operation, prior = request.operation, request.tokens_per_unit
+        least_tokens = costs.estimate(operation, least, prior)
+        fits = costs.affordable(operation, request.units, least, most, prior, debt)
+        # No estimate locks an operation out: one unit fits a full bucket.
+        floor_tokens = min(least_tokens, most) if least == 1 else least_tokens
+        if most <= 0 or (fits is None and floor_tokens > most):
+            return TooLarge(most, Quote(least, least_tokens, least_tokens))
+        units = fits or least
+        tokens = costs.estimate(operation, units, prior) if units > least else floor_tokens
+        price = costs.price(operation, units, prior)
+        # The batch may be cut down, and the cost of a smaller one may scatter more.
+        risk = costs.risk(operation, units, least, prior)
+        return Quote(units, tokens, floor_tokens, price.likely, risk.worst, risk.proven)
+
+    def batch(
+        self, request: LeaseRequest, quote: Quote, tokens: int, now_ms: int
+    ) -> Batch | MustWait:
+        """The largest batch that *tokens* cover now, within the budgets."""
+        holds, debt = self._ledger.holds, self.debt_tokens
+        if holds.open_leases:
+            tokens = quote.usable(tokens, holds.overruns)
+        if holds.holds_leases:
+            debt = 0
+        if self._budgets:
+            capacity = self._ledger.bucket.capacity
+            room = self._budgets.room(request.holder, request.operation, capacity, now_ms)
+            if room is not None:
+                tokens = min(tokens, room)
+                debt = min(debt, room - tokens)
+        return self._fit(request, quote, tokens, debt)
+
+    def _fit(
+        self, request: LeaseRequest, quote: Quote, tokens: int, debt: int
+    ) -> Batch | MustWait:
+        """The largest batch that *tokens* cover, with *debt* for a call that runs alone.
+
+        Keepa admits every call above zero, whatever it costs. So *tokens* need to cover the
+        likely cost of a lone call only; the price, which few calls exceed, may take *debt*
+        tokens more.
+        """
+        operation, prior, least = request.operation, request.tokens_per_unit, request.least
+        if debt:
+            if tokens <= 0:
+                return MustWait(1 - tokens)
+            units = self._costs.affordable(operation, quote.units, least, tokens, prior, debt)
+            least_fits = units is not None or quote.least_tokens <= tokens
+        else:
+            if quote.tokens <= tokens:
+                return Batch(quote.units, quote.tokens)
+            least_fits = quote.least_tokens <= tokens
+            units = None
+            if least_fits:
+                units = self._costs.affordable(operation, quote.units, least, tokens, prior)
+        if not least_fits:
+            return MustWait(quote.least_tokens - tokens)
+        if units is None or units == least:
+            return Batch(least, quote.least_tokens)
+        return Batch(units, self._costs.estimate(operation, units, prior))
+
+    def largest_units(self, request: LeaseRequest, tokens: int) -> int:
+        """The largest batch that *tokens* would cover; 0 if none."""
+        prior = request.tokens_per_unit
+        return self._costs.affordable(request.operation, request.units, 1, tokens, prior) or 0
+
+    def budget_free_ms(self, request: LeaseRequest, quote: Quote, now_ms: int) -> int | None:
+        """When the request's budgets have room for its least; None if unknown."""
+        return self._budgets.free_at_ms(
+            request.holder,
+            request.operation,
+            quote.least_tokens,
+            self._ledger.bucket.capacity,
+            now_ms,
+        )
