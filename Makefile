@@ -107,7 +107,7 @@ docs: $(VENV)/.ready  ## Rewrite the settings tables of the documents
 
 RULE := deploy/kubernetes/components/monitoring/prometheus-rule.yaml
 alerts:  ## Rewrite the PrometheusRule of Kubernetes from deploy/prometheus/alerts.yml
-	@sed '/^spec:/q' $(RULE) >$(RULE).new && sed '1d; s/^./  &/' deploy/prometheus/alerts.yml >>$(RULE).new
+	@sed '/^spec:/q' $(RULE) >$(RULE).new && sed '/^#/d; s/^./  &/' deploy/prometheus/alerts.yml >>$(RULE).new
 	@mv $(RULE).new $(RULE)
 
 format: $(VENV)/.ready  ## Format code and contract

@@ -15,7 +15,13 @@ SELECT q.query,
        extract(epoch FROM w.keepa_now - w.newest_deal)::float8 AS newest_deal_age_s,
        extract(epoch FROM now() - w.moved_at)::float8 AS watermark_age_s,
        extract(epoch FROM w.keepa_now - w.last_scan)::float8 AS scan_age_s,
-       coalesce(jsonb_array_length(w.gaps), 0) AS gaps
+       coalesce(jsonb_array_length(w.gaps), 0) AS gaps,
+       (SELECT ((facts ->> 'newest_ms')::float8 - (facts ->> 'oldest_ms')::float8)
+               / 1000 / (row_count - 1)
+          FROM scans s JOIN scan_pages p ON p.scan_id = s.id AND p.page = 0
+         WHERE s.query = q.query AND s.selection_hash = q.selection_hash
+           AND p.facts IS NOT NULL AND p.row_count > 1
+         ORDER BY s.id DESC LIMIT 1) AS usual_pause_s
   FROM unnest(%s::text[], %s::text[]) AS q (query, selection_hash)
   LEFT JOIN (SELECT *, now() + keepa_ahead_ms * interval '1 ms' AS keepa_now FROM watermarks) w
        USING (query, selection_hash)
@@ -52,13 +58,18 @@ NOTHING: Final[LiteralString] = "SELECT 1"
 
 @dataclass(frozen=True, slots=True)
 class QueryProgress:
-    """How far a query has been read; ages in seconds, None for an event that never happened."""
+    """How far a query has been read; ages in seconds, None for an event that never happened.
+
+    ``usual_pause_s`` is the mean time between the deals of the first page last read; None
+    with fewer than two deals.
+    """
 
     query: str
     newest_deal_age_s: float | None
     watermark_age_s: float | None
     scan_age_s: float | None
     gaps: int
+    usual_pause_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Measurement:
     """The measures of the collection at one moment."""
 
     queries: Sequence[DealQuery]
+    known_s: Sequence[float]
     progress: Sequence[QueryProgress]
     reading: Sequence[HourRead]
     pages: PageCounts
@@ -74,6 +75,8 @@ class Measuring:
         self._database, self._folder, self._silent_s = database, folder, silent_s
         self.latest: Measurement | None = None
         self.database_up = False
+        # When each selection was first seen, on the monotonic clock.
+        self._first_seen_s: dict[str, float] = {}
         self._problem = ""
         self._mishaps = Mishaps("metrics")
 
@@ -94,9 +97,13 @@ class Measuring:
 
     def _measure_or_log_why(self) -> None:
         self._folder.refresh()
+        queries, now_s = self._folder.book.queries, time.monotonic()
+        known_s = [
+            now_s - self._first_seen_s.setdefault(query.selection_hash, now_s) for query in queries
+        ]
         try:
             with self._database.connection() as connection:
-                self.latest = measure(connection, self._folder.book.queries, self._silent_s)
+                self.latest = measure(connection, queries, known_s, silent_s=self._silent_s)
         except DatabaseAwayError as exc:
             if str(exc) != self._problem:
                 self._problem = str(exc)
@@ -109,8 +116,14 @@ class Measuring:
         self.database_up = True
 
 
-def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: float) -> Measurement:
-    """Measures the collection now.
+def measure(
+    connection: Connection,
+    queries: Sequence[DealQuery],
+    known_s: Sequence[float],
+    *,
+    silent_s: float,
+) -> Measurement:
+    """Measures the collection now; *known_s* is for how long each of *queries* has been there.
 
     Raises:
         DatabaseAwayError: Postgres can't be reached, or its tables are not up to date.
@@ -122,6 +135,7 @@ def measure(connection: Connection, queries: Sequence[DealQuery], silent_s: floa
         raise DatabaseNotSetUpError(f"the database lacks {', '.join(sorted(missing))}", MIGRATE)
     return Measurement(
         queries=queries,
+        known_s=known_s,
         progress=measure_progress(connection, queries),
         reading=measure_reading(connection, queries),
         pages=measure_pages(connection),
@@ -172,6 +186,11 @@ def _of_queries(latest: Measurement) -> Iterator[Metric]:
     yield _by_query("query_watermark_age_seconds", "Time since the watermark moved.", moved)
     scanned = {one.query: _age(one.scan_age_s) for one in latest.progress}
     yield _by_query("query_scan_age_seconds", "Time since the last scan.", scanned)
+    names = [query.name for query in latest.queries]
+    known = dict(zip(names, latest.known_s, strict=True))
+    yield _by_query("query_known_seconds", "Time since the query's file was first read.", known)
+    pauses = {one.query: _age(one.usual_pause_s) for one in latest.progress}
+    yield _by_query("query_usual_pause_seconds", "Mean time between two new deals.", pauses)
     gaps = {one.query: one.gaps for one in latest.progress}
     yield _by_query("query_gaps", "Gaps still to be read.", gaps)
     intervals = {

@@ -1,105 +1,98 @@
 """The Kubernetes manifests fit the programs, and each other."""
 
-import shutil
-import subprocess
-from functools import cache
+import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from pydantic_settings import BaseSettings
 
+from broker.access.budgets_file import read_budgets
 from broker.access.identities import Identity, IdentityBook, Role
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
+from fetcher.queries.query import read_queries
 from fetcher.settings import Settings
 from protos.process.addresses import Listen
+from protos.process.settings import Environment
+from tests.deploy.kubernetes.rendered import (
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    Manifest,
+    containers,
+    environment,
+    matches,
+    needs_kubectl,
+    of_kind,
+    pod_templates,
+)
 
-ROOT = Path(__file__).parents[3]
-OVERLAYS = ("local", "production", "two-accounts")
-SETTINGS: dict[str, type[BaseSettings]] = {
+SETTINGS: dict[str, type[Environment]] = {
     "broker": ServeSettings,
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
 }
+# Read by libraries: HTTPS_PROXY and NO_PROXY by protos.process.proxies.
+OTHERS = {"https_proxy", "no_proxy"}
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="kubectl is missing: kubernetes.io/docs/tasks/tools"
-)
-
-Manifest = dict[str, Any]
-
-
-@cache
-def manifests(overlay: str) -> list[Manifest]:
-    """The manifests of `kubectl apply -k` for *overlay*."""
-    folder = ROOT / "deploy/kubernetes/overlays" / overlay
-    run = subprocess.run(
-        ["kubectl", "kustomize", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return [one for one in yaml.safe_load_all(run.stdout) if one]
-
-
-def of_kind(overlay: str, *kinds: str) -> list[Manifest]:
-    """The manifests of *kinds*."""
-    return [one for one in manifests(overlay) if one["kind"] in kinds]
-
-
-def pod_templates(overlay: str) -> dict[str, Manifest]:
-    """The pod template of every workload, by the workload's namespace/name."""
-    return {
-        f"{one['metadata']['namespace']}/{one['metadata']['name']}": one["spec"]["template"]
-        for one in of_kind(overlay, "Deployment", "StatefulSet", "Job")
-    }
-
-
-def containers(overlay: str) -> list[tuple[str, Manifest]]:
-    """Every container with the name of its workload."""
-    return [
-        (name.split("/")[1], container)
-        for name, template in pod_templates(overlay).items()
-        for container in template["spec"]["containers"]
-    ]
-
-
-def environment(container: Manifest) -> dict[str, str]:
-    """The variables of *container*."""
-    return {one["name"]: one["value"] for one in container.get("env", [])}
-
-
-def matches(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label *selector* matches a pod with *labels*."""
-    wanted = selector.get("matchLabels", {})
-    return all(labels.get(key) == value for key, value in wanted.items()) and all(
-        labels.get(one["key"]) in one["values"] for one in selector.get("matchExpressions", [])
-    )
+pytestmark = needs_kubectl
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_settings_are_known_to_the_program(overlay: str) -> None:
-    """Every variable that is set is a setting of the program; none is misspelt."""
+    """Every variable that is set is a setting of the program; none is misspelt.
+
+    The common ones are settings of some program.
+    """
+    known = {field for one in SETTINGS.values() for field in one.model_fields} | OTHERS
     unknown = [
-        (name, variable)
+        (name, variable["name"])
         for name, container in containers(overlay)
         if name in SETTINGS
-        for variable in environment(container)
-        if variable.lower() not in SETTINGS[name].model_fields
+        for variable in container["env"]
+        if variable["name"].lower() not in SETTINGS[name].model_fields
     ]
+    common = {
+        variable.lower()
+        for one in of_kind(overlay, "ConfigMap")
+        if one["metadata"]["name"].startswith("settings")
+        for variable in one["data"]
+    }
 
     assert unknown == []
+    assert common
+    assert common <= known
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_program_accepts_its_settings(
+    overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program starts with the values that the overlay gives, once its Secrets exist."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "api-key").write_text("k" * 64)
+    for name, container in containers(overlay):
+        if name not in SETTINGS:
+            continue
+        given = environment(overlay, container)
+        with monkeypatch.context() as patched:
+            for variable, value in given.items():
+                patched.setenv(variable, value)
+            patched.setenv("KEEPA_API_KEY_FILE", str(tmp_path / "api-key"))
+
+            SETTINGS[name].load()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ports_are_where_programs_listen(overlay: str) -> None:
     """Each listening address has its container port, and Services lead to named ports."""
     listening = {
-        name: {Listen.parse(at).port for key, at in environment(one).items() if "LISTEN" in key}
+        name: {
+            Listen.parse(at).port
+            for key, at in environment(overlay, one).items()
+            if "LISTEN" in key
+        }
         for name, one in containers(overlay)
         if name in SETTINGS
     }
@@ -171,7 +164,7 @@ def test_secrets_are_files(overlay: str) -> None:
     wrong = [
         (name, variable)
         for name, container in containers(overlay)
-        for variable in environment(container)
+        for variable in environment(overlay, container)
         if variable in {"KEEPA_API_KEY", "DATABASE_URL", "POSTGRES_PASSWORD"}
     ]
     referenced = {
@@ -194,11 +187,11 @@ def test_plaintext_stays_in_the_local_cluster(overlay: str) -> None:
     for name, container in containers(overlay):
         if name not in {"broker", "fetcher"}:
             continue
-        given = environment(container)
+        given = environment(overlay, container)
         mounts = [one["mountPath"] for one in container["volumeMounts"]]
         files = {key: value for key, value in given.items() if key.startswith("BROKER_TLS_")}
 
-        assert ("BROKER_ALLOW_PLAINTEXT" in given) is (overlay == "local" and name == "broker")
+        assert ("BROKER_ALLOW_PLAINTEXT" in given) is (overlay == "local")
         assert len(files) == (0 if overlay == "local" else 3)
         assert {str(Path(file).parent) for file in files.values()} <= set(mounts)
 
@@ -207,7 +200,7 @@ def test_the_identities_name_the_fetchers_of_the_cluster(tmp_path: Path) -> None
     """The mounted identities file names the fetchers' certificates."""
     [book] = [one for one in of_kind("production", "ConfigMap") if "identities" in str(one)]
     broker = next(one for name, one in containers("production") if name == "broker")
-    path = Path(environment(broker)["BROKER_IDENTITIES_FILE"])
+    path = Path(environment("production", broker)["BROKER_IDENTITIES_FILE"])
     (tmp_path / path.name).write_text(book["data"][path.name])
     identity = IdentityBook.read(tmp_path / path.name).by_certificate(["fetcher"])
 
@@ -311,7 +304,7 @@ def test_local_cluster_uses_the_simulators_key() -> None:
     """The demonstration needs no key, and never calls the real Keepa."""
     secret = next(one for one in yaml_generators() if one["name"] == "keepa")
     urls = {
-        environment(one)["KEEPA_BASE_URL"]
+        environment("local", one)["KEEPA_BASE_URL"]
         for name, one in containers("local")
         if name in {"broker", "fetcher"}
     }
@@ -326,14 +319,73 @@ def yaml_generators() -> list[Manifest]:
     return list(yaml.safe_load(path.read_text("utf-8"))["secretGenerator"])
 
 
-def test_every_query_file_reaches_the_cluster() -> None:
-    """The ConfigMap holds each query of deploy/queries."""
-    files = {path.name for path in (ROOT / "deploy/queries").glob("*.json")}
-    maps = [
-        one for one in of_kind("production", "ConfigMap") if "queries" in one["metadata"]["name"]
+def query_files(overlay: str, namespace: str) -> dict[str, str]:
+    """The query files of *namespace*."""
+    [found] = [
+        one
+        for one in of_kind(overlay, "ConfigMap")
+        if one["metadata"]["name"] == "queries" and one["metadata"]["namespace"] == namespace
     ]
+    return dict(found.get("data") or {})
 
-    assert [set(one["data"]) for one in maps] == [files]
+
+def test_the_demonstration_collects_every_example() -> None:
+    """The local cluster's ConfigMap holds each query of deploy/queries."""
+    files = {path.name for path in (ROOT / "deploy/queries").glob("*.json")}
+
+    assert set(query_files("local", "keepa")) == files
+
+
+def test_production_collects_what_its_operator_wrote() -> None:
+    """Production has no example query; each of two accounts has its own set."""
+    first, second = (query_files("two-accounts", f"keepa-{name}") for name in ("first", "second"))
+
+    assert query_files("production", "keepa") == {}
+    assert first
+    assert second
+    assert not first.items() & second.items()
+    assert all(
+        len(read_queries({Path(name).stem: text}).queries) == 1
+        for name, text in (first | second).items()
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_followed_files_keep_their_names(overlay: str) -> None:
+    """A changed query, budget or identity replaces no pod; a changed variable does."""
+    names = {one["metadata"]["name"] for one in of_kind(overlay, "ConfigMap")}
+    followed = {
+        volume["configMap"]["name"]
+        for template in pod_templates(overlay).values()
+        for volume in template["spec"].get("volumes", [])
+        if "configMap" in volume
+    }
+    variables = {
+        source["configMapRef"]["name"]
+        for _, container in containers(overlay)
+        for source in container.get("envFrom", [])
+    }
+
+    assert {"queries", "budgets"} <= followed <= names
+    assert variables <= names
+    assert all(name.startswith("settings-") for name in variables)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_broker_follows_a_file_that_it_can_read(overlay: str, tmp_path: Path) -> None:
+    """The budgets file is valid; its whole folder is mounted, because a link in it is swapped."""
+    for name, container in containers(overlay):
+        if name != "broker":
+            continue
+        path = Path(environment(overlay, container)["BROKER_BUDGETS_FILE"])
+        mounts = {one["mountPath"]: one for one in container["volumeMounts"]}
+
+        assert "subPath" not in mounts[str(path.parent)]
+    for found in of_kind(overlay, "ConfigMap"):
+        if found["metadata"]["name"] == "budgets":
+            (tmp_path / "budgets.toml").write_text(found["data"]["budgets.toml"])
+
+            assert read_budgets(tmp_path / "budgets.toml") == ()
 
 
 def test_scaling_asks_each_account_about_itself() -> None:
@@ -351,3 +403,98 @@ def test_scaling_asks_each_account_about_itself() -> None:
     assert len(scaled) == 2
     assert wrong == []
     assert all(name in formula for formula in formulas for name in names)
+
+
+@pytest.mark.parametrize("overlay", ["production", "two-accounts"])
+def test_an_empty_answer_is_no_zero(overlay: str) -> None:
+    """KEDA treats an empty answer as a fault, so that its fallback acts."""
+    triggers = [
+        trigger["metadata"]
+        for one in of_kind(overlay, "ScaledObject")
+        for trigger in one["spec"]["triggers"]
+    ]
+
+    assert triggers
+    assert {one["ignoreNullValues"] for one in triggers} == {"false"}
+
+
+@pytest.mark.parametrize("overlay", ["production", "two-accounts"])
+def test_prometheus_finds_what_it_scrapes(overlay: str) -> None:
+    """The monitor selects the Services of broker and metrics, and the alerts' jobs are theirs."""
+    rules = str(of_kind(overlay, "PrometheusRule"))
+    for monitor in of_kind(overlay, "ServiceMonitor"):
+        found = {
+            one["metadata"]["labels"]["keepa/job"]
+            for one in of_kind(overlay, "Service")
+            if one["metadata"]["namespace"] == monitor["metadata"]["namespace"]
+            and matches(monitor["spec"]["selector"], one["metadata"]["labels"])
+            and monitor["spec"]["endpoints"][0]["port"]
+            in {p["name"] for p in one["spec"]["ports"]}
+        }
+
+        assert found >= {"keepa-broker", "keepa-fetcher-metrics"}
+        assert [job for job in found if f'job="{job}"' not in rules] == []
+    labelled = of_kind(overlay, "ServiceMonitor", "PrometheusRule")
+
+    assert all("release" in one["metadata"]["labels"] for one in labelled)
+
+
+def test_the_label_of_prometheus_is_the_first_thing_to_change() -> None:
+    """Production names the label first: without the right one, nothing is scraped."""
+    text = (KUBERNETES / "overlays/production/kustomization.yaml").read_text("utf-8")
+    first = text.split("# CHANGE: ")[1]
+
+    assert first.startswith("the label by which your Prometheus selects")
+
+
+@pytest.mark.parametrize("overlay", ["production", "two-accounts"])
+def test_alerts_and_scaling_ask_about_their_own_namespace(overlay: str) -> None:
+    """No expression names another namespace, and each names its own."""
+    for one in of_kind(overlay, "PrometheusRule", "ScaledObject"):
+        own = f'namespace="{one["metadata"]["namespace"]}"'
+        expressions = [
+            rule["expr"] for group in one["spec"].get("groups", []) for rule in group["rules"]
+        ] + [trigger["metadata"]["query"] for trigger in one["spec"].get("triggers", [])]
+
+        assert expressions
+        assert [text for text in expressions if own not in text] == []
+        assert [text for text in expressions if text.count("namespace=") != text.count(own)] == []
+
+
+def test_alerts_link_to_the_operators_copy_of_the_runbook() -> None:
+    """The overlay's address replaces the path in every alert."""
+    [rules] = of_kind("production", "PrometheusRule")
+    links = {
+        rule["annotations"]["runbook_url"]
+        for group in rules["spec"]["groups"]
+        for rule in group["rules"]
+    }
+
+    assert all(link.startswith("https://git.example.com/keepa/deploy/") for link in links)
+    assert "https://git.example.com/keepa/deploy/prometheus/runbook.md#brokerdown" in links
+
+
+@pytest.mark.parametrize("overlay", ["production", "two-accounts"])
+def test_grafanas_sidecar_finds_the_dashboards(overlay: str) -> None:
+    """A ConfigMap with the sidecar's label holds each dashboard."""
+    files = {path.name for path in (ROOT / "deploy/grafana/dashboards").glob("*.json")}
+    boards = [
+        set(one["data"])
+        for one in of_kind(overlay, "ConfigMap")
+        if one["metadata"].get("labels", {}).get("grafana_dashboard") == "1"
+    ]
+
+    assert boards == [files] * len(of_kind(overlay, "Namespace"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_objects_carry_the_standard_labels(overlay: str) -> None:
+    """Pods name their part, component and version, as dashboards and policies expect."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ours = [one for one in pod_templates(overlay).values() if "part-of" in str(one["metadata"])]
+    labels = [one["metadata"]["labels"] for one in ours]
+
+    assert len(ours) >= 4
+    assert {one["app.kubernetes.io/part-of"] for one in labels} == {"keepa"}
+    assert {one["app.kubernetes.io/version"] for one in labels} == {project["version"]}
+    assert all("app.kubernetes.io/component" in one for one in labels)

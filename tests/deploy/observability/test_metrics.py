@@ -23,6 +23,8 @@ __all__ = ["stack"]
 
 ROOT = Path(__file__).parents[3]
 PROMETHEUS = shutil.which("prometheus")
+# Grafana replaces it by the data source that the viewer chooses.
+SOURCE = "${datasource}"
 METRIC = re.compile(r"\b(?:tokenbroker|dealfetcher)_[a-z_]+")
 
 # The figures for operators, and their metrics.
@@ -42,6 +44,8 @@ WATCHED = {
     "tick error": "tokenbroker_tick_error_seconds",
     "ETA error": "tokenbroker_eta_error_seconds_bucket",
     "refusals": "tokenbroker_refusals_total",
+    "restarts": "tokenbroker_epoch",
+    "oldest lease": "tokenbroker_oldest_lease_seconds",
     "callers not let in": "tokenbroker_refused_calls_total",
     "deals stored": "dealfetcher_deals",
     "deals written": "dealfetcher_hour_rows",
@@ -61,9 +65,13 @@ def dashboards() -> list[dict[str, Any]]:
 
 
 def panel_expressions() -> list[str]:
-    """Every expression of every panel."""
+    """Every expression of every panel, for all namespaces and accounts."""
     panels = [panel for board in dashboards() for panel in board["panels"]]
-    return [target["expr"] for panel in panels for target in panel["targets"]]
+    return [
+        re.sub(r"\$(namespace|account)\b", ".*", target["expr"])
+        for panel in panels
+        for target in panel["targets"]
+    ]
 
 
 def alert_expressions() -> list[str]:
@@ -94,9 +102,10 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
     )
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(ROOT / "deploy/prometheus/alerts.yml")]
-    targets = {"broker": stack.broker, "metrics": stack.metrics}
+    del config["alerting"]
+    targets = {"keepa-broker": stack.broker, "keepa-fetcher-metrics": stack.metrics}
     for scrape in config["scrape_configs"]:
-        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
+        scrape["static_configs"][0]["targets"] = [targets[scrape["job_name"]]]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
     assert PROMETHEUS is not None
@@ -178,14 +187,26 @@ def test_whatever_is_watched_has_a_panel() -> None:
 
 
 def test_dashboards_are_whole() -> None:
-    """Dashboards and panels have unique names, and use the provisioned data source."""
-    path = ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml"
-    source = yaml.safe_load(path.read_text(encoding="utf-8"))["datasources"][0]["uid"]
+    """Dashboards and panels have unique names, and take data source and scope from variables."""
     boards = dashboards()
     panels = [panel for board in boards for panel in board["panels"]]
 
     assert len({board["uid"] for board in boards}) == len(boards) == 2
-    assert all(panel["title"] and panel["datasource"]["uid"] == source for panel in panels)
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    unscoped = [
+        one
+        for one in expressions
+        if len(METRIC.findall(one)) + one.count("process_")
+        != one.count('{namespace=~"$namespace",account=~"$account"')
+    ]
+
+    assert all(panel["title"] and panel["datasource"]["uid"] == SOURCE for panel in panels)
+    assert all(
+        [variable["name"] for variable in board["templating"]["list"]]
+        == ["datasource", "namespace", "account"]
+        for board in boards
+    )
+    assert unscoped == []
     assert all(
         len({panel["title"] for panel in board["panels"]}) == len(board["panels"])
         for board in boards
