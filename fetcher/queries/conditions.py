@@ -135,18 +135,18 @@ def _padded(text: str) -> str:
     return f" {' '.join(''.join(letters).split())} "
 
 
-def read_condition(name: str, limits: object) -> Condition:
-    """Reads one entry of "rules".
+def read_condition(name: str, limits: object, *, path: str = "rules") -> Condition:
+    """Reads one entry of "rules", or of another object at *path* that is written like them.
 
     Raises:
         BadKeyError: an unknown rule, or an unreadable limit.
     """
-    Section({name: limits}, "rules").allow_only(tuple(FACTS))
-    section = Section(limits, f"rules.{name}")
+    Section({name: limits}, path).allow_only(tuple(FACTS))
+    section = Section(limits, f"{path}.{name}")
     kind = FACTS[name].kind
     section.allow_only((*_KEYS[kind], "unknown"))
     if not any(section.has(key) for key in _KEYS[kind]):
-        raise BadKeyError(f"rules.{name}", f"give at least one of {', '.join(_KEYS[kind])}")
+        raise BadKeyError(f"{path}.{name}", f"give at least one of {', '.join(_KEYS[kind])}")
     on_unknown = cast("OnUnknown", section.choice("unknown", ON_UNKNOWN) or "reject")
     match kind:
         case "number" | "money" | "duration":

@@ -42,12 +42,14 @@ class DetailsRequest:
 class JudgedDeal:
     """A verdict on *deal* as served at *reply_time_ms*, Keepa's clock in Unix ms.
 
-    The deal's drop and average are those of the query's date range.
+    The deal's drop and average are those of the query's date range. ``product`` has the
+    details that the verdict rests on.
     """
 
     deal: Deal
     verdict: Verdict
     reply_time_ms: int
+    product: Product | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def judge_deals(
         verdicts.append(JudgedDeal(deal, alone, reply_time_ms))
         if details is not None:
             informed = evaluate(query.rules, deal, details.product, now_ms=reply_time_ms)
-            verdicts.append(JudgedDeal(deal, informed, reply_time_ms))
+            verdicts.append(JudgedDeal(deal, informed, reply_time_ms, details.product))
         if alone.state != "rejected" and _is_due(query, deal, details, reply_time_ms):
             wanted[deal.asin] = None if details is None else details.reply_time_ms
     return Judgement(tuple(verdicts), wanted)

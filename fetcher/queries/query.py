@@ -11,6 +11,7 @@ that selection under "selection" and these keys beside it:
     full_scan_every  "24h" (default), or "never": finds deals that enter a filter with an old date
     rules            see conditions.py
     enrichment       true, or which details to buy of the products behind accepted deals
+    alerts           which deals are reported to which channel; see alerts.py
     costs            {"inbound_per_kg": …, "other": …}, minor units, for the profit rules
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from fetcher.queries import selection as keepa_selection
+from fetcher.queries.alerts import Alert, read_alerts
 from fetcher.queries.enrichment import Enrichment, read_enrichment
 from fetcher.queries.profit import ProfitCosts
 from fetcher.queries.reader import (
@@ -52,6 +54,7 @@ HEAD_KEYS: Final = (
     "full_scan_every",
     "rules",
     "enrichment",
+    "alerts",
     "costs",
     "selection",
 )
@@ -93,6 +96,7 @@ class DealQuery:
     full_scan_every_ms: int | None
     rules: RuleSet
     enrichment: Enrichment | None
+    alerts: tuple[Alert, ...]
     selection_hash: str
     warnings: tuple[str, ...]
 
@@ -141,6 +145,7 @@ class DealQuery:
         if self.enrichment is not None:
             tokens = self.enrichment.tokens_per_product
             parts.append(f"details: of deals no rule is against, about {tokens} tokens each")
+        parts += [f"alert: {alert.words()}" for alert in self.alerts]
         parts += [f"note: {warning}" for warning in self.warnings]
         return "\n".join((f"{self.name} [{self.selection_hash}]", *map("  ".__add__, parts)))
 
@@ -198,6 +203,11 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
     enrichment = read_enrichment(head.value("enrichment"))
     rules = read_rules(head.value("rules"), enrichment=enrichment, costs=_costs(head))
     check_price_rules(rules, keepa_selection.price_type(asked))
+    alerts = read_alerts(
+        head.value("alerts"),
+        enrichment=enrichment,
+        price_type=keepa_selection.price_type(asked),
+    )
     name = head.value("name") if head.has("name") else stem
     if not isinstance(name, str) or not _NAME.match(name):
         raise BadKeyError("name", "write up to 63 letters, digits, dots, dashes or underscores")
@@ -229,6 +239,7 @@ def _read(stem: str, written: Mapping[str, object]) -> DealQuery:
         full_scan_every_ms=full_scan_every_ms,
         rules=rules,
         enrichment=enrichment,
+        alerts=alerts,
         selection_hash=keepa_selection.selection_hash(asked),
         warnings=warnings,
     )

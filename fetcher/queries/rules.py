@@ -7,7 +7,7 @@ Rule 3: a verdict that details can't change is made without buying them.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -111,15 +111,24 @@ def check_price_rules(ruleset: RuleSet, price_type: int) -> None:
     Raises:
         BadKeyError: such a rule, and what to use instead.
     """
+    check_price_conditions(ruleset.conditions, price_type, path="rules")
+
+
+def check_price_conditions(conditions: Iterable[Condition], price_type: int, *, path: str) -> None:
+    """Rejects *conditions* on money for a *price_type* that is a rank, a rating or a count.
+
+    Raises:
+        BadKeyError: Such a condition, under *path*, and what to use instead.
+    """
     if is_price(price_type):
         return
-    for rule in ruleset.conditions:
+    for rule in conditions:
         if rule.needs_price:
             reason = (
                 f"price type {price_type} ({PRICE_TYPES[price_type]}) is"
                 f" {kind_words(price_type)}, no price; use drop_percent, or remove the rule"
             )
-            raise BadKeyError(f"rules.{rule.name}", reason)
+            raise BadKeyError(f"{path}.{rule.name}", reason)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""All that a page's reply changes, in one transaction: deals, verdicts, page, scan, watermark.
+"""All that a page's reply changes, in one transaction: deals, verdicts, alerts, page, scan.
 
 A process that dies anywhere in here leaves nothing behind: the page is read again.
 """
@@ -48,6 +48,7 @@ from fetcher.scans.plan import (
     finish_scan,
     give_up_scan,
 )
+from fetcher.work.alerts import sum_up_first_run
 from fetcher.work.verdicts import judge_and_store
 
 
@@ -94,7 +95,8 @@ def commit_page(
     """
     scan = lock_scan(connection, claim.scan_id)
     hold_page(connection, claim)
-    new_deals = write_deals(connection, query, reply, scan_id=scan.id)
+    fills_gap = scan.plan.kind == "gap"
+    new_deals = write_deals(connection, query, reply, scan_id=scan.id, fills_gap=fills_gap)
     pages = stored_pages(connection, scan.id, claim.page - 1, claim.page)
     before = pages.get(claim.page - 1)
     first_read = not pages[claim.page].reads
@@ -118,6 +120,8 @@ def commit_page(
     if disorder:
         note_unordered(connection, scan.id, facts.number)
     end = _advance(connection, scan, facts, first_read=first_read) if scan.is_running else None
+    if end is not None:
+        sum_up_first_run(connection, query)
     order_lost = disorder and not scan.plan.in_background and scan.is_orderly_before(facts.number)
     return Committed(facts, new_deals, order_lost, end)
 
@@ -141,9 +145,14 @@ def bury_and_give_up(connection: Connection, claim: PageClaim, error: str) -> No
 
 
 def write_deals(
-    connection: Connection, query: DealQuery, reply: PageReply, *, scan_id: int | None
+    connection: Connection,
+    query: DealQuery,
+    reply: PageReply,
+    *,
+    scan_id: int | None,
+    fills_gap: bool = False,
 ) -> int:
-    """Writes deals, verdicts and wanted products; returns how many deals are new.
+    """Writes deals, verdicts, wanted products and alerts; returns how many deals are new.
 
     They replace older ones only: this is right even for a reply to a page that another
     process has read meanwhile.
@@ -152,7 +161,14 @@ def write_deals(
     asins = [deal.asin for deal in deals]
     known = known_asins(connection, query.domain_id, query.price_type, asins)
     upsert_deals(connection, deals, reply_time_ms=reply.server_ms)
-    judge_and_store(connection, query, deals, reply_time_ms=reply.server_ms, scan_id=scan_id)
+    judge_and_store(
+        connection,
+        query,
+        deals,
+        reply_time_ms=reply.server_ms,
+        scan_id=scan_id,
+        fills_gap=fills_gap,
+    )
     return len(set(asins) - known)
 
 

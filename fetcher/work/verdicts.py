@@ -15,6 +15,7 @@ from fetcher.postgres.verdicts import delete_outdated, delete_strays, upsert_ver
 from fetcher.queries.judging import Judgement, judge_deals, request_of
 from fetcher.queries.query import DealQuery
 from fetcher.replies.deals import Deal, parse_deal
+from fetcher.work.alerts import alert_about
 
 BATCH: Final = 500
 
@@ -26,11 +27,12 @@ def judge_and_store(
     *,
     reply_time_ms: int,
     scan_id: int | None,
+    fills_gap: bool = False,
 ) -> None:
-    """Judges *deals* as served at *reply_time_ms*; stores verdicts and wanted products."""
+    """Judges *deals* as served at *reply_time_ms*; stores verdicts, wanted products, alerts."""
     known = known_products(connection, query, [deal.asin for deal in deals])
     judgement = judge_deals(query, deals, known, reply_time_ms=reply_time_ms)
-    _store(connection, query, [judgement], scan_id=scan_id)
+    _store(connection, query, [judgement], scan_id=scan_id, is_news=True, fills_gap=fills_gap)
 
 
 def judge_again(
@@ -39,7 +41,8 @@ def judge_again(
     """Judges stored deals again for every query that has a verdict on them."""
     for query in queries:
         if query.domain_id == domain_id and query.enrichment is not None:
-            _judge_stored(connection, query, deals_judged_by(connection, query, asins))
+            stored = deals_judged_by(connection, query, asins)
+            _judge_stored(connection, query, stored, is_news=True)
 
 
 def judge_outdated(connection: Connection, query: DealQuery) -> int:
@@ -49,13 +52,15 @@ def judge_outdated(connection: Connection, query: DealQuery) -> int:
     query no longer asks for.
     """
     stored = outdated_deals(connection, query, limit=BATCH)
-    _judge_stored(connection, query, stored)
+    _judge_stored(connection, query, stored, is_news=False)
     if not stored:
         delete_strays(connection, query)
     return len(stored)
 
 
-def _judge_stored(connection: Connection, query: DealQuery, stored: Sequence[StoredDeal]) -> None:
+def _judge_stored(
+    connection: Connection, query: DealQuery, stored: Sequence[StoredDeal], *, is_news: bool
+) -> None:
     asins = [row.asin for row in stored]
     known = known_products(connection, query, asins)
     judgements = [
@@ -75,7 +80,7 @@ def _judge_stored(connection: Connection, query: DealQuery, stored: Sequence[Sto
         )
         for row in stored
     ]
-    _store(connection, query, judgements, scan_id=None)
+    _store(connection, query, judgements, scan_id=None, is_news=is_news)
     delete_outdated(connection, query, asins)
 
 
@@ -85,6 +90,8 @@ def _store(
     judgements: Sequence[Judgement],
     *,
     scan_id: int | None,
+    is_news: bool,
+    fills_gap: bool = False,
 ) -> None:
     # All products before all verdicts, everywhere: writers never wait in a circle.
     request = request_of(query)
@@ -93,3 +100,4 @@ def _store(
         want_products(connection, request, wanted)
     verdicts = [verdict for judgement in judgements for verdict in judgement.verdicts]
     upsert_verdicts(connection, query.name, verdicts, scan_id=scan_id)
+    alert_about(connection, query, verdicts, is_news=is_news, fills_gap=fills_gap)

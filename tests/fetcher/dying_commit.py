@@ -19,7 +19,7 @@ from fetcher.postgres.pages import PageClaim
 from fetcher.work.page_commit import PageReply, commit_page
 from tests.fetcher.keepa_pages import query, reply, row
 
-QUERY: Final = query(rules={"rank": {"max": 5100}})
+QUERY: Final = query(rules={"rank": {"max": 5100}}, alerts=[{"channel": "team"}])
 ROWS: Final = 120
 REJECTED: Final = 19
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from fetcher.postgres import Database
+from fetcher.postgres.alerts import end_first_run, standings_of_alerts
 from fetcher.postgres.pages import PageClaim
 from fetcher.postgres.progress import lock_progress
 from tests.fetcher.dying_commit import QUERY, REJECTED, ROWS
@@ -42,9 +43,13 @@ def dying_commits(database_url: str, claimed: PageClaim) -> Iterator[Callable[[i
 
 
 def test_a_kill_at_any_statement_of_a_commit_leaves_nothing_behind(database_url: str) -> None:
-    """Data, verdicts, page, scan and watermark change together or not at all."""
+    """Data, verdicts, alerts, page, scan and watermark change together or not at all."""
     with Database(database_url) as database:
         start(database, QUERY)
+        with database.connection() as connection:
+            # The first scan after an alert was added reports nothing.
+            standings_of_alerts(connection, QUERY)
+            end_first_run(connection, QUERY)
         claimed = claim(database, QUERY)
         assert claimed is not None
         before = state(database)
@@ -63,3 +68,5 @@ def test_a_kill_at_any_statement_of_a_commit_leaves_nothing_behind(database_url:
     assert sum(row["state"] == "rejected" for (row,) in after["verdicts"]) == REJECTED
     assert [row["state"] for (row,) in after["scans"]] == ["completed"]
     assert progress.watermark_ms == NOON_MS
+    assert len(after["alert_messages"]) == 1
+    assert len(after["alerts"]) == ROWS - REJECTED
