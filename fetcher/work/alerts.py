@@ -28,7 +28,7 @@ def alert_about(
     is_news: bool,
     fills_gap: bool = False,
 ) -> None:
-    """Decides about deals whose verdicts have just been stored; the caller commits.
+    """Decides about deals after their verdicts were stored; the caller commits.
 
     Args:
         connection: In the transaction that has stored the verdicts.
@@ -92,7 +92,7 @@ def _alert(
 
 
 def sum_up_first_run(connection: Connection, query: DealQuery) -> None:
-    """Posts one summary for each alert of *query* whose first scan has just been completed."""
+    """Posts one summary for each alert of *query*, at the end of its first scan."""
     if not query.alerts:
         return
     standings_of_alerts(connection, query)

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS alert_messages (
     query         text,
     rule          text,
     is_digest     boolean     NOT NULL DEFAULT false,
-    -- What has no rows in alerts: {"title": …, "text": …}.
+    -- What has no rows in alerts: the facts of a summary or a trouble.
     content       jsonb,
     state         text        NOT NULL DEFAULT 'waiting'
                               CHECK (state IN ('waiting', 'claimed', 'delivered', 'dead')),

@@ -29,9 +29,12 @@ def alert(**written: Any) -> Alert:
     return read_alerts([{"channel": "team", **written}], enrichment=None, price_type=2)[0]
 
 
-def told(alert: Alert, readings: list[Reading]) -> tuple[list[tuple[int, str]], Memory | None]:
+def reports_on(
+    alert: Alert, readings: list[Reading]
+) -> tuple[list[tuple[int, str]], Memory | None]:
     """The reports on *readings* in turn: time and occasion; and the memory at the end."""
-    memory, reports = None, []
+    memory: Memory | None = None
+    reports: list[tuple[int, str]] = []
     for reading in readings:
         memory, occasion = decide(alert, memory, reading)
         if occasion is not None:
@@ -135,7 +138,7 @@ def test_conditions_hold_beside_the_verdict() -> None:
 
 def test_a_crossing_is_reported_once() -> None:
     """A deal that goes on matching is not reported again, however often it is read."""
-    reports, _ = told(alert(), [at(minute) for minute in (0, 0, 5, 20, 500)])
+    reports, _ = reports_on(alert(), [at(minute) for minute in (0, 0, 5, 20, 500)])
 
     assert reports == [(0, "crossing")]
 
@@ -143,7 +146,7 @@ def test_a_crossing_is_reported_once() -> None:
 def test_a_deal_that_comes_back_is_reported_again() -> None:
     """One alert is not followed by silence: the next crossing is one too."""
     readings = [at(0), at(20, matches=False), at(40), at(60)]
-    reports, _ = told(alert(), readings)
+    reports, _ = reports_on(alert(), readings)
 
     assert reports == [(0, "crossing"), (40 * MINUTE_MS, "crossing")]
 
@@ -151,7 +154,7 @@ def test_a_deal_that_comes_back_is_reported_again() -> None:
 def test_a_deal_that_flickers_is_reported_once_per_quiet() -> None:
     """A crossing within the quiet time waits for the first reading after it."""
     readings = [at(minute, matches=minute % 2 == 0) for minute in range(31)]
-    reports, _ = told(alert(), readings)
+    reports, _ = reports_on(alert(), readings)
 
     assert reports == [(minute * MINUTE_MS, "crossing") for minute in (0, 10, 20, 30)]
 
@@ -159,7 +162,7 @@ def test_a_deal_that_flickers_is_reported_once_per_quiet() -> None:
 def test_a_further_drop_is_reported_against_the_last_report() -> None:
     """Cents are no news; ten percent below what was last reported are."""
     readings = [at(0), at(20, value=950), at(40, value=901), at(60, value=900), at(80, value=811)]
-    reports, memory = told(alert(again={"drop_percent": 10}), readings)
+    reports, memory = reports_on(alert(again={"drop_percent": 10}), readings)
 
     assert reports == [(0, "crossing"), (60 * MINUTE_MS, "again")]
     assert memory == Memory("in", 900, 60 * MINUTE_MS)
@@ -168,7 +171,7 @@ def test_a_further_drop_is_reported_against_the_last_report() -> None:
 def test_what_was_there_before_is_no_news() -> None:
     """A deal of the first run is remembered, and reported only after it has left."""
     readings = [at(0, is_news=False), at(20), at(40, matches=False), at(60)]
-    reports, _ = told(alert(), readings)
+    reports, _ = reports_on(alert(), readings)
 
     assert reports == [(60 * MINUTE_MS, "crossing")]
 
@@ -176,8 +179,8 @@ def test_what_was_there_before_is_no_news() -> None:
 def test_details_that_come_after_the_first_run_are_no_news() -> None:
     """A deal found in the first run is none of the new ones when its details arrive."""
     first = at(0, matches=False, is_news=False, is_complete=False)
-    reports, _ = told(alert(), [first, at(1, matches=False, is_complete=False), at(20)])
-    new, _ = told(alert(), [at(0, matches=False, is_complete=False), at(20)])
+    reports, _ = reports_on(alert(), [first, at(1, matches=False, is_complete=False), at(20)])
+    new, _ = reports_on(alert(), [at(0, matches=False, is_complete=False), at(20)])
 
     assert reports == []
     assert new == [(20 * MINUTE_MS, "crossing")]

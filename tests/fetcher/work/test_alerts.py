@@ -181,7 +181,7 @@ def test_details_decide_what_needs_them(connection: Connection) -> None:
     request = request_of(asked)
     assert request is not None
     want_products(connection, request, {asin(1): None})
-    bought = parse_products({"products": [product_row(asin(1))]}, domain_id=1, asins=[asin(1)])
+    bought = parse_products({"products": [product_row(asin(1))]}, domain_id=1, asins=(asin(1),))
     store_products(connection, request, bought.products, bought.raws, reply_time_ms=NOON_MS)
     for _ in range(2):
         judge_again(connection, [asked], 1, [asin(1)])

@@ -65,8 +65,8 @@ def commit(
 
 def state(database: Database) -> dict[str, Any]:
     """Everything that a commit may change."""
-    tables = ("deals", "verdicts", "scans", "scan_pages", "watermarks")
-    tables += ("alert_memory", "alert_messages", "alerts")
+    collected = ("deals", "verdicts", "scans", "scan_pages", "watermarks")
+    tables = (*collected, "alert_memory", "alert_messages", "alerts")
     with database.connection() as connection:
         return {
             table: connection.execute(
