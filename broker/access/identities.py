@@ -61,6 +61,7 @@ METHODS: Final = {
     "AcquireLease": LEASE,
     "RenewLease": LEASE,
     "SettleLease": LEASE,
+    "GetCaller": READ,
     "GetBucket": READ,
     "WatchBucket": READ,
     "ListLeases": READ,

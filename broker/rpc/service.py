@@ -162,6 +162,15 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         log.debug("lease settled", **about)
         return pb.SettleLeaseResponse(late=settled.late)
 
+    async def GetCaller(  # noqa: N802 - gRPC's name
+        self, _request: pb.GetCallerRequest, _context: Context
+    ) -> pb.GetCallerResponse:
+        """The identity behind the call."""
+        identity = caller.get()
+        if identity is None:
+            return pb.GetCallerResponse()
+        return pb.GetCallerResponse(identity=identity.name, role=identity.role.value)
+
     async def GetBucket(  # noqa: N802 - gRPC's name
         self, _request: pb.GetBucketRequest, _context: Context
     ) -> pb.GetBucketResponse:

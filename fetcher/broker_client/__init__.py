@@ -40,7 +40,7 @@ from fetcher.broker_client.errors import (
     WaitCancelledError,
 )
 from fetcher.broker_client.lease import AsyncLease, Lease
-from fetcher.broker_client.wire import BucketView, Priority
+from fetcher.broker_client.wire import BucketView, CallerView, OnBehalf, Priority
 from fetcher.replies.envelope import Envelope
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
@@ -54,6 +54,7 @@ __all__ = [
     "BrokerClientError",
     "BrokerRefusedError",
     "BucketView",
+    "CallerView",
     "CredentialError",
     "Envelope",
     "ForkedError",
@@ -61,6 +62,7 @@ __all__ = [
     "Lease",
     "LeaseDeniedError",
     "LeaseLostError",
+    "OnBehalf",
     "Priority",
     "WaitCancelledError",
 ]

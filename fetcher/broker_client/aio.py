@@ -34,6 +34,8 @@ from fetcher.broker_client.verdicts import Verdict, verdict
 from fetcher.broker_client.waiting import Silence, Wait
 from fetcher.broker_client.wire import (
     BucketView,
+    CallerView,
+    OnBehalf,
     Priority,
     Settlement,
     abandonment,
@@ -111,14 +113,18 @@ class AsyncBrokerClient:
         tokens_per_unit: float = 1.0,
         priority: Priority = Priority.NORMAL,
         max_wait_s: float | None = None,
+        absence_max_s: float | None = None,
+        behalf: OnBehalf | None = None,
     ) -> AsyncIterator[AsyncLease]:
         """Holds tokens for one call; see `BrokerClient.lease`.
 
         A cancelled wait leaves no hold; the end of a cancelled block settles its lease.
+        *absence_max_s* bounds the time for which the broker may be away, within max_wait_s.
+        With *behalf* the lease is that caller's: its holder, and its token in every call.
 
         Raises:
             LeaseDeniedError: The broker denied the lease; the error has the time to retry.
-            BrokerAwayError: The broker could not be reached within max_wait_s.
+            BrokerAwayError: The broker could not be reached within max_wait_s or absence_max_s.
             WaitCancelledError: `stop_waiting` was called.
             BrokerRefusedError: A person must act; KeyMismatchError is one such.
             ForkedError: This is not the process that made the client.
@@ -127,7 +133,7 @@ class AsyncBrokerClient:
         if self._keeper is None:
             self._keeper, self._watcher = _task(self._keep_up()), _task(self._watch())
         request = acquire_request(
-            holder=self.holder,
+            holder=behalf.holder if behalf else self.holder,
             operation=operation,
             units=units,
             min_units=min_units,
@@ -136,30 +142,53 @@ class AsyncBrokerClient:
             key_fingerprint=self._key_fingerprint,
             ttl_s=self._ttl_s,
         )
-        held = await self._acquire(request, max_wait_s)
+        deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
+        wait = Wait(request, deadline_s, self._silence, absence_max_s=absence_max_s)
+        held = await self._acquire(wait, behalf)
         try:
             yield held
         finally:
             await held.settle_if_open()
 
-    async def get_bucket(self, *, timeout_s: float = 5.0) -> BucketView:
-        """Returns the bucket as the broker counts it now.
+    async def get_caller(self, behalf: OnBehalf, *, timeout_s: float = 5.0) -> CallerView:
+        """Returns the identity that the broker finds for a caller's token.
+
+        Raises:
+            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerRefusedError: The broker has no identity for the token.
+            ForkedError: This is not the process that made the client.
+        """
+        answer = await self._read(
+            self._connection.stub.GetCaller, pb.GetCallerRequest(), behalf, timeout_s
+        )
+        return CallerView(answer.identity, answer.role)
+
+    async def get_bucket(
+        self, *, timeout_s: float = 5.0, behalf: OnBehalf | None = None
+    ) -> BucketView:
+        """Returns the bucket as the broker counts it now, with *behalf* if it may see it.
 
         Raises:
             BrokerAwayError: No answer within *timeout_s* seconds.
             BrokerRefusedError: The broker does not serve this client.
             ForkedError: This is not the process that made the client.
         """
+        answer = await self._read(
+            self._connection.stub.GetBucket, pb.GetBucketRequest(), behalf, timeout_s
+        )
+        return bucket_view(answer.bucket)
+
+    async def _read(
+        self, method: Any, request: Any, behalf: OnBehalf | None, timeout_s: float
+    ) -> Any:
         self._check_process()
+        metadata = behalf.metadata if behalf else ()
         try:
-            answer = await self._connection.stub.GetBucket(
-                pb.GetBucketRequest(), timeout=timeout_s
-            )
+            return await method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
             if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
                 raise BrokerAwayError(self._silence.reason(exc)) from exc
             raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
-        return bucket_view(answer.bucket)
 
     def stop_waiting(self) -> None:
         """Ends every wait for tokens now, and refuses new ones; open leases go on."""
@@ -195,25 +224,21 @@ class AsyncBrokerClient:
 
     # --- waiting -------------------------------------------------------------
 
-    async def _acquire(
-        self, request: pb.AcquireLeaseRequest, max_wait_s: float | None
-    ) -> AsyncLease:
-        deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
-        wait = Wait(request, deadline_s, self._silence)
+    async def _acquire(self, wait: Wait, behalf: OnBehalf | None) -> AsyncLease:
         try:
             with tracer.start_as_current_span(
                 "wait", kind=SpanKind.CLIENT, attributes=wait.about
             ) as span:
-                grant = await self._granted(wait)
+                grant = await self._granted(wait, behalf)
                 span.set_attribute("tokens", grant.tokens)
         except (LeaseDeniedError, BrokerRefusedError):
             raise
         except BaseException:
             # A grant may be on its way to this client: its tokens must not stay held.
-            self._settle_later(abandonment(request, time.monotonic()))
+            self._settle_later(abandonment(wait.request, time.monotonic(), behalf))
             raise
         held = AsyncLease(
-            granted_terms(request, grant),
+            granted_terms(wait.request, grant, behalf),
             ttl_s=seconds(grant.ttl),
             waited_s=seconds(grant.waited),
             settle=self._settle,
@@ -222,11 +247,11 @@ class AsyncBrokerClient:
         self._wake.set()
         return held
 
-    async def _granted(self, wait: Wait) -> pb.Grant:
+    async def _granted(self, wait: Wait, behalf: OnBehalf | None) -> pb.Grant:
         """Repeats the request while the broker is away; the same id joins the same wait."""
         while True:
             try:
-                return wait.grant(await self._ask(wait))
+                return wait.grant(await self._ask(wait, behalf))
             except grpc.RpcError as exc:
                 pause_s = wait.failed(exc, time.monotonic())
             await self._refresh()
@@ -235,12 +260,14 @@ class AsyncBrokerClient:
                     await self._stopping.wait()
                 raise WaitCancelledError("the wait for the broker was cancelled")
 
-    async def _ask(self, wait: Wait) -> pb.AcquireLeaseResponse:
+    async def _ask(self, wait: Wait, behalf: OnBehalf | None) -> pb.AcquireLeaseResponse:
         if self._stopping.is_set():
             raise WaitCancelledError("this client has stopped waiting for tokens")
         timeout_s = wait.timeout_s(time.monotonic())
         call = self._connection.stub.AcquireLease(
-            wait.request, timeout=timeout_s, metadata=trace_context()
+            wait.request,
+            timeout=timeout_s,
+            metadata=(*trace_context(), *(behalf.metadata if behalf else ())),
         )
         self._waits.add(call)
         try:
@@ -298,7 +325,10 @@ class AsyncBrokerClient:
     async def _renew(self, lease: HeldLease, now_s: float) -> None:
         try:
             answer = await self._connection.stub.RenewLease(
-                renewal(lease.terms, lease.ttl_s), timeout=RETRY_TIMEOUT_S, wait_for_ready=True
+                renewal(lease.terms, lease.ttl_s),
+                timeout=RETRY_TIMEOUT_S,
+                metadata=lease.terms.metadata,
+                wait_for_ready=True,
             )
         except grpc.RpcError as exc:
             await self._refresh()
@@ -353,7 +383,7 @@ class AsyncBrokerClient:
             await self._connection.stub.SettleLease(
                 settlement.request(time.monotonic()),
                 timeout=timeout_s,
-                metadata=settlement.trace,
+                metadata=(*settlement.trace, *settlement.terms.metadata),
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as exc:

@@ -186,10 +186,10 @@ class BrokerClient:
             raise
         except BaseException:
             # A grant may be on its way to this client: its tokens must not stay held.
-            self._upkeep.settle_later(abandonment(request, time.monotonic()))
+            self._upkeep.settle_later(abandonment(request, time.monotonic(), None))
             raise
         held = Lease(
-            granted_terms(request, grant),
+            granted_terms(request, grant, None),
             ttl_s=seconds(grant.ttl),
             waited_s=seconds(grant.waited),
             settle=self._upkeep.settle,

@@ -15,7 +15,7 @@ from fetcher.broker_client.errors import (
 from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX, Verdict, verdict
 from fetcher.broker_client.wire import duration, seconds
 from protos.channel.access import Access
-from protos.channel.options import RECONNECT_MAX_MS, RECONNECT_MIN_MS
+from protos.channel.options import CONNECT_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger("fetcher.broker_client")
@@ -23,6 +23,9 @@ log = logging.getLogger("fetcher.broker_client")
 # The same pauses as between gRPC's own attempts to connect.
 PAUSE_MIN_S: Final = RECONNECT_MIN_MS / 1000
 PAUSE_MAX_S: Final = RECONNECT_MAX_MS / 1000
+
+# An attempt to reach a broker that is away fails within this time.
+ATTEMPT_MAX_S: Final = CONNECT_TIMEOUT_MS / 1000 + 5.0
 
 # Added to max_wait_s, so that the broker's own denial arrives before the deadline.
 DENIAL_GRACE_S: Final = 5.0
@@ -64,14 +67,23 @@ class Wait:
         request: The request to send.
         deadline_s: When to give up, on the caller's monotonic clock; None: never.
         silence: Logs absences of the broker.
+        absence_max_s: Longest time in seconds for which the broker may be away; None: any.
     """
 
     def __init__(
-        self, request: pb.AcquireLeaseRequest, deadline_s: float | None, silence: Silence
+        self,
+        request: pb.AcquireLeaseRequest,
+        deadline_s: float | None,
+        silence: Silence,
+        *,
+        absence_max_s: float | None = None,
     ) -> None:
         self.request = request
         self._deadline_s = deadline_s
         self._silence = silence
+        self._absence_max_s = absence_max_s
+        self._asked_s = 0.0
+        self._away_since_s: float | None = None
         self._broken = 0
         self._pause_s = PAUSE_MIN_S
 
@@ -87,6 +99,7 @@ class Wait:
 
     def timeout_s(self, now_s: float) -> float | None:
         """Prepares the request for sending now; returns the RPC's timeout."""
+        self._asked_s = now_s
         if self._deadline_s is None:
             return None
         wait_s = max(0.0, self._deadline_s - now_s)
@@ -114,7 +127,7 @@ class Wait:
         """Returns the pause before the request that failed with *exc* is sent again.
 
         Raises:
-            BrokerAwayError: The deadline has passed.
+            BrokerAwayError: The deadline has passed, or the broker has been away too long.
             BrokerRefusedError: Repeating it would not help.
         """
         match verdict(exc):
@@ -131,7 +144,12 @@ class Wait:
                     raise BrokerRefusedError(
                         f"the broker fails at this request each time: {exc.details()}"
                     ) from exc
-        if self._deadline_s is not None and now_s >= self._deadline_s:
+        if self._away_since_s is None or now_s - self._asked_s > ATTEMPT_MAX_S:
+            # A longer attempt was a wait in the broker, which has gone away only now.
+            self._away_since_s = now_s
+        absent_s = now_s - self._away_since_s
+        absent_too_long = self._absence_max_s is not None and absent_s >= self._absence_max_s
+        if absent_too_long or (self._deadline_s is not None and now_s >= self._deadline_s):
             raise BrokerAwayError(self._silence.reason(exc)) from exc
         self._silence.call_failed(exc)
         pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, PAUSE_MAX_S)

@@ -23,6 +23,31 @@ class Priority(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class OnBehalf:
+    """The caller for which a program leases tokens, as a gateway does.
+
+    *holder* takes the place of the client's own name. *token* is the caller's bearer token:
+    the broker judges the caller and not the program.
+    """
+
+    holder: str
+    token: str = field(default="", repr=False)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of calls for this caller."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallerView:
+    """An identity of the broker's file; both are empty at a broker without identities."""
+
+    identity: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """The terms of a grant; every later message about the lease repeats them."""
 
@@ -32,6 +57,8 @@ class Terms:
     operation: str
     units: int
     tokens: int
+    # Of the caller's token, if the lease is on behalf of one.
+    metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +175,9 @@ def acquire_request(
     return request
 
 
-def granted_terms(request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Terms:
+def granted_terms(
+    request: pb.AcquireLeaseRequest, grant: pb.Grant, behalf: OnBehalf | None
+) -> Terms:
     """Returns the terms of *grant* for *request*."""
     return Terms(
         lease_id=request.lease_id,
@@ -157,10 +186,13 @@ def granted_terms(request: pb.AcquireLeaseRequest, grant: pb.Grant) -> Terms:
         operation=request.operation,
         units=grant.units,
         tokens=grant.tokens,
+        metadata=behalf.metadata if behalf else (),
     )
 
 
-def abandonment(request: pb.AcquireLeaseRequest, now_s: float) -> Settlement:
+def abandonment(
+    request: pb.AcquireLeaseRequest, now_s: float, behalf: OnBehalf | None
+) -> Settlement:
     """Returns the settlement that ends the id of an abandoned request, granted or not."""
     terms = Terms(
         lease_id=request.lease_id,
@@ -169,6 +201,7 @@ def abandonment(request: pb.AcquireLeaseRequest, now_s: float) -> Settlement:
         operation=request.operation,
         units=request.units,
         tokens=0,
+        metadata=behalf.metadata if behalf else (),
     )
     return Settlement(terms, pb.OUTCOME_NOT_SENT, now_s)
 

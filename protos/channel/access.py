@@ -89,10 +89,14 @@ class Access:
         if self.token_file is None:
             return
         read_token(self.token_file)
-        if self.ca_file is None and not is_local(address):
+        if not self.protects_tokens(address):
             raise CredentialError(
                 f"{TOKEN_FILE}: a token must not travel to {address} in plaintext: set {CA_FILE}"
             )
+
+    def protects_tokens(self, address: str) -> bool:
+        """Returns whether a token may travel to *address*: in TLS, or within this machine."""
+        return self.ca_file is not None or is_local(address)
 
     def channel(
         self, address: str, options: Options = CLIENT, certificates: Certificates | None = None

@@ -50,6 +50,11 @@ class TokenBrokerServiceStub:
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseRequest.SerializeToString,
                 response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/tokenbroker.v1.TokenBrokerService/GetCaller',
+                request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
         self.GetBucket = channel.unary_unary(
                 '/tokenbroker.v1.TokenBrokerService/GetBucket',
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetBucketRequest.SerializeToString,
@@ -108,6 +113,13 @@ class TokenBrokerServiceServicer:
     def SettleLease(self, request, context):
         """Ends a lease with the real cost of the call. Accepted late as well; a
         repeat gets the first answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCaller(self, request, context):
+        """Returns the identity that the call's credentials belong to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +185,11 @@ def add_TokenBrokerServiceServicer_to_server(servicer, server):
                     servicer.SettleLease,
                     request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseRequest.FromString,
                     response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerRequest.FromString,
+                    response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerResponse.SerializeToString,
             ),
             'GetBucket': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBucket,
@@ -287,6 +304,33 @@ class TokenBrokerService:
             '/tokenbroker.v1.TokenBrokerService/SettleLease',
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseRequest.SerializeToString,
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SettleLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenbroker.v1.TokenBrokerService/GetCaller',
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerRequest.SerializeToString,
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,8 @@ class TokenBrokerServiceStub:
     """Ends a lease with the real cost of the call. Accepted late as well; a
     repeat gets the first answer.
     """
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.GetCallerRequest, _token_broker_pb2.GetCallerResponse]
+    """Returns the identity that the call's credentials belong to."""
     GetBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.GetBucketRequest, _token_broker_pb2.GetBucketResponse]
     """Returns the bucket as the broker counts it now."""
     WatchBucket: _grpc.UnaryStreamMultiCallable[_token_broker_pb2.WatchBucketRequest, _token_broker_pb2.WatchBucketResponse]
@@ -105,6 +107,8 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     """Ends a lease with the real cost of the call. Accepted late as well; a
     repeat gets the first answer.
     """
+    GetCaller: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.GetCallerRequest, _token_broker_pb2.GetCallerResponse]  # type: ignore[assignment]
+    """Returns the identity that the call's credentials belong to."""
     GetBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.GetBucketRequest, _token_broker_pb2.GetBucketResponse]  # type: ignore[assignment]
     """Returns the bucket as the broker counts it now."""
     WatchBucket: _aio.UnaryStreamMultiCallable[_token_broker_pb2.WatchBucketRequest, _token_broker_pb2.WatchBucketResponse]  # type: ignore[assignment]
@@ -155,6 +159,14 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a lease with the real cost of the call. Accepted late as well; a
         repeat gets the first answer.
         """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _token_broker_pb2.GetCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_broker_pb2.GetCallerResponse, _abc.Awaitable[_token_broker_pb2.GetCallerResponse]]:
+        """Returns the identity that the call's credentials belong to."""
 
     @_abc_1.abstractmethod
     def GetBucket(

@@ -31,7 +31,15 @@ TIMEOUT_S = 60.0
 SPIFFE = "spiffe://company.example/fetcher"
 SERVICE = pb.DESCRIPTOR.services_by_name["TokenBrokerService"]
 
-READING = {"GetBucket", "WatchBucket", "ListLeases", "reflection", "channelz", "health"}
+READING = {
+    "GetCaller",
+    "GetBucket",
+    "WatchBucket",
+    "ListLeases",
+    "reflection",
+    "channelz",
+    "health",
+}
 MAY = {
     "fetcher": READING | {"AcquireLease", "RenewLease", "SettleLease"},
     "operator": READING | {"SyncBucket", "PauseGrants", "ResumeGrants"},

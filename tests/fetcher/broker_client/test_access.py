@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from fetcher.broker_client import (
+    AsyncBrokerClient,
     BrokerAwayError,
     BrokerClient,
     BrokerRefusedError,
+    CallerView,
     Envelope,
+    OnBehalf,
 )
 from protos.channel.access import Access
 from tests.fix_broker import RunningBroker, StartBroker
@@ -33,7 +36,8 @@ def broker(
     """A broker that asks for a certificate, and accepts a token as well."""
     server = office.issue("broker", "127.0.0.1")
     tables = [
-        table("fetchers", "fetcher", certificates=["fetcher.example"]),
+        table("fetchers", "fetcher", certificates=["fetcher.example"],
+              token=office.token("fetcher").read_text()),
         table("viewers", "viewer", certificates=["viewer.example"],
               token=office.token("viewer").read_text()),
     ]  # fmt: skip
@@ -61,6 +65,35 @@ def test_a_lease_is_taken_and_settled_with_a_certificate(
         lease.settle_replied(Envelope(1_758_325_044_347, 2, 28, 5, 38_816, 20, 0.0))
 
     assert broker.bucket().totals.spent_tokens == 5
+
+
+async def test_a_lease_on_behalf_is_its_callers(broker: RunningBroker, office: Company) -> None:
+    """The caller's token counts in every call, and not the program's certificate."""
+    access = office.access(office.issue("viewer", "viewer.example"))
+    shop = OnBehalf("shop", office.token("fetcher").read_text().strip())
+    async with AsyncBrokerClient(broker.address, access=access) as client:
+        caller = await client.get_caller(shop)
+        async with client.lease(
+            "deal", tokens_per_unit=5, max_wait_s=WAIT_S, behalf=shop
+        ) as lease:
+            await lease.settle_not_sent()
+        with pytest.raises(BrokerRefusedError, match="no such token"):
+            await client.get_caller(OnBehalf("shop", "a stranger's"))
+        with pytest.raises(BrokerRefusedError, match="viewers has the role viewer"):
+            async with client.lease("deal"):
+                pass
+
+    assert caller == CallerView("fetchers", "fetcher")
+    assert broker.bucket().totals.settles == 1
+    assert shop.token not in repr(shop)
+
+
+async def test_an_absence_ends_a_wait_before_its_deadline() -> None:
+    """A gateway's callers learn soon that the broker is away, however long they would wait."""
+    async with AsyncBrokerClient("127.0.0.1:1") as client:
+        with pytest.raises(BrokerAwayError):
+            async with client.lease("deal", max_wait_s=3600, absence_max_s=0.2):
+                pass
 
 
 def test_a_wrong_role_is_a_matter_for_a_person(broker: RunningBroker, office: Company) -> None:
