@@ -18,7 +18,6 @@ import uvloop
 from broker.access.budgets_file import POLL_S, BudgetsFile
 from broker.access.identities import IdentityBook
 from broker.access.tls import TlsFiles
-from broker.access.watched_files import Followed
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
 from broker.core.limits import Limits
@@ -33,7 +32,9 @@ from broker.telemetry import http
 from broker.telemetry.metrics import BrokerMetrics
 from protos.channel import options
 from protos.process.addresses import Listen, ListenError
+from protos.process.watched_files import Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from protos.web.serving import serving
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,7 +79,9 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     introspection = Introspection(server)
     grpc_listen = _bind(server, settings)
     http_listen = Listen.parse(settings.broker_http_listen)
-    async with http.serving(routes, http_listen) as http_listen:
+    async with serving(
+        routes, http_listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER
+    ) as http_listen:
         ready = asyncio.create_task(introspection.follow(runtime.synced))
         await server.start()
         runtime.start()

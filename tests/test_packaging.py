@@ -126,7 +126,7 @@ def test_each_role_is_an_extra(metadata: Message) -> None:
 
     assert set(metadata.get_all("Provides-Extra", [])) == ROLES
     assert {"psycopg", "yoyo-migrations"} & brought["broker"] == set()
-    assert {"aiohttp", "grpcio-reflection", "uvloop"} & brought["fetcher"] == set()
+    assert {"grpcio-reflection", "uvloop"} & brought["fetcher"] == set()
     assert {"pydantic-settings", "structlog", "requests"} & brought["simulator"] == set()
     assert brought["broker"] | brought["fetcher"] | brought["simulator"] <= brought["local"]
     assert brought["local"] <= brought["all"] < brought["dev"]

@@ -15,10 +15,10 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from broker.access.watched_files import Stamp, stamp
 from broker.core.budgets import Budget
 from broker.runtime import BrokerRuntime
 from protos.process.text_file import NotUtf8Error, read_text
+from protos.process.watched_files import Stamp, stamp
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -18,37 +18,19 @@ The file never holds a token itself. It holds the `sha256sum` of the file that a
 names in BROKER_TOKEN_FILE.
 """
 
-import hashlib
-import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from typing import Final, Self
 
 from broker.core.budgets import Budget
 from broker.core.leases import Priority
 from broker.rpc.introspection import CHANNELZ_NAME, REFLECTION_NAME, SERVICE_NAME
-from protos.channel.credential_files import CredentialError, read_file
 from protos.channel.reasons import Reason
-from protos.process.text_file import decode_text
+from protos.process.identities import IdentityFile, Role
 
 SETTING: Final = "BROKER_IDENTITIES_FILE"
-# Precedes the holder's own name, separated by a slash.
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class Role(StrEnum):
-    """Purpose of an identity."""
-
-    FETCHER = "fetcher"
-    OPERATOR = "operator"
-    VIEWER = "viewer"
-
 
 EVERY_ROLE: Final = frozenset(Role)
 READ: Final = EVERY_ROLE
@@ -113,47 +95,22 @@ still_let_in: ContextVar[Callable[[], None]] = ContextVar("still_let_in", defaul
 # The identity behind the current call; None without an identities file.
 caller: ContextVar[Identity | None] = ContextVar("caller", default=None)
 
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
-
-
-class Entry(BaseModel):
-    """One table of the file."""
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    role: Role
-    # A SPIFFE id, a DNS name or, where the certificate has neither, its common name.
-    certificates: list[str] = []
-    token_sha256: list[Digest] = []
-    priority_max: Literal["high", "normal", "low"] = "high"
-    share_max: Annotated[float, Field(gt=0, le=1)] | None = None
-
-
-ENTRIES: Final = TypeAdapter(dict[str, Entry])
-
 
 class IdentityBook:
     """The identities file, ready to look up."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
-        self._by_certificate: dict[str, Identity] = {}
-        self._by_digest: dict[str, Identity] = {}
-        # An identity's name needs no escape in a budget's pattern; see NAME.
+    def __init__(self, file: IdentityFile) -> None:
+        self.file = file
+        # An identity's name needs no escape in a budget's pattern; see `identities.NAME`.
         self.budgets = tuple(
             Budget(f"identity:{name}", f"{name}/*", share=entry.share_max)
-            for name, entry in entries.items()
+            for name, entry in file.entries.items()
             if entry.share_max is not None
         )
-        for name, entry in entries.items():
-            if not NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name!r}: a name is letters, digits, dots and dashes, at most 64"
-                )
-            if not entry.certificates and not entry.token_sha256:
-                raise ValueError(f"{name}: has neither certificates nor token_sha256")
-            identity = Identity(name, entry.role, Priority[entry.priority_max.upper()])
-            _enter(self._by_certificate, entry.certificates, identity)
-            _enter(self._by_digest, entry.token_sha256, identity)
+        self._identities = {
+            name: Identity(name, entry.role, Priority[entry.priority_max.upper()])
+            for name, entry in file.entries.items()
+        }
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -162,31 +119,12 @@ class IdentityBook:
         Raises:
             CredentialError: It can't be read, or an entry is invalid; one line.
         """
-        try:
-            entries = ENTRIES.validate_python(tomllib.loads(decode_text(read_file(SETTING, path))))
-            if not entries:
-                raise ValueError("has no identity: add a table such as [fetchers]")  # noqa: TRY301 - one line with the others
-            return cls(entries)
-        except ValidationError as exc:
-            error = exc.errors(include_input=False, include_url=False)[0]
-            problem = f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
-        except ValueError as exc:
-            problem = str(exc)
-        raise CredentialError(f"{SETTING}: {path}: {problem}")
+        return cls(IdentityFile.read(SETTING, path))
 
     def by_token(self, token: str) -> Identity | None:
         """The identity that *token* belongs to."""
-        # Looked up by digest: the time that takes depends on no character of the token.
-        return self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
+        return self._identities.get(self.file.by_token(token) or "")
 
     def by_certificate(self, names: Iterable[str]) -> Identity | None:
         """The identity that one of a certificate's *names* belongs to."""
-        return next((self._by_certificate[n] for n in names if n in self._by_certificate), None)
-
-
-def _enter(book: dict[str, Identity], keys: Iterable[str], identity: Identity) -> None:
-    for key in keys:
-        if key in book:
-            other = book[key].name
-            raise ValueError(f"{identity.name} and {other} share a certificate name or token")
-        book[key] = identity
+        return self._identities.get(self.file.by_certificate(names) or "")

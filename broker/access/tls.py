@@ -6,8 +6,8 @@ from typing import Final
 
 import grpc
 
-from broker.access.watched_files import Followed
 from protos.channel.credential_files import check_ca, check_pair, read_file
+from protos.process.watched_files import Followed
 
 CERT_FILE: Final = "BROKER_TLS_CERT_FILE"
 KEY_FILE: Final = "BROKER_TLS_KEY_FILE"

@@ -16,14 +16,14 @@ from broker.access.identities import (
     Identity,
     IdentityBook,
     RefusedError,
-    Role,
     caller,
     roles_for,
     still_let_in,
 )
-from broker.access.watched_files import Followed
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import REASON_KEY, Reason
+from protos.process.identities import Role
+from protos.process.watched_files import Followed
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

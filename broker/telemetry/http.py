@@ -4,25 +4,17 @@
 balance from Keepa. Both return the same JSON, without a secret.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from broker.runtime import BrokerRuntime
-from protos.process.addresses import BACKLOG, Listen
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-SHUTDOWN_TIMEOUT_S: Final = 1.0
 # Without versions, which would show an attacker what to try.
 SERVER: Final = "tokenbroker"
 
@@ -69,64 +61,7 @@ def application(
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     routes = web.Application()
-    routes.on_response_prepare.append(name_no_version)
     routes.router.add_get("/healthz", healthz)
     routes.router.add_get("/readyz", readyz)
     routes.router.add_get("/metrics", metrics)
     return routes
-
-
-async def name_no_version(_request: web.Request, response: web.StreamResponse) -> None:
-    """Replaces the libraries' names and versions with the broker's name."""
-    response.headers["Server"] = SERVER
-
-
-class Requests(web.RequestHandler):
-    """One connection; neither log nor answer repeats a request that is no HTTP."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - it quotes the request
-    ) -> web.StreamResponse:
-        """Answers a request that failed, and closes the connection."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("an HTTP request failed", exc_info=exc)
-        else:
-            log.debug("not an HTTP request", peer=request.remote, status=status)
-        text = f"{status} {HTTPStatus(status).phrase}\n"
-        response = web.Response(status=status, text=text, headers={"Server": SERVER})
-        response.force_close()
-        return response
-
-
-@asynccontextmanager
-async def serving(routes: web.Application, listen: Listen) -> AsyncIterator[Listen]:
-    """Serves *routes* while the context lasts; yields the address with its port.
-
-    Raises:
-        ListenError: the address can't be listened on.
-    """
-    runner = web.AppRunner(routes, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-    await runner.setup()
-    manager, loop = runner.server, asyncio.get_running_loop()
-    assert manager is not None
-    servers: list[asyncio.Server] = []
-    try:
-        sockets = listen.bind("BROKER_HTTP_LISTEN")
-        port = sockets[0].getsockname()[1]
-        for bound in sockets:
-            make = partial(
-                Requests,
-                manager,
-                loop=loop,
-                access_log=None,  # type: ignore[arg-type]  # None writes no such log
-            )
-            servers.append(await loop.create_server(make, sock=bound, backlog=BACKLOG))
-        yield Listen(listen.host, port)
-    finally:
-        for server in servers:
-            server.close()
-        await runner.cleanup()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.access.identities import Identity, IdentityBook, Role, roles_for
+from broker.access.identities import Identity, IdentityBook, roles_for
 from protos.channel.credential_files import CredentialError
+from protos.process.identities import Role
 
 TOKEN = "a-token-that-nobody-guesses"
 DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()

@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from broker.access.budgets_file import read_budgets
-from broker.access.identities import Identity, IdentityBook, Role
+from broker.access.identities import Identity, IdentityBook
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.queries.query import read_queries
 from fetcher.settings import Settings
 from protos.process.addresses import Listen
+from protos.process.identities import Role
 from protos.process.settings import Environment
 from tests.deploy.kubernetes.rendered import (
     KUBERNETES,

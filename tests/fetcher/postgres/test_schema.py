@@ -56,18 +56,18 @@ def test_a_migrated_database_lacks_nothing(database_url: str) -> None:
     assert missing == set()
 
 
-@pytest.mark.parametrize("last", range(1, len(known_migrations()) + 1))
+@pytest.mark.parametrize("last", sorted(known_migrations()))
 def test_a_migration_killed_before_it_was_recorded_is_applied_again(
-    empty_database_url: str, last: int
+    empty_database_url: str, last: str
 ) -> None:
     """Every statement of a migration can be repeated."""
-    numbers = [f"{number:04}" for number in range(1, last + 1)]
-    apply_migrations(empty_database_url, *numbers)
-    apply_migrations(empty_database_url, numbers[-1], again=True)
+    first = [name for name in known_migrations() if name <= last]
+    apply_migrations(empty_database_url, *first)
+    apply_migrations(empty_database_url, last, again=True)
 
     applied = migrate(empty_database_url)
 
-    assert len(applied) == len(known_migrations()) - last
+    assert len(applied) == len(known_migrations()) - len(first)
 
 
 def test_postgres_down_is_one_plain_error() -> None:

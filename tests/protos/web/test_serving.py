@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 from aiohttp import web
 
-from broker.telemetry import http
 from protos.process.addresses import Listen
+from protos.web.serving import serving
 
 SECRET = "s3cret-of-a-lost-client"
 
@@ -26,10 +26,11 @@ async def port() -> AsyncIterator[int]:
         raise ValueError("a bug")
 
     routes = web.Application()
-    routes.on_response_prepare.append(http.name_no_version)
     routes.router.add_get("/", answer)
     routes.router.add_get("/bug", fail)
-    async with http.serving(routes, Listen("127.0.0.1", 0)) as listen:
+    async with serving(
+        routes, Listen("127.0.0.1", 0), setting="TEST_LISTEN", name="test"
+    ) as listen:
         yield listen.port
 
 

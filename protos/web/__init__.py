@@ -1,0 +1,1 @@
+"""What every HTTP port and page shares: the server, its headers, sign-in, look and charts."""
