@@ -233,14 +233,11 @@ class CostBook:
         if len(own) < SAMPLES_MIN:
             return price._replace(worst=UNLEARNED_WORST, proven=False)
         # Few calls prove little, even by costing the same, where any size scatters.
-        if len(own) < CALM_CALLS and self._scatters(bands):
+        known = (band.price for band in bands.values() if len(band) >= SAMPLES_MIN)
+        if len(own) < CALM_CALLS and any(price.worst > 1 for price in known):
             worst = max(price.worst, UNLEARNED_WORST * price.likely)
             return price._replace(worst=worst, proven=False)
         return price
-
-    @staticmethod
-    def _scatters(bands: dict[int, Band]) -> bool:
-        return any(band.price.worst > 1 for band in bands.values() if len(band) >= SAMPLES_MIN)
 
 
 def tokens_at(ratio: float, units: int) -> int:

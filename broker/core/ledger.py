@@ -267,7 +267,10 @@ class Ledger:
                 raise LeaseEndedError(renewal.lease_id)
             if renewal.epoch >= self.epoch or renewal.tokens > self._adoptable_tokens:
                 raise LeaseNotFoundError(renewal.lease_id)
-            return self._adopt(renewal, now_ms)
+            lease = self._stranger(renewal, now_ms)
+            lease.expires_ms = now_ms + min(renewal.ttl_ms, self.lease_age_ms_max)
+            self._hold(lease)
+            return lease
         if lease.holder != renewal.holder:
             raise LeaseConflictError(renewal.lease_id)
         last_ms = lease.granted_ms + self.lease_age_ms_max
@@ -367,12 +370,17 @@ class Ledger:
             self.totals.refusals += 1
             self.events.append(Event(EventKind.REFUSED, lease.holder))
         if envelope is not None and outcome is Outcome.REPLIED:
-            lease.cost = min(envelope.tokens_consumed, self._most_tokens(lease))
+            # No client can claim more for a call than its worst price, or a full bucket.
+            most = max(lease.tokens + lease.overrun, self.bucket_tokens)
+            lease.cost = min(envelope.tokens_consumed, most)
         self.totals.spent_tokens += lease.cost
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
             self.holds.remember(lease)
-            self._book(lease)
+            self._spent_since_probe += lease.cost
+            probed = self.bucket.probed
+            if probed is not None and lease.sent_after_ms >= probed.arrived_ms:
+                self._spent_after_probe += lease.cost
         doubt = None
         if envelope is not None and envelope.is_observation:
             arrived_ms = now_ms - settlement.age_ms
@@ -389,13 +397,14 @@ class Ledger:
                 self.totals.implausible_reports += 1
                 self.events.append(Event(EventKind.IMPLAUSIBLE, lease.holder, doubt=doubt))
             lease.interval_ms = None if doubt else interval_ms
+        # The envelope is no news: is the call in the observation?
         if lease.cost:
-            self._include_or_reserve(lease)
+            known = self.bucket.observation
+            if known is not None and self.holds.includes(known, lease):
+                self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
+            else:
+                self.holds.keep(lease)
         return Settled(late, lease, lease.cost, doubt)
-
-    def _most_tokens(self, lease: Lease) -> int:
-        """The most that a client can claim for one call: its worst price, or a full bucket."""
-        return max(lease.tokens + lease.overrun, self.bucket_tokens)
 
     @property
     def bucket_tokens(self) -> int:
@@ -449,20 +458,6 @@ class Ledger:
         if abs(self.drift.rounded_tokens + rest) <= ROUNDING_TOKENS * (1 + ticks):
             return None
         return Doubt.MORE if rest > 0 else Doubt.FEWER
-
-    def _book(self, lease: Lease) -> None:
-        """Keep the count of what the last probe lacks."""
-        self._spent_since_probe += lease.cost
-        if self.bucket.probed is not None and lease.sent_after_ms >= self.bucket.probed.arrived_ms:
-            self._spent_after_probe += lease.cost
-
-    def _include_or_reserve(self, lease: Lease) -> None:
-        """A settled call with an envelope that is no news: is the call in the observation?"""
-        known = self.bucket.observation
-        if known is not None and self.holds.includes(known, lease):
-            self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
-        else:
-            self.holds.keep(lease)
 
     def _adopt_observation(self, observation: Observation, own: Lease | None) -> None:
         """Make *observation* the balance, and reserve what it may not include."""
@@ -546,7 +541,11 @@ class Ledger:
         if outcome is Outcome.UNKNOWN:
             if ended is not None:
                 return Settled(late=True)
-            return Settled(late=True, lease=self._adopt_lapsed(settlement, now_ms))
+            lease = self._stranger(settlement, now_ms)
+            self._hold(lease)
+            self.holds.lapse(lease)
+            self._note_unknown(lease)
+            return Settled(late=True, lease=lease)
         if ended is not None and ended.written_off:
             self.totals.written_off_tokens -= ended.written_off
             self.drift.written_on(ended.written_off)
@@ -579,19 +578,6 @@ class Ledger:
             expires_ms=now_ms,
             sent_after_ms=LONG_AGO_MS,
         )
-
-    def _adopt(self, renewal: Renewal, now_ms: int) -> Lease:
-        lease = self._stranger(renewal, now_ms)
-        lease.expires_ms = now_ms + min(renewal.ttl_ms, self.lease_age_ms_max)
-        self._hold(lease)
-        return lease
-
-    def _adopt_lapsed(self, settlement: Settlement, now_ms: int) -> Lease:
-        lease = self._stranger(settlement, now_ms)
-        self._hold(lease)
-        self.holds.lapse(lease)
-        self._note_unknown(lease)
-        return lease
 
     def _note_unknown(self, lease: Lease) -> None:
         self.totals.unknown_outcomes += 1
