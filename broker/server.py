@@ -24,6 +24,7 @@ from broker.core.limits import Limits
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
+from broker.rpc.requests import Ttl
 from broker.rpc.service import TokenBrokerService
 from broker.rpc.tracing import TracedCalls
 from broker.runtime import BrokerRuntime
@@ -67,7 +68,9 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     routes = http.application(
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
-    service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
+    service = TokenBrokerService(
+        runtime, metrics, key_fingerprint=fingerprint, ttl=Ttl(settings.broker_lease_ttl_ms)
+    )
     book: Followed[IdentityBook] | None = None
     interceptors: list[Any] = [TracedCalls()] if traced else []
     if (identities := settings.broker_identities_file) is not None:
@@ -124,7 +127,6 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
     config = AllocatorConfig(
         floor_tokens=settings.broker_floor_tokens,
         debt_horizon_ms=None if horizon is None else horizon // timedelta(milliseconds=1),
-        lease_ttl_ms=settings.broker_lease_ttl_ms,
         lease_age_ms_max=settings.broker_lease_age_max // timedelta(milliseconds=1),
         recovery_grace_ms=settings.broker_recovery_grace_ms,
         budgets=budgets,

@@ -66,8 +66,6 @@ class AllocatorConfig:
 
     floor_tokens: int = 0
     debt_horizon_ms: int | None = None
-    lease_ttl_ms: int = 15_000
-    max_lease_ttl_ms: int = 300_000
     lease_age_ms_max: int = LEASE_AGE_MS_MAX
     recovery_grace_ms: int = 3_000
     budgets: tuple[Budget, ...] = ()

@@ -4,7 +4,7 @@ A `Duration` becomes integer milliseconds.
 """
 
 from math import isfinite
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -33,6 +33,16 @@ OUTCOMES: Final = {
 }
 
 
+class Ttl(NamedTuple):
+    """The time to live of a lease that names none, and the longest; in milliseconds."""
+
+    default_ms: int = 15_000
+    longest_ms: int = 300_000
+
+
+DEFAULT_TTL: Final = Ttl()
+
+
 class InvalidRequestError(Exception):
     """A field of a request is invalid; the message begins with its name."""
 
@@ -46,8 +56,7 @@ def lease_request(
     *,
     now_ms: int,
     patience_ms: int | None,
-    ttl_ms: int,
-    ttl_ms_max: int,
+    ttl: Ttl,
 ) -> LeaseRequest:
     """Reads an AcquireLease.
 
@@ -55,8 +64,7 @@ def lease_request(
         request: The message as received.
         now_ms: The broker's clock.
         patience_ms: Time until the RPC must have its answer; None for no limit.
-        ttl_ms: Time to live if the request names none.
-        ttl_ms_max: Maximum time to live.
+        ttl: Bounds of the lease's time to live.
 
     Raises:
         InvalidRequestError: a field is invalid.
@@ -81,14 +89,14 @@ def lease_request(
         min_units=request.min_units,
         tokens_per_unit=request.tokens_per_unit,
         priority=PRIORITIES[request.priority],
-        ttl_ms=min(_ttl_ms(request, ttl_ms), ttl_ms_max),
+        ttl_ms=_ttl_ms(request, ttl),
         deadline_ms=now_ms + min(waits) if waits else None,
         answer_by_ms=None if patience_ms is None else now_ms + patience_ms,
     )
 
 
-def renewal(request: pb.RenewLeaseRequest, *, ttl_ms: int, ttl_ms_max: int) -> Renewal:
-    """Reads a RenewLease; *ttl_ms* applies if the request names none.
+def renewal(request: pb.RenewLeaseRequest, ttl: Ttl) -> Renewal:
+    """Reads a RenewLease.
 
     Raises:
         InvalidRequestError: a field is invalid.
@@ -104,7 +112,7 @@ def renewal(request: pb.RenewLeaseRequest, *, ttl_ms: int, ttl_ms_max: int) -> R
         operation=request.operation,
         units=request.units,
         tokens=request.tokens,
-        ttl_ms=min(_ttl_ms(request, ttl_ms), ttl_ms_max),
+        ttl_ms=_ttl_ms(request, ttl),
     )
 
 
@@ -178,12 +186,12 @@ def _identity(lease_id: str, holder: str, operation: str) -> None:
         _require(text.isprintable(), field, "must be printable")
 
 
-def _ttl_ms(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest, default_ms: int) -> int:
+def _ttl_ms(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest, ttl: Ttl) -> int:
     if not request.HasField("ttl"):
-        return default_ms
+        return min(ttl.default_ms, ttl.longest_ms)
     ttl_ms = _milliseconds(request.ttl, "ttl")
     _require(ttl_ms > 0, "ttl", "must be positive")
-    return ttl_ms
+    return min(ttl_ms, ttl.longest_ms)
 
 
 def _milliseconds(duration: Duration, field: str) -> int:

@@ -96,13 +96,18 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     """The contract's RPCs over one runtime."""
 
     def __init__(
-        self, runtime: BrokerRuntime, metrics: BrokerMetrics, *, key_fingerprint: str
+        self,
+        runtime: BrokerRuntime,
+        metrics: BrokerMetrics,
+        *,
+        key_fingerprint: str,
+        ttl: requests.Ttl = requests.DEFAULT_TTL,
     ) -> None:
         self._runtime = runtime
         self._metrics = metrics
         self._fingerprint = key_fingerprint
         self._refusals = RefusalLog()
-        self._config = runtime.allocator.config
+        self._ttl = ttl
 
     async def AcquireLease(  # noqa: N802 - gRPC's name
         self, request: pb.AcquireLeaseRequest, context: Context
@@ -113,8 +118,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 request,
                 now_ms=self._runtime.now_ms(),
                 patience_ms=patience_ms(context),
-                ttl_ms=self._config.lease_ttl_ms,
-                ttl_ms_max=self._config.max_lease_ttl_ms,
+                ttl=self._ttl,
             )
             wanted = self._signed(wanted)
             key = request.key_fingerprint
@@ -134,11 +138,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.RenewLeaseResponse:
         """Prolongs a lease; see the contract."""
         async with refusals(context):
-            renewal = requests.renewal(
-                request,
-                ttl_ms=self._config.lease_ttl_ms,
-                ttl_ms_max=self._config.max_lease_ttl_ms,
-            )
+            renewal = requests.renewal(request, self._ttl)
             lease, ttl_ms = self._runtime.renew(self._signed(renewal))
         return pb.RenewLeaseResponse(epoch=lease.epoch, ttl=replies.duration(ttl_ms))
 
@@ -260,7 +260,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         return replies.bucket(
             self._runtime.bucket(),
             self._runtime.allocator.ledger.totals,
-            floor_tokens=self._config.floor_tokens,
+            floor_tokens=self._runtime.allocator.config.floor_tokens,
             max_debt_tokens=self._runtime.allocator.quotes.debt_tokens,
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),

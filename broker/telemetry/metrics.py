@@ -4,17 +4,18 @@ Every scrape reads the ledger's counts from it. Counted here is only what the le
 not keep: waits, and spend by operation and holder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from broker.core.leases import BucketState, DenialReason, Outcome, Priority, Settled, Settlement
 from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import Reason
+from protos.process.metric_families import MetricFamilies
 
 # An immediate grant takes milliseconds, a tick a minute, an empty bucket up to an hour.
 WAIT_BUCKETS_S: Final = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600)
@@ -29,6 +30,10 @@ DOOR_REASONS: Final = (
     Reason.WRONG_ROLE,
     Reason.FOREIGN_LEASE,
 )
+
+families: Final = MetricFamilies("tokenbroker")
+gauge, gauges = families.gauge, families.gauges
+counter, counters = families.counter, families.counters
 
 
 class BoundedLabel:
@@ -152,78 +157,56 @@ class BucketCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         view, config = self._runtime.bucket(), self._runtime.allocator.config
-        yield _gauge("balance_tokens", "Projected balance.", view.balance)
-        yield _gauge("reserved_tokens", "Tokens held for calls.", view.reserved)
-        yield _gauge("available_tokens", "Tokens that could be granted now.", view.available)
-        yield _gauge("capacity_tokens", "Maximum of tokens that refill can reach.", view.capacity)
-        yield _gauge("refill_rate_tokens", "Tokens that one refill brings.", view.refill_rate)
-        yield _gauge("refill_period_seconds", "Time between refills.", view.refill_period_ms / 1e3)
-        yield _gauge("tick_error_seconds", "Time of the last refill less its prediction.",
+        yield gauge("balance_tokens", "Projected balance.", view.balance)
+        yield gauge("reserved_tokens", "Tokens held for calls.", view.reserved)
+        yield gauge("available_tokens", "Tokens that could be granted now.", view.available)
+        yield gauge("capacity_tokens", "Maximum of tokens that refill can reach.", view.capacity)
+        yield gauge("refill_rate_tokens", "Tokens that one refill brings.", view.refill_rate)
+        yield gauge("refill_period_seconds", "Time between refills.", view.refill_period_ms / 1e3)
+        yield gauge("tick_error_seconds", "Time of the last refill less its prediction.",
                      view.tick_error_ms / 1e3)  # fmt: skip
-        yield _gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
-        yield _gauge("max_debt_tokens", "Tokens that a lone lease may take below zero.",
+        yield gauge("floor_tokens", "Tokens that are never granted.", config.floor_tokens)
+        yield gauge("max_debt_tokens", "Tokens that a lone lease may take below zero.",
                      self._runtime.allocator.quotes.debt_tokens)  # fmt: skip
-        yield _gauge("drift_tokens", "Observed less predicted balance at the last observation.",
+        yield gauge("drift_tokens", "Observed less predicted balance at the last observation.",
                      view.drift_tokens)  # fmt: skip
-        yield _gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",
+        yield gauge("foreign_spend_tokens", "Tokens that others spent with the same key.",
                      view.foreign_tokens)  # fmt: skip
-        yield _gauge("open_leases", "Leases granted and not yet settled.", view.open_leases)
-        yield _gauge("oldest_lease_seconds", "Age of the oldest open lease; 0 without one.",
+        yield gauge("open_leases", "Leases granted and not yet settled.", view.open_leases)
+        yield gauge("oldest_lease_seconds", "Age of the oldest open lease; 0 without one.",
                      view.oldest_lease_ms / 1e3)  # fmt: skip
-        yield _gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
-        yield _gauge("epoch", "The broker's incarnation.", view.epoch)
+        yield gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
+        yield gauge("epoch", "The broker's incarnation.", view.epoch)
         synced = self._runtime.synced.is_set()
-        yield _gauge("synced", "1 once a balance has been read from Keepa.", synced)
+        yield gauge("synced", "1 once a balance has been read from Keepa.", synced)
         if view.observation is not None and view.observation_age_ms is not None:
-            yield _gauge("observed_balance_tokens", "Balance last observed at Keepa.",
+            yield gauge("observed_balance_tokens", "Balance last observed at Keepa.",
                          view.observation.envelope.tokens_left)  # fmt: skip
-            yield _gauge("observation_age_seconds", "Time since a balance was last observed.",
+            yield gauge("observation_age_seconds", "Time since a balance was last observed.",
                          view.observation_age_ms / 1e3)  # fmt: skip
 
     def _counters(self) -> Iterator[Metric]:
         totals = self._runtime.allocator.ledger.totals
-        yield _counter("grants", "Leases granted.", totals.grants)
-        yield _counter("late_settles", "Settles after the lease had lapsed.", totals.late_settles)
-        yield _counter("expiries", "Leases that expired: no renewal came.", totals.expiries)
-        yield _counter("refusals", "Calls that Keepa refused (HTTP 429).", totals.refusals)
-        yield _counter("spent_tokens", "Tokens spent by settled calls.", totals.spent_tokens)
-        yield _counter("observations", "Balances observed at Keepa.", totals.observations)
-        yield _counter("stale_observations", "Balances older than one already seen.",
+        yield counter("grants", "Leases granted.", totals.grants)
+        yield counter("late_settles", "Settles after the lease had lapsed.", totals.late_settles)
+        yield counter("expiries", "Leases that expired: no renewal came.", totals.expiries)
+        yield counter("refusals", "Calls that Keepa refused (HTTP 429).", totals.refusals)
+        yield counter("spent_tokens", "Tokens spent by settled calls.", totals.spent_tokens)
+        yield counter("observations", "Balances observed at Keepa.", totals.observations)
+        yield counter("stale_observations", "Balances older than one already seen.",
                        totals.stale_observations)  # fmt: skip
 
     def _by_label(self) -> Iterator[Metric]:
         view, failures = self._runtime.bucket(), self._runtime.probes.failures
         states = {state.value: state is view.state for state in BucketState}
-        yield _gauges("state", "1 for the broker's present state.", "state", states)
+        yield gauges("state", "1 for the broker's present state.", "state", states)
         denials = {reason.value: view.denials[reason] for reason in DenialReason}
         asked = self._runtime.allocator.probing.by_reason
         probes = {reason.value: count for reason, count in asked.items()}
         failed = {failure.value: failures.get(failure, 0) for failure in ProbeFailure}
-        yield _counters("denials", "Requests denied.", "reason", denials)
-        yield _counters("probes", "Status calls to Keepa, by reason.", "reason",
+        yield counters("denials", "Requests denied.", "reason", denials)
+        yield counters("probes", "Status calls to Keepa, by reason.", "reason",
                         probes)  # fmt: skip
-        yield _counters("probe_failures", "Status calls without an answer.", "failure", failed)
-        yield _gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"
+        yield counters("probe_failures", "Status calls without an answer.", "failure", failed)
+        yield gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"
                       " had less.", "cause", view.drift_by_cause)  # fmt: skip
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"tokenbroker_{name}", text, value=float(value))
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"tokenbroker_{name}", text, value=float(value))
-
-
-def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = GaugeMetricFamily(f"tokenbroker_{name}", text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], float(value))
-    return family
-
-
-def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(f"tokenbroker_{name}", text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], float(value))
-    return family

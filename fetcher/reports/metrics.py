@@ -37,6 +37,7 @@ from fetcher.queries.query import DealQuery
 from fetcher.query_folder import QueryFolder
 from fetcher.scans.intervals import LONGEST_INTERVAL_MS
 from fetcher.work.threads import Mishaps
+from protos.process.metric_families import MetricFamilies
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,9 @@ MEASURE_EVERY_S: Final = 10.0
 IDLE_SHARE: Final = 20.0
 JUDGED_WITHIN: Final = timedelta(days=1)
 VERDICT_STATES: Final = ("accepted", "pending", "rejected")
+
+families: Final = MetricFamilies("dealfetcher")
+gauge, gauges = families.gauge, families.gauges
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +166,16 @@ class CollectionCollector(Collector):
         """Yields all series of this moment."""
         latest = self._measuring.latest
         up = self._measuring.database_up
-        yield _gauge("database_up", "1 while the database can be measured.", up)
+        yield gauge("database_up", "1 while the database can be measured.", up)
         if latest is None or not up:
             return
-        yield _gauge(
-            "database_latency_seconds", "Time to the database and back.", latest.latency_s
-        )
-        yield _gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
-        yield _gauge("deals", "Deals stored.", latest.deals)
-        yield _gauge("fetchers", "Fetchers that are alive.", latest.fetchers)
-        yield _gauge("dead_pages", "Pages given up, to be looked at.", latest.pages.dead)
+        yield gauge("database_latency_seconds", "Time to the database and back.", latest.latency_s)
+        yield gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
+        yield gauge("deals", "Deals stored.", latest.deals)
+        yield gauge("fetchers", "Fetchers that are alive.", latest.fetchers)
+        yield gauge("dead_pages", "Pages given up, to be looked at.", latest.pages.dead)
         pages = {"ready": latest.pages.ready, "claimed": latest.pages.claimed}
-        yield _by_label("open_pages", "Pages of running scans still to be read.", "state", pages)
+        yield gauges("open_pages", "Pages of running scans still to be read.", "state", pages)
         yield from _of_queries(latest)
 
         yield from _of_verdicts(latest)
@@ -181,28 +183,32 @@ class CollectionCollector(Collector):
 
 def _of_queries(latest: Measurement) -> Iterator[Metric]:
     newest = {one.query: _age(one.newest_deal_age_s) for one in latest.progress}
-    yield _by_query("query_newest_deal_age_seconds", "Age of the newest deal seen.", newest)
+    yield gauges("query_newest_deal_age_seconds", "Age of the newest deal seen.", "query", newest)
     moved = {one.query: _age(one.watermark_age_s) for one in latest.progress}
-    yield _by_query("query_watermark_age_seconds", "Time since the watermark moved.", moved)
+    yield gauges("query_watermark_age_seconds", "Time since the watermark moved.", "query", moved)
     scanned = {one.query: _age(one.scan_age_s) for one in latest.progress}
-    yield _by_query("query_scan_age_seconds", "Time since the last scan.", scanned)
+    yield gauges("query_scan_age_seconds", "Time since the last scan.", "query", scanned)
     names = [query.name for query in latest.queries]
     known = dict(zip(names, latest.known_s, strict=True))
-    yield _by_query("query_known_seconds", "Time since the query's file was first read.", known)
+    yield gauges(
+        "query_known_seconds", "Time since the query's file was first read.", "query", known
+    )
     pauses = {one.query: _age(one.usual_pause_s) for one in latest.progress}
-    yield _by_query("query_usual_pause_seconds", "Mean time between two new deals.", pauses)
+    yield gauges("query_usual_pause_seconds", "Mean time between two new deals.", "query", pauses)
     gaps = {one.query: one.gaps for one in latest.progress}
-    yield _by_query("query_gaps", "Gaps still to be read.", gaps)
+    yield gauges("query_gaps", "Gaps still to be read.", "query", gaps)
     intervals = {
         query.name: (query.interval_ms or LONGEST_INTERVAL_MS) / 1000 for query in latest.queries
     }
-    yield _by_query("query_interval_seconds", "Longest time wanted between scans.", intervals)
+    yield gauges(
+        "query_interval_seconds", "Longest time wanted between scans.", "query", intervals
+    )
     rows = {hour.query: hour.rows for hour in latest.reading}
-    yield _by_query("hour_rows", "Deals read and written within an hour.", rows)
+    yield gauges("hour_rows", "Deals read and written within an hour.", "query", rows)
     new_deals = {hour.query: hour.new_deals for hour in latest.reading}
-    yield _by_query("hour_new_deals", "Deals never seen before, within an hour.", new_deals)
+    yield gauges("hour_new_deals", "Deals never seen before, within an hour.", "query", new_deals)
     tokens = {hour.query: hour.tokens for hour in latest.reading}
-    yield _by_query("hour_tokens", "Tokens spent on pages within an hour.", tokens)
+    yield gauges("hour_tokens", "Tokens spent on pages within an hour.", "query", tokens)
 
 
 def _of_verdicts(latest: Measurement) -> Iterator[Metric]:
@@ -226,18 +232,3 @@ def _of_verdicts(latest: Measurement) -> Iterator[Metric]:
 def _age(age_s: float | None) -> float:
     """Returns infinity for an event that never happened, so that alerts fire."""
     return math.inf if age_s is None else max(0.0, age_s)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"dealfetcher_{name}", text, value=float(value))
-
-
-def _by_query(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    return _by_label(name, text, "query", values)
-
-
-def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"dealfetcher_{name}", text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], float(value))
-    return family

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from broker.core.leases import LeaseRequest, Outcome, Priority
 from broker.rpc import requests
-from broker.rpc.requests import InvalidRequestError
+from broker.rpc.requests import InvalidRequestError, Ttl
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 ACQUIRE: Mapping[str, Any] = {
@@ -36,7 +36,7 @@ def acquire(patience_ms: int | None = None, **changes: Any) -> LeaseRequest:
     """Read an AcquireLease at 1000 ms of the broker's clock."""
     request = pb.AcquireLeaseRequest(**{**ACQUIRE, **changes})
     return requests.lease_request(
-        request, now_ms=1000, patience_ms=patience_ms, ttl_ms=15_000, ttl_ms_max=60_000
+        request, now_ms=1000, patience_ms=patience_ms, ttl=Ttl(longest_ms=60_000)
     )
 
 
@@ -156,7 +156,7 @@ def test_a_renewal_must_carry_what_was_granted(field: str) -> None:
     request = pb.RenewLeaseRequest(**{**sound, field: 0})
 
     with pytest.raises(InvalidRequestError, match=f"^{field} "):
-        requests.renewal(request, ttl_ms=1, ttl_ms_max=1)
+        requests.renewal(request, Ttl())
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 100), (7, 7), (5000, 1000)])

@@ -16,7 +16,7 @@ from broker.core.allocator import Allocator
 from broker.core.errors import BrokerError
 from broker.core.snapshot import snapshot, waiting_view
 from broker.rpc import replies, requests
-from broker.rpc.requests import InvalidRequestError
+from broker.rpc.requests import InvalidRequestError, Ttl
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.broker.builders import EPOCH, SERVER_MS, envelope, request, synced
 from tests.broker.core.work import TooMuchWorkError, calls_of
@@ -99,15 +99,13 @@ NOW_MS: Final = 1_000
 
 def acquire(message: pb.AcquireLeaseRequest) -> Step:
     """The step that AcquireLease takes."""
-    wanted = requests.lease_request(
-        message, now_ms=NOW_MS, patience_ms=None, ttl_ms=15_000, ttl_ms_max=300_000
-    )
+    wanted = requests.lease_request(message, now_ms=NOW_MS, patience_ms=None, ttl=Ttl())
     return lambda allocator: allocator.acquire(wanted, NOW_MS)
 
 
 def renew(message: pb.RenewLeaseRequest) -> Step:
     """The step that RenewLease takes."""
-    renewal = requests.renewal(message, ttl_ms=15_000, ttl_ms_max=300_000)
+    renewal = requests.renewal(message, Ttl())
     return lambda allocator: allocator.renew(renewal, NOW_MS)
 
 
