@@ -1,6 +1,7 @@
 """The `dealfetcher` command."""
 
 from datetime import timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -183,17 +184,55 @@ def check(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder to check (default: QUERIES).")
     ] = None,
+    forecast: Annotated[
+        bool,
+        typer.Option("--forecast", help="Estimate tokens an hour and a day instead."),
+    ] = False,
+    refill_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--refill-rate",
+            min=0,
+            metavar="TOKENS",
+            help="Tokens a minute of the plan (default: the broker is asked).",
+        ),
+    ] = None,
+    deals_per_hour: Annotated[
+        float,
+        typer.Option(
+            "--deals-per-hour",
+            min=0,
+            metavar="COUNT",
+            help="New deals that each query is assumed to yield in an hour.",
+        ),
+    ] = 10.0,
     output: Output = Format.TABLE,
 ) -> None:
     """Explain each query file, its cost and its mistakes.
 
-    Spends no tokens.
+    Spends no tokens. With --forecast, estimates what all queries cost, and whether the plan
+    carries it; the broker is asked for refill rate and learned costs, if it can be reached.
 
-    Example: dealfetcher queries check deploy/queries
+    Example: dealfetcher queries check deploy/queries --forecast --refill-rate 20
     """
-    from fetcher.commands.queries import check_queries  # noqa: PLC0415 - only what is used
+    from fetcher.commands import queries  # noqa: PLC0415 - only what is used
 
-    raise SystemExit(check_queries(folder or Settings.load().queries, output=output))
+    if not forecast:
+        if refill_rate is not None:
+            raise typer.BadParameter("--refill-rate goes with --forecast: add it")
+        raise SystemExit(queries.check_queries(folder or Settings.load().queries, output=output))
+    if not isfinite(refill_rate or 0) or not isfinite(deals_per_hour):
+        raise typer.BadParameter("--refill-rate and --deals-per-hour: write a number")
+    settings = Settings.load()
+    raise SystemExit(
+        queries.forecast_queries(
+            settings,
+            folder or settings.queries,
+            refill_rate=refill_rate,
+            deals_per_hour=deals_per_hour,
+            output=output,
+        )
+    )
 
 
 @pages_app.command()

@@ -47,6 +47,7 @@ METHODS: Final = {
     "GetBucket": READ,
     "WatchBucket": READ,
     "ListLeases": READ,
+    "ListCosts": READ,
     "SyncBucket": STEER,
     "PauseGrants": STEER,
     "ResumeGrants": STEER,

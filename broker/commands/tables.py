@@ -53,6 +53,7 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         ("Balance", f"{bucket.balance} of {bucket.capacity} tokens"),
         ("Available", f"{bucket.available} ({bucket.reserved} reserved{floor}{debt})"),
         ("Next refill", _refill(bucket)),
+        ("Forecast", _forecast(bucket)),
         (
             "Last observed",
             _observation(bucket, str((data["last_observation"] or {}).get("source"))),
@@ -85,6 +86,23 @@ def _refill(bucket: pb.Bucket) -> str:
         return NOTHING
     period = span(bucket.refill_period)
     return f"in {span(bucket.next_refill_in)} (+{bucket.refill_rate} every {period})"
+
+
+def _forecast(bucket: pb.Bucket) -> str:
+    """The time until the bucket is dry or full at the pace of the last minutes."""
+    if not bucket.HasField("forecast"):
+        return NOTHING
+    forecast = bucket.forecast
+    if forecast.HasField("dry_in"):
+        end = f"dry in {span(forecast.dry_in)}" if seconds(forecast.dry_in) else "dry now"
+    elif forecast.HasField("full_in"):
+        end = f"full in {span(forecast.full_in)}" if seconds(forecast.full_in) else "full now"
+    else:
+        end = "steady"
+    return (
+        f"{end} ({forecast.spent_tokens_per_hour:.0f} tokens an hour spent over"
+        f" {span(forecast.window)}, {forecast.refilled_tokens_per_hour:.0f} refilled)"
+    )
 
 
 def _observation(bucket: pb.Bucket, source: str) -> str:

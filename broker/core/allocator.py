@@ -39,6 +39,7 @@ from broker.core.leases import (
 )
 from broker.core.ledger import LEASE_AGE_MS_MAX, Ledger
 from broker.core.limits import DEFAULT_LIMITS, Limits
+from broker.core.pace import Pace
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
 from broker.core.quotes import Batch, MustWait, Quotes, TooLarge
 from broker.core.waitlist import Deadlines, Waiting, Waitlist
@@ -99,6 +100,7 @@ class Allocator:
         # Costs in reports that a probe has yet to decide on.
         self._claims: list[Claim] = []
         self.call_times = CallTimes()
+        self.pace = Pace()
         self.paused = False
         self.denials: dict[DenialReason, int] = dict.fromkeys(DenialReason, 0)
         self._recovered_ms = started_ms + config.recovery_grace_ms
@@ -409,6 +411,7 @@ class Allocator:
     def _decide(self, now_ms: int) -> None:
         """Grant what can be granted; then answer the requests that are out of time."""
         self._unfinished = False
+        self.pace.note(self.ledger.gone_tokens, now_ms)
         self._serve(now_ms)
         # Behind the denied ones a request may have stood that the tokens cover.
         if self._deny_overdue(now_ms):

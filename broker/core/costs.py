@@ -56,6 +56,17 @@ class Risk(NamedTuple):
     proven: bool
 
 
+class LearnedCost(NamedTuple):
+    """What *calls* calls with batches of a similar size have cost, in tokens per unit."""
+
+    operation: str
+    units_min: int
+    units_max: int
+    calls: int
+    mean: float
+    price: float
+
+
 class Band:
     """Recent whole-call costs of one operation at similar batch sizes.
 
@@ -72,6 +83,11 @@ class Band:
 
     def __len__(self) -> int:
         return len(self._sorted)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the costs that are remembered."""
+        return sum(self._sorted) / len(self._sorted)
 
     def add(self, ratio: float, now_ms: int) -> None:
         """Remember a call that cost *ratio* tokens per unit."""
@@ -166,6 +182,16 @@ class CostBook:
         if band is None:
             band = bands[units.bit_length()] = Band()
         band.add(tokens / units, now_ms)
+
+    def learned(self) -> list[LearnedCost]:
+        """All that is known, by operation and size of the batch."""
+        return [
+            LearnedCost(
+                operation, 1 << (size - 1), (1 << size) - 1, len(band), band.mean, band.price.ratio
+            )
+            for operation, bands in sorted(self._bands.items())
+            for size, band in sorted(bands.items())
+        ]
 
     def _forget_one(self) -> None:
         most = max(map(len, self._introduced.values()))

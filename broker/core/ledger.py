@@ -107,6 +107,12 @@ class Ledger:
         return self.holds.reserved
 
     @property
+    def gone_tokens(self) -> int:
+        """Tokens spent since the start: by settled calls, lost ones and others."""
+        totals = self.totals
+        return totals.spent_tokens + totals.written_off_tokens + self.drift.foreign_tokens
+
+    @property
     def open_leases(self) -> int:
         """Leases that are open."""
         return self.holds.open_leases

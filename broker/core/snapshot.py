@@ -7,6 +7,7 @@ from broker.core.allocator import Allocator
 from broker.core.bucket import Observation
 from broker.core.budgets import Standing
 from broker.core.leases import BucketState, DenialReason, LeaseRequest
+from broker.core.pace import Outlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class BucketView:
     probe_failures: int
     denials: dict[DenialReason, int]
     budgets: tuple[Standing, ...]
+    # None before the first count, and while too little has been seen of the pace.
+    outlook: Outlook | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,24 @@ def snapshot(allocator: Allocator, now_ms: int) -> BucketView:
     """The bucket at *now_ms*; changes nothing."""
     ledger, bucket = allocator.ledger, allocator.ledger.bucket
     seen = bucket.observation
+    balance = bucket.balance(now_ms)
+    available = allocator.available(now_ms, projected=True)
+    outlook = None
+    if seen is not None:
+        outlook = allocator.pace.outlook(
+            ledger.gone_tokens,
+            now_ms,
+            balance=balance,
+            available=available,
+            capacity=bucket.capacity,
+            refill_per_ms=seen.envelope.lump / bucket.period.ms,
+        )
     return BucketView(
         state=allocator.state(now_ms),
         epoch=ledger.epoch,
-        balance=bucket.balance(now_ms),
+        balance=balance,
         reserved=ledger.reserved,
-        available=allocator.available(now_ms, projected=True),
+        available=available,
         capacity=bucket.capacity,
         refill_rate=0 if seen is None else seen.envelope.refill_rate,
         refill_period_ms=bucket.period.ms,
@@ -75,6 +90,7 @@ def snapshot(allocator: Allocator, now_ms: int) -> BucketView:
         probe_failures=allocator.probing.failures,
         denials=dict(allocator.denials),
         budgets=allocator.budgets.standings(bucket.capacity, now_ms),
+        outlook=outlook,
     )
 
 

@@ -7,8 +7,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from broker.core.bucket import Observation, Source
+from broker.core.costs import LearnedCost
 from broker.core.leases import BucketState, DenialReason, Denied, Granted, Lease, LeaseState
 from broker.core.ledger import Totals
+from broker.core.pace import Outlook
 from broker.core.snapshot import BucketView, WaitingView
 from broker.rpc.requests import PRIORITIES
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -168,11 +170,26 @@ def bucket(
         ],
         budgets_trouble=budgets_trouble,
     )
+    if view.outlook is not None:
+        message.forecast.CopyFrom(_forecast(view.outlook))
     if view.next_refill_ms is not None:
         message.next_refill_in.CopyFrom(duration(view.next_refill_ms))
     if view.observation is not None:
         age_ms = view.observation_age_ms or 0
         message.last_observation.CopyFrom(_observation(view.observation, age_ms))
+    return message
+
+
+def _forecast(outlook: Outlook) -> pb.Forecast:
+    message = pb.Forecast(
+        window=duration(outlook.window_ms),
+        spent_tokens_per_hour=outlook.spent_per_hour,
+        refilled_tokens_per_hour=outlook.refilled_per_hour,
+    )
+    if outlook.dry_ms is not None:
+        message.dry_in.CopyFrom(duration(outlook.dry_ms))
+    if outlook.full_ms is not None:
+        message.full_in.CopyFrom(duration(outlook.full_ms))
     return message
 
 
@@ -183,6 +200,23 @@ def _observation(seen: Observation, age_ms: int) -> pb.Observation:
         observe_time=Timestamp(seconds=end_ms // 1000, nanos=end_ms % 1000 * 1_000_000),
         age=duration(age_ms),
         source=SOURCES[seen.source],
+    )
+
+
+def costs(learned: Sequence[LearnedCost]) -> pb.ListCostsResponse:
+    """What calls have cost lately."""
+    return pb.ListCostsResponse(
+        costs=[
+            pb.OperationCost(
+                operation=cost.operation,
+                units_min=cost.units_min,
+                units_max=cost.units_max,
+                calls=cost.calls,
+                tokens_per_unit=cost.mean,
+                reserved_per_unit=cost.price,
+            )
+            for cost in learned
+        ]
     )
 
 

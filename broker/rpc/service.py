@@ -207,6 +207,12 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         waits = self._runtime.waiting(most - len(leases))
         return replies.page(leases, waits, self._runtime.now_ms(), start=start, size=size)
 
+    async def ListCosts(  # noqa: N802 - gRPC's name
+        self, _request: pb.ListCostsRequest, _context: Context
+    ) -> pb.ListCostsResponse:
+        """Lists what calls have cost lately."""
+        return replies.costs(self._runtime.allocator.costs.learned())
+
     async def SyncBucket(  # noqa: N802 - gRPC's name
         self, _request: pb.SyncBucketRequest, context: Context
     ) -> pb.SyncBucketResponse:

@@ -32,6 +32,7 @@ from fetcher.broker_client.wire import (
     bucket_view,
     granted_terms,
     instance_name,
+    mean_costs,
     seconds,
 )
 from protos.channel.access import Access
@@ -139,13 +140,32 @@ class BrokerClient:
             ForkedError: This is not the process that made the client.
         """
         self._check_process()
-        try:
+        with self._read_errors():
             answer = self._connection.stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
+        return bucket_view(answer.bucket)
+
+    def get_costs(self, *, timeout_s: float = 5.0) -> dict[str, float]:
+        """Returns what calls have cost lately: mean tokens per unit, by operation.
+
+        Raises:
+            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerRefusedError: The broker does not serve this client.
+            ForkedError: This is not the process that made the client.
+        """
+        self._check_process()
+        with self._read_errors():
+            answer = self._connection.stub.ListCosts(pb.ListCostsRequest(), timeout=timeout_s)
+        return mean_costs(answer.costs)
+
+    @contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        """Translates the errors of an RPC that only reads."""
+        try:
+            yield
         except grpc.RpcError as exc:
             if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
                 raise BrokerAwayError(self._silence.reason(exc)) from exc
             raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
-        return bucket_view(answer.bucket)
 
     def stop_waiting(self) -> None:
         """Ends every wait for tokens now, and refuses new ones; open leases go on."""

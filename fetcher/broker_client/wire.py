@@ -3,6 +3,8 @@
 import os
 import socket
 import uuid
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -141,6 +143,17 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
         state=state,
         key_fingerprint=bucket.key_fingerprint,
     )
+
+
+def mean_costs(costs: Iterable[pb.OperationCost]) -> dict[str, float]:
+    """Returns the mean cost of a unit by operation, over batches of every size."""
+    tokens: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for cost in costs:
+        # Counter holds floats as well; its type does not show that.
+        tokens[cost.operation] += cost.tokens_per_unit * cost.calls  # type: ignore[assignment]
+        calls[cost.operation] += cost.calls
+    return {operation: tokens[operation] / count for operation, count in calls.items() if count}
 
 
 def instance_name() -> str:

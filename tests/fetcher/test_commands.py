@@ -116,6 +116,30 @@ def test_queries_are_explained_before_anything_is_spent(world: World) -> None:
     assert data["errors"][0]["key"] == "intervall"
 
 
+def test_a_forecast_takes_plan_and_costs_from_the_broker(world: World) -> None:
+    """Learned costs and the refill rate are read; without a broker both are assumed."""
+    world.collect()
+    world.write_query("fast", {"selection": SELECTION, "interval": "2m"})
+    asked = ("queries", "check", str(world.queries), "--forecast")
+    known = json.loads(world.command(*asked, "-o", "json").stdout)
+    told = world.command(*asked, "--refill-rate", "1", broker_address="127.0.0.1:1")
+    blind = json.loads(world.command(*asked, "-o", "json", broker_address="127.0.0.1:1").stdout)
+    fast = {query["name"]: query for query in known["queries"]}["fast"]
+
+    assert known["learned_costs"] == {"deal": 5.0}
+    assert known["broker_trouble"] is None
+    assert known["refill_tokens_per_hour"] > 0
+    assert (fast["interval_ms"], fast["pages_per_hour"], fast["page_tokens_per_hour"]) == (
+        120_000, 30, 150,
+    )  # fmt: skip
+    assert known["carried"] == (known["tokens_per_hour"] <= known["refill_tokens_per_hour"])
+    assert told.returncode == 0
+    assert "refills 60 an hour and does NOT carry it" in told.stdout
+    assert "no broker answers" in told.stdout
+    assert (blind["carried"], blind["learned_costs"]) == (None, {})
+    assert any("Keepa's list prices: deal" in words for words in blind["assumptions"])
+
+
 def test_dead_pages_are_listed_and_read_again(world: World) -> None:
     """A requeued page continues its scan where it failed."""
     world.simulator.set_fault("error:status=500,path=/deal,count=2")

@@ -120,7 +120,7 @@ class _DenialReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DenialRe
     DENIAL_REASON_NOT_SYNCED: _DenialReason.ValueType  # 4
     """The broker has had no answer from the upstream since it started."""
     DENIAL_REASON_BUDGET_EXHAUSTED: _DenialReason.ValueType  # 5
-    """The holder's or the operation's budget is used up."""
+    """A budget is used up, or its calls in flight are as many as it allows; see message."""
 
 class DenialReason(_DenialReason, metaclass=_DenialReasonEnumTypeWrapper):
     """Why a request was denied."""
@@ -136,7 +136,7 @@ DENIAL_REASON_PAUSED: DenialReason.ValueType  # 3
 DENIAL_REASON_NOT_SYNCED: DenialReason.ValueType  # 4
 """The broker has had no answer from the upstream since it started."""
 DENIAL_REASON_BUDGET_EXHAUSTED: DenialReason.ValueType  # 5
-"""The holder's or the operation's budget is used up."""
+"""A budget is used up, or its calls in flight are as many as it allows; see message."""
 Global___DenialReason: _TypeAlias = DenialReason  # noqa: Y015
 
 class _BucketState:
@@ -194,6 +194,58 @@ OBSERVATION_SOURCE_PROBE: ObservationSource.ValueType  # 1
 OBSERVATION_SOURCE_SETTLE: ObservationSource.ValueType  # 2
 """The envelope of a settled call."""
 Global___ObservationSource: _TypeAlias = ObservationSource  # noqa: Y015
+
+class _BudgetSpan:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetSpanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetSpan.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_SPAN_UNSPECIFIED: _BudgetSpan.ValueType  # 0
+    """A budget without a limit in tokens."""
+    BUDGET_SPAN_HOUR: _BudgetSpan.ValueType  # 1
+    """The last hour, which slides."""
+    BUDGET_SPAN_DAY: _BudgetSpan.ValueType  # 2
+    """A calendar day of the budget's time zone."""
+    BUDGET_SPAN_MONTH: _BudgetSpan.ValueType  # 3
+    """A calendar month of the budget's time zone."""
+
+class BudgetSpan(_BudgetSpan, metaclass=_BudgetSpanEnumTypeWrapper):
+    """How long a limit's count goes on."""
+
+BUDGET_SPAN_UNSPECIFIED: BudgetSpan.ValueType  # 0
+"""A budget without a limit in tokens."""
+BUDGET_SPAN_HOUR: BudgetSpan.ValueType  # 1
+"""The last hour, which slides."""
+BUDGET_SPAN_DAY: BudgetSpan.ValueType  # 2
+"""A calendar day of the budget's time zone."""
+BUDGET_SPAN_MONTH: BudgetSpan.ValueType  # 3
+"""A calendar month of the budget's time zone."""
+Global___BudgetSpan: _TypeAlias = BudgetSpan  # noqa: Y015
+
+class _BudgetMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_MODE_UNSPECIFIED: _BudgetMode.ValueType  # 0
+    """Never sent."""
+    BUDGET_MODE_ENFORCE: _BudgetMode.ValueType  # 1
+    """The call waits, or is denied."""
+    BUDGET_MODE_SHADOW: _BudgetMode.ValueType  # 2
+    """The call is granted, and counted in would_have_denied."""
+
+class BudgetMode(_BudgetMode, metaclass=_BudgetModeEnumTypeWrapper):
+    """What a budget does with a call that exceeds it."""
+
+BUDGET_MODE_UNSPECIFIED: BudgetMode.ValueType  # 0
+"""Never sent."""
+BUDGET_MODE_ENFORCE: BudgetMode.ValueType  # 1
+"""The call waits, or is denied."""
+BUDGET_MODE_SHADOW: BudgetMode.ValueType  # 2
+"""The call is granted, and counted in would_have_denied."""
+Global___BudgetMode: _TypeAlias = BudgetMode  # noqa: Y015
 
 class _LeaseState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -782,6 +834,7 @@ class Bucket(_message.Message):
     UPSTREAM_TROUBLE_FIELD_NUMBER: _builtins.int
     BUDGETS_FIELD_NUMBER: _builtins.int
     BUDGETS_TROUBLE_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """Projected balance; may be negative."""
     reserved: _builtins.int
@@ -834,6 +887,10 @@ class Bucket(_message.Message):
     def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
         """The present budgets."""
 
+    @_builtins.property
+    def forecast(self) -> Global___Forecast:
+        """When the bucket runs dry or full; unset until the broker has counted for a minute."""
+
     def __init__(
         self,
         *,
@@ -858,18 +915,65 @@ class Bucket(_message.Message):
         upstream_trouble: _builtins.str = ...,
         budgets: _abc.Iterable[Global___Budget] | None = ...,
         budgets_trouble: _builtins.str = ...,
+        forecast: Global___Forecast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "forecast", b"forecast", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bucket: _TypeAlias = Bucket  # noqa: Y015
 
 @_typing.final
+class Forecast(_message.Message):
+    """What becomes of the bucket at the present pace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    SPENT_TOKENS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    REFILLED_TOKENS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    DRY_IN_FIELD_NUMBER: _builtins.int
+    FULL_IN_FIELD_NUMBER: _builtins.int
+    spent_tokens_per_hour: _builtins.float
+    """Tokens spent an hour at this pace, by calls of all holders and by other programs."""
+    refilled_tokens_per_hour: _builtins.float
+    """Tokens refilled an hour."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """The recent time over which spending was measured: 15 minutes, less after a start."""
+
+    @_builtins.property
+    def dry_in(self) -> _duration_pb2.Duration:
+        """Time until nothing is available; unset if that will not happen."""
+
+    @_builtins.property
+    def full_in(self) -> _duration_pb2.Duration:
+        """Time until the bucket is full and refills are lost; unset if that will not happen."""
+
+    def __init__(
+        self,
+        *,
+        window: _duration_pb2.Duration | None = ...,
+        spent_tokens_per_hour: _builtins.float = ...,
+        refilled_tokens_per_hour: _builtins.float = ...,
+        dry_in: _duration_pb2.Duration | None = ...,
+        full_in: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dry_in", b"dry_in", "full_in", b"full_in", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_in", b"dry_in", "full_in", b"full_in", "refilled_tokens_per_hour", b"refilled_tokens_per_hour", "spent_tokens_per_hour", b"spent_tokens_per_hour", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forecast: _TypeAlias = Forecast  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
-    """A limit that a group of callers shares."""
+    """One limit that a group of callers shares. A budget with several limits is listed once
+    for each of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -878,6 +982,16 @@ class Budget(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     TOKENS_PER_HOUR_FIELD_NUMBER: _builtins.int
     USED_TOKENS_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    LIMIT_TOKENS_FIELD_NUMBER: _builtins.int
+    LEFT_TOKENS_FIELD_NUMBER: _builtins.int
+    RESETS_IN_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    WOULD_HAVE_DENIED_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in the broker's file of budgets."""
     holder: _builtins.str
@@ -885,9 +999,31 @@ class Budget(_message.Message):
     operation: _builtins.str
     """Operations that it covers, likewise."""
     tokens_per_hour: _builtins.int
-    """Most tokens within an hour, at the bucket's present capacity."""
+    """Most tokens within an hour, at the bucket's present capacity; 0 for other spans."""
     used_tokens: _builtins.int
-    """Spent or held within the last hour."""
+    """Spent or held within the span."""
+    span: Global___BudgetSpan.ValueType
+    """The span of the limit."""
+    limit_tokens: _builtins.int
+    """Most tokens within the span."""
+    left_tokens: _builtins.int
+    """Tokens of it that are left."""
+    time_zone: _builtins.str
+    """The time zone of its days and months."""
+    mode: Global___BudgetMode.ValueType
+    """What it does with calls that exceed it."""
+    denied: _builtins.int
+    """Requests that it has denied; this and the next count all limits of the budget."""
+    would_have_denied: _builtins.int
+    """Requests that it would have denied or delayed if it were enforced."""
+    in_flight_max: _builtins.int
+    """Most calls that each holder may have in flight; 0: any number."""
+    within: _builtins.str
+    """The budget that it lies within; empty if none."""
+    @_builtins.property
+    def resets_in(self) -> _duration_pb2.Duration:
+        """Time until the day or month ends; unset for an hour."""
+
     def __init__(
         self,
         *,
@@ -896,10 +1032,20 @@ class Budget(_message.Message):
         operation: _builtins.str = ...,
         tokens_per_hour: _builtins.int = ...,
         used_tokens: _builtins.int = ...,
+        span: Global___BudgetSpan.ValueType = ...,
+        limit_tokens: _builtins.int = ...,
+        left_tokens: _builtins.int = ...,
+        resets_in: _duration_pb2.Duration | None = ...,
+        time_zone: _builtins.str = ...,
+        mode: Global___BudgetMode.ValueType = ...,
+        denied: _builtins.int = ...,
+        would_have_denied: _builtins.int = ...,
+        in_flight_max: _builtins.int = ...,
+        within: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_in", b"resets_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "operation", b"operation", "tokens_per_hour", b"tokens_per_hour", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "holder", b"holder", "in_flight_max", b"in_flight_max", "left_tokens", b"left_tokens", "limit_tokens", b"limit_tokens", "mode", b"mode", "name", b"name", "operation", b"operation", "resets_in", b"resets_in", "span", b"span", "time_zone", b"time_zone", "tokens_per_hour", b"tokens_per_hour", "used_tokens", b"used_tokens", "within", b"within", "would_have_denied", b"would_have_denied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1198,6 +1344,89 @@ class Waiting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class ListCostsRequest(_message.Message):
+    """Asks for costs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCostsRequest: _TypeAlias = ListCostsRequest  # noqa: Y015
+
+@_typing.final
+class ListCostsResponse(_message.Message):
+    """Costs by operation, then by size of the batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationCost]:
+        """What has been learned."""
+
+    def __init__(
+        self,
+        *,
+        costs: _abc.Iterable[Global___OperationCost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCostsResponse: _TypeAlias = ListCostsResponse  # noqa: Y015
+
+@_typing.final
+class OperationCost(_message.Message):
+    """What calls of one operation, with batches of similar size, have cost lately."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    UNITS_MIN_FIELD_NUMBER: _builtins.int
+    UNITS_MAX_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_UNIT_FIELD_NUMBER: _builtins.int
+    RESERVED_PER_UNIT_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """The operation."""
+    units_min: _builtins.int
+    """Least units of such a batch."""
+    units_max: _builtins.int
+    """Most units of such a batch."""
+    calls: _builtins.int
+    """Calls that were remembered."""
+    tokens_per_unit: _builtins.float
+    """Mean cost of a unit, in tokens."""
+    reserved_per_unit: _builtins.float
+    """Tokens that a lease reserves for a unit."""
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+        units_min: _builtins.int = ...,
+        units_max: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        tokens_per_unit: _builtins.float = ...,
+        reserved_per_unit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "operation", b"operation", "reserved_per_unit", b"reserved_per_unit", "tokens_per_unit", b"tokens_per_unit", "units_max", b"units_max", "units_min", b"units_min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationCost: _TypeAlias = OperationCost  # noqa: Y015
 
 @_typing.final
 class SyncBucketRequest(_message.Message):

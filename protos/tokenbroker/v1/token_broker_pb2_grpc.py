@@ -70,6 +70,11 @@ class TokenBrokerServiceStub:
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesRequest.SerializeToString,
                 response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
+        self.ListCosts = channel.unary_unary(
+                '/tokenbroker.v1.TokenBrokerService/ListCosts',
+                request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.SerializeToString,
+                response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.FromString,
+                _registered_method=True)
         self.SyncBucket = channel.unary_unary(
                 '/tokenbroker.v1.TokenBrokerService/SyncBucket',
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SyncBucketRequest.SerializeToString,
@@ -146,6 +151,13 @@ class TokenBrokerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCosts(self, request, context):
+        """Lists what calls have cost lately, by operation and size of the batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SyncBucket(self, request, context):
         """Asks the upstream for its count now; shares a probe already in flight.
         """
@@ -205,6 +217,11 @@ def add_TokenBrokerServiceServicer_to_server(servicer, server):
                     servicer.ListLeases,
                     request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesRequest.FromString,
                     response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesResponse.SerializeToString,
+            ),
+            'ListCosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCosts,
+                    request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.FromString,
+                    response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.SerializeToString,
             ),
             'SyncBucket': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncBucket,
@@ -412,6 +429,33 @@ class TokenBrokerService:
             '/tokenbroker.v1.TokenBrokerService/ListLeases',
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesRequest.SerializeToString,
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenbroker.v1.TokenBrokerService/ListCosts',
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.SerializeToString,
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,8 @@ class TokenBrokerServiceStub:
     """Sends the bucket now, and again whenever it changes."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ListLeasesRequest, _token_broker_pb2.ListLeasesResponse]
     """Lists the leases, and the waiting requests in the order of service."""
+    ListCosts: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ListCostsRequest, _token_broker_pb2.ListCostsResponse]
+    """Lists what calls have cost lately, by operation and size of the batch."""
     SyncBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]
@@ -115,6 +117,8 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     """Sends the bucket now, and again whenever it changes."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ListLeasesRequest, _token_broker_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Lists the leases, and the waiting requests in the order of service."""
+    ListCosts: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ListCostsRequest, _token_broker_pb2.ListCostsResponse]  # type: ignore[assignment]
+    """Lists what calls have cost lately, by operation and size of the batch."""
     SyncBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]  # type: ignore[assignment]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]  # type: ignore[assignment]
@@ -191,6 +195,14 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.ListLeasesResponse, _abc.Awaitable[_token_broker_pb2.ListLeasesResponse]]:
         """Lists the leases, and the waiting requests in the order of service."""
+
+    @_abc_1.abstractmethod
+    def ListCosts(
+        self,
+        request: _token_broker_pb2.ListCostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_broker_pb2.ListCostsResponse, _abc.Awaitable[_token_broker_pb2.ListCostsResponse]]:
+        """Lists what calls have cost lately, by operation and size of the batch."""
 
     @_abc_1.abstractmethod
     def SyncBucket(

@@ -31,15 +31,8 @@ TIMEOUT_S = 60.0
 SPIFFE = "spiffe://company.example/fetcher"
 SERVICE = pb.DESCRIPTOR.services_by_name["TokenBrokerService"]
 
-READING = {
-    "GetCaller",
-    "GetBucket",
-    "WatchBucket",
-    "ListLeases",
-    "reflection",
-    "channelz",
-    "health",
-}
+LOOKS = {"GetCaller", "GetBucket", "WatchBucket", "ListLeases", "ListCosts"}
+READING = LOOKS | {"reflection", "channelz", "health"}
 MAY = {
     "fetcher": READING | {"AcquireLease", "RenewLease", "SettleLease"},
     "operator": READING | {"SyncBucket", "PauseGrants", "ResumeGrants"},

@@ -172,3 +172,20 @@ async def test_watching_an_idle_broker_wakes_no_other_watcher(
 
     # A step of the broker's own, such as the end of its start, may be seen.
     assert max(numbers) <= 3
+
+
+async def test_learned_costs_are_listed(slow_keepa: RunningSimulator, serve: Serve) -> None:
+    """By operation and size of the batch, with the mean and what is reserved."""
+    broker = await serve(slow_keepa, 20)
+    before = (await broker.stub.ListCosts(pb.ListCostsRequest())).costs
+    grant = (await broker.stub.AcquireLease(acquire())).grant
+    settle = pb.SettleLeaseRequest(
+        lease_id="a", epoch=grant.epoch, holder="h", operation="deal", units=1, tokens=5,
+        outcome=pb.OUTCOME_REPLIED, envelope=pb.Envelope(tokens_consumed=5),
+    )  # fmt: skip
+    await broker.stub.SettleLease(settle)
+    (cost,) = (await broker.stub.ListCosts(pb.ListCostsRequest())).costs
+
+    assert not before
+    assert (cost.operation, cost.units_min, cost.units_max, cost.calls) == ("deal", 1, 1, 1)
+    assert (cost.tokens_per_unit, cost.reserved_per_unit) == (5, 5)
