@@ -15,6 +15,7 @@ from itertools import islice
 from math import ceil
 from typing import Final, NamedTuple
 
+from broker.core import records
 from broker.core.bucket import Envelope, Observation, Source
 from broker.core.budgets import Budget, BudgetBook
 from broker.core.costs import CostBook
@@ -42,6 +43,8 @@ from broker.core.limits import DEFAULT_LIMITS, Limits
 from broker.core.pace import Pace
 from broker.core.probing import FRESH_MS, Probing, Prospect, Reason, reason_to_ask
 from broker.core.quotes import Batch, MustWait, Quotes, TooLarge
+from broker.core.recovery import Recovered
+from broker.core.replay import carried_lease
 from broker.core.waitlist import Deadlines, Waiting, Waitlist
 
 # How long a wait keeps its place after its connection broke. Broker and client notice a dead
@@ -113,6 +116,35 @@ class Allocator:
         self._unfinished = False
         self._deadlines = Deadlines()
         self._budget_wake_ms: int | None = None
+        self.record(records.Started(started_ms, epoch, config.lease_age_ms_max))
+
+    def restore(self, recovered: Recovered, now_ms: int) -> None:
+        """Take over what the journal remembers, before the first step: there is no grace.
+
+        Leases keep their ends, so that those which ran out meanwhile lapse.
+        """
+        for carried in recovered.leases:
+            self.ledger.carry(carried_lease(carried, self.ledger.epoch), now_ms)
+        for lease_id, ended in recovered.ended:
+            self.ledger.remember_ended(lease_id, ended)
+        for cost in recovered.costs:
+            caller = self.config.limits.caller(cost.holder)
+            self.costs.learn(cost.operation, cost.units, cost.tokens, cost.at_ms, caller=caller)
+        for charge in recovered.charges:
+            self.budgets.charge(charge.holder, charge.operation, charge.tokens, charge.at_ms)
+        self.paused = self.paused or recovered.paused
+        self._recovered_ms = now_ms
+
+    def begin_epoch(self, epoch: int, now_ms: int) -> None:
+        """Go on with the same books under a larger epoch."""
+        assert epoch > self.ledger.epoch
+        self.ledger.epoch = epoch
+        age_ms_max = self.config.lease_age_ms_max
+        self.record(records.Started(now_ms, epoch, age_ms_max, continues=True))
+
+    def record(self, record: records.Record) -> None:
+        """Add *record* to the journal of this step."""
+        self.ledger.records.append(record)
 
     # --- clients -----------------------------------------------------------
 
@@ -136,6 +168,7 @@ class Allocator:
         self.waitlist.forget_absent(now_ms)
         lease_id = request.lease_id
         waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
+        is_new = waiting is None
         if waiting is None:
             waiting = Waiting(request, now_ms, self.quotes.price(request))
             self._check_limits(waiting)
@@ -147,6 +180,19 @@ class Allocator:
             raise LeaseConflictError(request.lease_id)
         self._deadlines.add(request)
         self._decide(now_ms)
+        if is_new and lease_id in self.waitlist:
+            self.record(self._waited(waiting, now_ms))
+
+    def _waited(self, waiting: Waiting, now_ms: int) -> records.Waited:
+        probing = self.probing
+        return records.Waited(
+            now_ms,
+            waiting.request,
+            waiting.quote.least_tokens,
+            self.available(now_ms, projected=False),
+            self.reason(waiting, now_ms).value,
+            asking=probing.in_flight or probing.wanted is not None,
+        )
 
     def _check_limits(self, waiting: Waiting) -> None:
         limits, holder, ledger = self.config.limits, waiting.request.holder, self.ledger
@@ -165,6 +211,17 @@ class Allocator:
             lease = self.ledger.revoke(lease_id)
             if lease is not None:
                 self._correct(lease, -lease.tokens)
+                self.record(
+                    records.Revoked(
+                        now_ms,
+                        lease_id,
+                        lease.holder,
+                        lease.operation,
+                        lease.units,
+                        lease.tokens,
+                        lease.granted_ms,
+                    )
+                )
         self._decide(now_ms)
 
     def detach(self, lease_id: str, now_ms: int) -> None:
@@ -181,12 +238,22 @@ class Allocator:
         self.advance(now_ms)
 
     def renew(self, renewal: Renewal, now_ms: int) -> Lease:
-        """Prolong a lease; see `Ledger.renew`."""
+        """Prolong a lease; see `Ledger.renew`. One that still waits has none."""
         self.ledger.expire(now_ms)
-        if self.ledger.lease(renewal.lease_id) is None:
+        self._check_not_waiting(renewal.lease_id)
+        is_new = self.ledger.lease(renewal.lease_id) is None
+        if is_new:
             share = self.ledger.holds.share(renewal.holder)
             self.config.limits.check_leases(renewal.holder, share.leases)
         lease = self.ledger.renew(renewal, now_ms)
+        lease_id, holder, expires_ms = lease.lease_id, lease.holder, lease.expires_ms
+        if is_new:
+            operation, units, tokens = lease.operation, lease.units, lease.tokens
+            self.record(
+                records.Adopted(now_ms, lease_id, holder, operation, units, tokens, expires_ms)
+            )
+        else:
+            self.record(records.Renewed(now_ms, lease_id, holder, expires_ms))
         self._decide(now_ms)
         return lease
 
@@ -201,9 +268,14 @@ class Allocator:
             self._deadlines.drop(lease_id)
             self.waitlist.remove(lease_id)
             self.ledger.abandon(lease_id)
+            holder, operation = settlement.holder, settlement.operation
+            self.record(records.Abandoned(now_ms, lease_id, holder, operation))
             self._decide(now_ms)
             return Settled(late=False)
+        self._check_not_waiting(lease_id)
         settled = self.ledger.settle(settlement, now_ms)
+        if settled.lease is not None:
+            self.record(_settled(settlement, settled, settled.lease, now_ms))
         # The broker can't find out which report was wrong; a probe replaces them all.
         if settled.doubt is not None or self.ledger.contradicts_itself:
             self.doubts.raised()
@@ -221,6 +293,15 @@ class Allocator:
             self._correct(lease, cost - lease.tokens)
         self._decide(now_ms)
         return settled
+
+    def _check_not_waiting(self, lease_id: str) -> None:
+        """Refuse an old lease of the same id: its hold would stand in the way of the grant.
+
+        Raises:
+            LeaseConflictError: A request waits under this id.
+        """
+        if lease_id in self.waitlist:
+            raise LeaseConflictError(lease_id)
 
     def _abandons(self, settlement: Settlement) -> bool:
         """Whether this ends an id that holds nothing, so that it can't be used later."""
@@ -299,19 +380,23 @@ class Allocator:
 
     # --- operators and time --------------------------------------------------
 
-    def pause(self, now_ms: int) -> None:
+    def pause(self, now_ms: int, *, by: str = "") -> None:
         """Stop granting; open leases go on."""
         self.paused = True
+        self.record(records.Paused(now_ms, by))
         self.advance(now_ms)
 
-    def resume(self, now_ms: int) -> None:
+    def resume(self, now_ms: int, *, by: str = "") -> None:
         """Take up granting again."""
         self.paused = False
+        self.record(records.Resumed(now_ms, by))
         self.advance(now_ms)
 
     def set_budgets(self, budgets: Iterable[Budget], now_ms: int) -> None:
         """Replace all budgets; spend so far counts on."""
+        budgets = tuple(budgets)
         self.budgets.replace(budgets)
+        self.record(records.BudgetsChanged(now_ms, budgets))
         self.advance(now_ms)
 
     def advance(self, now_ms: int) -> None:
@@ -353,6 +438,12 @@ class Allocator:
         events = list(self.ledger.events)
         self.ledger.events.clear()
         return events
+
+    def take_records(self) -> list[records.Record]:
+        """The records since the last call, for the journal."""
+        taken = list(self.ledger.records)
+        self.ledger.records.clear()
+        return taken
 
     def state(self, now_ms: int) -> BucketState:
         """Whether grants are made, and why not."""
@@ -519,16 +610,24 @@ class Allocator:
         self._deadlines.drop(request.lease_id)
         self.waitlist.serve(waiting, batch.tokens)
         self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
-        quote = waiting.quote
+        quote, waited_ms = waiting.quote, now_ms - waiting.since_ms
+        overrun, proven = quote.overrun(batch.tokens), quote.proven
         lease = self.ledger.reserve(
-            request,
-            batch.units,
-            batch.tokens,
-            now_ms,
-            overrun=quote.overrun(batch.tokens),
-            proven=quote.proven,
+            request, batch.units, batch.tokens, now_ms, overrun=overrun, proven=proven
         )
-        self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
+        self._outcomes.append(Granted(lease, waited_ms))
+        self.record(
+            records.Granted(
+                now_ms,
+                request,
+                lease.units,
+                lease.tokens,
+                overrun,
+                lease.expires_ms,
+                waited_ms,
+                proven,
+            )
+        )
 
     def _correct(self, lease: Lease, tokens: int) -> None:
         """The lease cost *tokens* more, or less, than it was charged."""
@@ -606,3 +705,16 @@ class Allocator:
         largest = self.quotes.largest_units(request, tokens)
         delay_ms = delays.get(request.lease_id)
         self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))
+        available, waited_ms = self.available(now_ms, projected=False), now_ms - waiting.since_ms
+        self.record(records.Denied(now_ms, request, reason.value, delay_ms, waited_ms, available))
+
+
+def _settled(
+    settlement: Settlement, settled: Settled, lease: Lease, now_ms: int
+) -> records.Settled:
+    doubt = None if settled.doubt is None else settled.doubt.value
+    # A lease without a request was charged by an earlier epoch, if at all.
+    charged = None if lease.request is None else lease.tokens
+    return records.Settled(
+        now_ms, settlement, settled.late, settled.cost_tokens, doubt, lease.granted_ms, charged
+    )

@@ -41,6 +41,7 @@ from broker.core.leases import (
     Settled,
     Settlement,
 )
+from broker.core.records import Carried, Corrected, Expired, Observed, Record, WrittenOff
 
 # No call takes longer (Keepa's own client reads for 120 s at most).
 CALL_MS_MAX: Final = 120_000
@@ -54,6 +55,8 @@ LEASE_AGE_MS_MAX: Final = 600_000
 UNSYNCED_TOKENS_MAX: Final = 1_000_000
 # Events are kept until they are taken; beyond this number the oldest go.
 EVENTS_MAX: Final = 10_000
+# Records likewise: the edge takes them after every step.
+RECORDS_MAX: Final = 100_000
 # Before any moment of the broker's clock.
 LONG_AGO_MS: Final = -(1 << 62)
 
@@ -89,6 +92,8 @@ class Ledger:
     holds: Holds = field(default_factory=Holds)
     # What has happened since the events were taken last.
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
+    # The same for the journal; what the allocator decides stands between.
+    records: deque[Record] = field(default_factory=lambda: deque(maxlen=RECORDS_MAX))
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -314,6 +319,35 @@ class Ledger:
         self.holds.remove(lease)
         return self._take_cost(lease, settlement, now_ms, late=late)
 
+    def carry(self, lease: Lease, now_ms: int) -> None:
+        """Take over the hold of a lease that an earlier epoch granted."""
+        lapsed, lease.state = lease.state is LeaseState.LAPSED, LeaseState.OPEN
+        self.holds.add(lease)
+        if lapsed:
+            self.holds.lapse(lease)
+        else:
+            self._set_timer(lease)
+        self.records.append(
+            Carried(
+                now_ms,
+                lease.lease_id,
+                lease.holder,
+                lease.operation,
+                lease.units,
+                lease.tokens,
+                lease.overrun,
+                lease.granted_ms,
+                lease.expires_ms,
+                lapsed,
+                lease.request,
+                lease.proven,
+            )
+        )
+
+    def remember_ended(self, lease_id: str, ended: Ended) -> None:
+        """Take over what an earlier epoch remembered of a lease that holds nothing."""
+        self._end(lease_id, ended)
+
     def abandon(self, lease_id: str) -> None:
         """Remember that *lease_id* will not be used, so that a late acquire is refused."""
         assert self.holds.lease(lease_id) is None
@@ -329,6 +363,7 @@ class Ledger:
             self.holds.lapse(lease)
             self.totals.expiries += 1
             self.events.append(Event(EventKind.EXPIRED, lease.holder))
+            self.records.append(Expired(now_ms, lease_id, lease.holder))
 
     def next_expiry_ms(self) -> int | None:
         """When the next lease may lapse."""
@@ -351,6 +386,7 @@ class Ledger:
     def observe(self, observation: Observation) -> bool:
         """Take a probe's answer as the truth, unless something later is known."""
         if not self._is_news(observation):
+            self.records.append(self._observed(observation, taken=False))
             return False
         if self.bucket.observation is None:
             self._trim_adopted(observation)
@@ -483,10 +519,24 @@ class Ledger:
             refill_rate = observation.envelope.refill_rate
             self.events.append(Event(EventKind.PLAN, tokens=refill_rate))
         self.totals.observations += 1
+        if observation.source is Source.PROBE:
+            self.records.append(self._observed(observation, taken=True))
         self._write_off_lost(observation)
         if observation.source is Source.PROBE:
             self._spent_after_probe = 0
             self._spent_since_probe = self.holds.cost_since(observation.requested_ms)
+
+    def _observed(self, observation: Observation, *, taken: bool) -> Observed:
+        drift, unexplained = self.drift.last_tokens, self.drift.last_unexplained_tokens
+        return Observed(
+            observation.arrived_ms,
+            observation.requested_ms,
+            observation.envelope,
+            taken,
+            drift if taken else 0,
+            unexplained if taken else 0,
+            self.drift.foreign_tokens,
+        )
 
     def _compare(self, observation: Observation, included: Included) -> None:
         known = self.bucket.observation
@@ -535,6 +585,17 @@ class Ledger:
             cost = self.drift.written_off(lease.tokens)
             self.totals.written_off_tokens += cost
             self._end(lease.lease_id, Ended(True, cost, lease.holder))
+            self.records.append(
+                WrittenOff(
+                    observation.arrived_ms,
+                    lease.lease_id,
+                    lease.holder,
+                    lease.operation,
+                    lease.units,
+                    lease.tokens,
+                    cost,
+                )
+            )
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settle a lease that this epoch holds nothing for."""
@@ -555,6 +616,9 @@ class Ledger:
         if ended is not None and ended.written_off:
             self.totals.written_off_tokens -= ended.written_off
             self.drift.written_on(ended.written_off)
+            self.records.append(
+                Corrected(now_ms, lease_id, ended.holder, settlement.operation, -ended.written_off)
+            )
         self._end(lease_id, Ended(late=True))
         lease = self._stranger(settlement, now_ms)
         return self._take_cost(lease, settlement, now_ms, late=True, held=False)
