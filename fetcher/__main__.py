@@ -9,7 +9,7 @@ import typer
 
 from fetcher.broker_client import BrokerClientError
 from fetcher.commands.output import Format, Output
-from fetcher.errors import FetcherError
+from fetcher.errors import DatabaseError, FetcherError
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.settings import SettingsError
@@ -371,6 +371,7 @@ def main() -> None:
         exit_codes={
             SettingsError: EXIT_USAGE,
             FetcherError: EXIT_FAILED,
+            DatabaseError: EXIT_FAILED,
             BrokerClientError: EXIT_FAILED,
         },
         secrets=FetcherSecrets.known,

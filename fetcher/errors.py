@@ -5,14 +5,30 @@
     + KeepaThrottledError    wait for tokens, then call again; no failed attempt
     + KeepaUnavailableError  call again later; counts as an attempt
     + KeepaResponseError     give up on this request, alert an operator
-  - DatabaseError            Postgres did not do the work
-    + DatabaseAwayError        keep what was paid for, try again
-      - DatabaseNotSetUpError    as above, but an operator must act first
-    + DatabaseRefusedError     give up on this statement: it fails again
   - ClaimLostError           another process has the work now: drop it
+* DatabaseError and its kinds: protos/postgres, shared with the broker
 """
 
 from fetcher.replies.envelope import Envelope
+from protos.postgres.errors import (
+    DatabaseAwayError,
+    DatabaseError,
+    DatabaseNotSetUpError,
+    DatabaseRefusedError,
+)
+
+__all__ = [
+    "ClaimLostError",
+    "DatabaseAwayError",
+    "DatabaseError",
+    "DatabaseNotSetUpError",
+    "DatabaseRefusedError",
+    "FetcherError",
+    "KeepaError",
+    "KeepaResponseError",
+    "KeepaThrottledError",
+    "KeepaUnavailableError",
+]
 
 
 class FetcherError(Exception):
@@ -64,30 +80,6 @@ class KeepaResponseError(KeepaError):
         # An unknown key is answered with refillRate 0 (recorded body): no bucket.
         no_bucket = self.envelope is not None and self.envelope.refill_rate == 0
         return self.status in {401, 402, 403} or (self.kind == "invalidParameter" and no_bucket)
-
-
-class DatabaseError(FetcherError):
-    """Postgres did not do the work; the message is one line and never holds the URL."""
-
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(f"{problem}: {remedy}" if remedy else problem)
-        self.problem = problem
-        self.remedy = remedy
-
-
-class DatabaseAwayError(DatabaseError):
-    """Postgres can't be reached, dropped the connection, or can't do the work now."""
-
-
-class DatabaseNotSetUpError(DatabaseAwayError):
-    """Tables, rights or the right encoding are missing; the message names the remedy.
-
-    The same work succeeds once an operator has acted, so loops treat it as "away".
-    """
-
-
-class DatabaseRefusedError(DatabaseError):
-    """Postgres refuses this statement with these values, now and later."""
 
 
 class ClaimLostError(FetcherError):

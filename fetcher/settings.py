@@ -118,14 +118,14 @@ class FetcherSecrets(Secrets):
         for url in (self.database_url, content_of(self.database_url_file)):
             if url:
                 # As in _postgres_url.
-                from fetcher.postgres.url import secrets_of  # noqa: PLC0415 - see there
+                from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
 
                 yield from secrets_of(url)
 
 
 def _postgres_url(text: str) -> SecretStr:
     # Only commands that use Postgres pay for its driver.
-    from fetcher.postgres.url import check_database_url  # noqa: PLC0415 - see above
+    from protos.postgres.url import check_database_url  # noqa: PLC0415 - see above
 
     return SecretStr(check_database_url(text))
 

@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from fetcher.errors import DatabaseAwayError, DatabaseNotSetUpError, DatabaseRefusedError
 from fetcher.postgres import Database
-from fetcher.postgres.errors import Trouble, classify
+from protos.postgres.trouble import Trouble, classify
 
 AWAY = ("08006", "28P01", "40P01", "53100", "53300", "55P03", "57P01", "57P05", "25006", "25P03")
 NOT_SET_UP = ("42P01", "42703", "42P10", "3F000", "42501")

@@ -1,4 +1,4 @@
-"""yoyo-migrations on a connection of the fetcher, each in one transaction.
+"""yoyo-migrations on a connection of the package, each in one transaction.
 
 yoyo parses connection URLs in its own way, opens a second connection for every
 migration, and locks with a row that a killed process leaves behind. Here it gets a
@@ -18,19 +18,19 @@ from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
-from fetcher.postgres.database import Connection
+from protos.postgres.connections import Connection
 
 # yoyo takes only the database's name from it, and Postgres needs none.
 NO_URI: Final = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {})
 
 
-def apply_next(connection: Connection, folder: Path) -> str | None:
+def apply_next(connection: Connection, folder: Path, program: str) -> str | None:
     """Applies the first missing migration in *folder*; returns its name, None if none is missing.
 
     *connection* is in autocommit mode: yoyo sends BEGIN and COMMIT itself, here as
-    savepoints within the open transaction.
+    savepoints within the open transaction. *program* stands in yoyo's log.
     """
-    backend = _Backend(connection)
+    backend = _Backend(connection, program)
     pending = backend.to_apply(yoyo.read_migrations(str(folder)))
     if not pending:
         return None
@@ -40,8 +40,9 @@ def apply_next(connection: Connection, folder: Path) -> str | None:
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, program: str) -> None:
         self._given = connection
+        self._program = program
         super().__init__(NO_URI, yoyo.default_migration_table)
         # The caller has begun the transaction.
         self._in_transaction = True
@@ -69,7 +70,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
             "id": str(uuid.uuid4()),
             "migration_id": migration.id if migration else None,
             "migration_hash": migration.hash if migration else None,
-            "username": "dealfetcher",
+            "username": self._program,
             "hostname": socket.gethostname(),
             "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
             "operation": operation,

@@ -5,8 +5,8 @@ import re
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from fetcher.postgres.url import check_database_url, secrets_of
 from fetcher.settings import Settings
+from protos.postgres.url import check_database_url, secrets_of
 from protos.process.settings import SettingsError
 
 GOOD = (

@@ -1,0 +1,1 @@
+"""Postgres for broker and fetcher alike: URLs, connections, errors and migrations."""
