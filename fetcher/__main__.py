@@ -32,6 +32,10 @@ pages_app = typer.Typer(
     rich_markup_mode=None,
     help="List or requeue pages that failed too often.",
 )
+history_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Fill the price history."
+)
+app.add_typer(history_app, name="history")
 app.add_typer(deals_app, name="deals")
 app.add_typer(queries_app, name="queries")
 app.add_typer(pages_app, name="pages")
@@ -264,6 +268,26 @@ def requeue(
     requeue_dead(Settings.load().require_database_url(), scan_id=scan, output=output)
 
 
+@history_app.command("import")
+def import_(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Saved replies of /product (default: the products stored here)."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Import the price histories of products that have been paid for.
+
+    Spends no tokens; safe to repeat. Exits 1 if a file can't be used.
+
+    Example: dealfetcher history import product-*.json.gz
+    """
+    from fetcher.commands.history import import_history  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    raise SystemExit(import_history(url, files or [], output=output))
+
+
 @app.command("verify-sort")
 def verify_sort(
     query: Annotated[
@@ -338,7 +362,7 @@ def prune(
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete deals, changes and scans older than the retention.
+    """Delete deals, changes and scans older than the retention; roll up older prices.
 
     Refuses while nothing has been collected for a day, unless forced.
 
@@ -349,7 +373,13 @@ def prune(
     settings = Settings.load()
     url = settings.require_database_url()
     raise SystemExit(
-        prune_database(url, days=days or settings.retention_days, force=force, output=output)
+        prune_database(
+            url,
+            days=days or settings.retention_days,
+            history_days=settings.history_days,
+            force=force,
+            output=output,
+        )
     )
 
 

@@ -49,6 +49,9 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """How long a dead process keeps a page, in seconds."""
     retention_days: PositiveInt = 90
     """`dealfetcher prune` deletes what was not seen for longer."""
+    history_days: PositiveInt = 730
+    """`dealfetcher prune` rolls prices older than `RETENTION_DAYS` up to one row a day, and
+    deletes them after this time."""
 
     metrics_listen: Address = "127.0.0.1:9465"
     """Where `dealfetcher metrics` serves."""

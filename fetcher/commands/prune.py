@@ -4,11 +4,15 @@ from datetime import timedelta
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line, when
 from fetcher.postgres.database import connect
-from fetcher.postgres.retention import STATEMENTS, last_page, prune_some
+from fetcher.postgres.retention import HISTORY_STATEMENTS, STATEMENTS, last_page, prune_some
 
 
-def prune_database(database_url: str, *, days: int, force: bool, output: Format) -> int:
+def prune_database(
+    database_url: str, *, days: int, history_days: int, force: bool, output: Format
+) -> int:
     """Deletes rows that Keepa has not served for *days* days; returns the exit code.
+
+    Prices older than that are rolled up to one row a day, and deleted after *history_days*.
 
     Refuses while nothing has been collected for a day: the age of rows then comes from
     the lack of scans, not from the deals.
@@ -21,9 +25,11 @@ def prune_database(database_url: str, *, days: int, force: bool, output: Format)
                 " collection stands still old rows are the only ones (--force deletes anyway)"
             )
             return EXIT_FAILED
-        deleted = dict.fromkeys(STATEMENTS, 0)
-        for what in STATEMENTS:
-            while count := prune_some(connection, what, timedelta(days=days)):
+        ages = dict.fromkeys(STATEMENTS, days)
+        ages |= dict.fromkeys(HISTORY_STATEMENTS, max(days, history_days))
+        deleted = dict.fromkeys(ages, 0)
+        for what, age in ages.items():
+            while count := prune_some(connection, what, timedelta(days=age)):
                 # A transaction per batch: fetchers never wait for a long one.
                 connection.commit()
                 deleted[what] += count

@@ -1,6 +1,6 @@
 """Details of products: which are wanted, which process fetches them, what Keepa answered."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -10,9 +10,11 @@ from psycopg.types.json import Jsonb
 from fetcher.postgres.claims import PRODUCT_WORK, claim_statement
 from fetcher.postgres.database import Connection, execute_each, instant, unix_ms
 from fetcher.postgres.deals import as_jsonb
+from fetcher.postgres.history import write_points
 from fetcher.postgres.records import PRODUCT, to_jsonb
 from fetcher.queries.judging import DetailsRequest, KnownProduct
 from fetcher.queries.query import DealQuery
+from fetcher.replies.history import parse_history, without_history
 from fetcher.replies.products import FACTS_REVISION, Product, parse_product
 
 # The details as they were parsed when they came in. Only those that another revision of the
@@ -177,14 +179,14 @@ def claim_products(
 def store_products(
     connection: Connection,
     request: DetailsRequest,
-    products: Iterable[Product],
+    products: Sequence[Product],
     raws: Mapping[str, Mapping[str, object]],
     *,
     reply_time_ms: int,
 ) -> None:
     """Stores Keepa's answer to *request* at *reply_time_ms*, with its *raws* by ASIN.
 
-    "No data" is an answer too.
+    "No data" is an answer too. Price histories are stored apart.
     """
     reply_time = instant(reply_time_ms)
     parameters = Jsonb(dict(request.parameters))
@@ -192,7 +194,7 @@ def store_products(
         (
             "known" if product.no_data is None else "no_data",
             product.no_data,
-            as_jsonb(raws[product.asin]),
+            as_jsonb(without_history(raws[product.asin])),
             to_jsonb(PRODUCT, product),
             FACTS_REVISION,
             instant(product.last_update_ms),
@@ -205,6 +207,12 @@ def store_products(
         for product in sorted(products, key=lambda product: product.asin)
     ]
     execute_each(connection, STORE, rows)
+    points = [
+        point
+        for product in sorted(products, key=lambda product: product.asin)
+        for point in parse_history(raws[product.asin], domain_id=product.domain_id)
+    ]
+    write_points(connection, points, source="product")
 
 
 def _asked(request: DetailsRequest) -> dict[str, Any]:

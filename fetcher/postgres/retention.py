@@ -1,4 +1,7 @@
-"""Deletion of what Keepa has not served for long, unless collection itself stands still."""
+"""Deletion of what Keepa has not served for long, unless collection itself stands still.
+
+Price history is rolled up first, to one row a day, and deleted much later.
+"""
 
 from datetime import datetime, timedelta
 from typing import Final, LiteralString
@@ -37,7 +40,39 @@ DELETE FROM scans WHERE id IN (
      ORDER BY id LIMIT 100)
 """
 
-STATEMENTS: Final = {"deals": DEALS, "listings": LISTINGS, "changes": CHANGES, "scans": SCANS}
+# A day of old prices becomes one row: its last value, with the lowest and highest.
+ROLL_UP: Final[LiteralString] = """
+WITH days AS (
+    SELECT domain_id, asin, price_type, date_trunc('day', time, 'UTC') AS day,
+           min(time) AS first, (array_agg(value ORDER BY time DESC))[1] AS last,
+           min(coalesce(low, value)) AS low, max(coalesce(high, value)) AS high
+      FROM price_history
+     WHERE time < date_trunc('day', now() - %(age)s::interval, 'UTC')
+     GROUP BY 1, 2, 3, 4 HAVING count(*) > 1
+     LIMIT 50000),
+rolled AS (
+    UPDATE price_history h SET value = d.last, low = d.low, high = d.high
+      FROM days d
+     WHERE h.domain_id = d.domain_id AND h.asin = d.asin AND h.price_type = d.price_type
+       AND h.time = d.first)
+DELETE FROM price_history h USING days d
+ WHERE h.domain_id = d.domain_id AND h.asin = d.asin AND h.price_type = d.price_type
+   AND h.time > d.first AND h.time < d.day + interval '1 day'
+"""
+
+OLD_PRICES: Final[LiteralString] = """
+DELETE FROM price_history WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM price_history WHERE time < now() - %(age)s::interval LIMIT 50000))
+"""
+
+STATEMENTS: Final = {
+    "deals": DEALS,
+    "listings": LISTINGS,
+    "changes": CHANGES,
+    "scans": SCANS,
+    "prices": ROLL_UP,
+}
+HISTORY_STATEMENTS: Final = {"old_prices": OLD_PRICES}
 
 
 def last_page(connection: Connection) -> tuple[datetime | None, bool]:
@@ -49,4 +84,6 @@ def last_page(connection: Connection) -> tuple[datetime | None, bool]:
 
 def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
     """Deletes some rows last served longer ago than *older_than*; returns 0 if none is left."""
-    return connection.execute(STATEMENTS[what], {"age": older_than}).rowcount
+    return connection.execute(
+        (STATEMENTS | HISTORY_STATEMENTS)[what], {"age": older_than}
+    ).rowcount

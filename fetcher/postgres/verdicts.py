@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, LiteralString
 
-from fetcher.postgres.database import Connection, execute_each, instant
-from fetcher.postgres.records import FAILURES, PROFIT, to_jsonb
+from fetcher.postgres.database import Connection, instant
+from fetcher.postgres.deals import as_jsonb
+from fetcher.postgres.records import FAILURES, PROFIT
 from fetcher.queries.judging import JudgedDeal
 from fetcher.queries.query import DealQuery
 from fetcher.queries.rules import Breakdown, RuleCount
@@ -14,7 +15,12 @@ UPSERT: Final[LiteralString] = """
 INSERT INTO verdicts (query, domain_id, asin, price_type, stage, state, failures, rule_version,
                       date_range, average_minor, drop_minor, drop_percent,
                       profit, profit_minor, roi_percent, reply_time, scan_id)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+SELECT r.* FROM jsonb_to_recordset(%s) AS r (
+    query text, domain_id smallint, asin text, price_type smallint, stage text, state text,
+    failures jsonb, rule_version text, date_range smallint, average_minor bigint,
+    drop_minor bigint, drop_percent integer, profit jsonb, profit_minor bigint,
+    roi_percent integer, reply_time timestamptz, scan_id bigint)
+ ORDER BY r.domain_id, r.asin, r.price_type, r.stage
 ON CONFLICT (query, domain_id, asin, price_type, stage) DO UPDATE SET
     state = EXCLUDED.state, failures = EXCLUDED.failures,
     rule_version = EXCLUDED.rule_version, date_range = EXCLUDED.date_range,
@@ -56,9 +62,12 @@ SELECT failure ->> 'rule', count(*) FILTER (WHERE failure ->> 'outcome' = 'faile
 def upsert_verdicts(
     connection: Connection, query: str, judged: Iterable[JudgedDeal], *, scan_id: int | None
 ) -> None:
-    """Writes verdicts of *query*, in the order of keys: writers never wait in a circle."""
-    rows = sorted((_row(query, deal, scan_id) for deal in judged), key=lambda row: row[:5])
-    execute_each(connection, UPSERT, rows)
+    """Writes verdicts of *query*, in the order of keys: writers never wait in a circle.
+
+    In one statement, so that what follows from verdicts in the database is done once.
+    """
+    if rows := [_row(query, deal, scan_id) for deal in judged]:
+        connection.execute(UPSERT, (as_jsonb(rows),))
 
 
 def delete_outdated(connection: Connection, query: DealQuery, asins: Sequence[str]) -> None:
@@ -93,24 +102,26 @@ def scan_breakdown(connection: Connection, query: str, scan_id: int) -> Breakdow
     )
 
 
-def _row(query: str, judged: JudgedDeal, scan_id: int | None) -> tuple[Any, ...]:
+def _row(query: str, judged: JudgedDeal, scan_id: int | None) -> dict[str, Any]:
     deal, verdict, profit = judged.deal, judged.verdict, judged.verdict.profit
-    return (
-        query,
-        deal.domain_id,
-        deal.asin,
-        deal.price_type,
-        verdict.stage,
-        verdict.state,
-        to_jsonb(FAILURES, verdict.failures),
-        verdict.rule_version,
-        deal.date_range,
-        deal.average_minor,
-        deal.drop_minor,
-        deal.drop_percent,
-        None if profit is None else to_jsonb(PROFIT, profit),
-        None if profit is None else profit.profit_minor,
-        None if profit is None else profit.roi_percent,
-        instant(judged.reply_time_ms),
-        scan_id,
-    )
+    reply_time = instant(judged.reply_time_ms)
+    assert reply_time is not None
+    return {
+        "query": query,
+        "domain_id": deal.domain_id,
+        "asin": deal.asin,
+        "price_type": deal.price_type,
+        "stage": verdict.stage,
+        "state": verdict.state,
+        "failures": FAILURES.dump_python(verdict.failures, mode="json"),
+        "rule_version": verdict.rule_version,
+        "date_range": deal.date_range,
+        "average_minor": deal.average_minor,
+        "drop_minor": deal.drop_minor,
+        "drop_percent": deal.drop_percent,
+        "profit": None if profit is None else PROFIT.dump_python(profit, mode="json"),
+        "profit_minor": None if profit is None else profit.profit_minor,
+        "roi_percent": None if profit is None else profit.roi_percent,
+        "reply_time": reply_time.isoformat(),
+        "scan_id": scan_id,
+    }

@@ -28,6 +28,8 @@ class Enrichment:
     offers: int = 0
     buy_box: bool = False
     rating: bool = False
+    # Days of price history that come with the details, at no cost; 0 for none.
+    history_days: int = 0
     refresh_ms: int = 12 * HOUR_MS
 
     @property
@@ -73,7 +75,7 @@ def read_enrichment(value: object) -> Enrichment | None:
     if value is None or value is False:
         return None
     section = Section({} if value is True else value, "enrichment")
-    section.allow_only(("stats_days", "offers", "buy_box", "rating", "refresh"))
+    section.allow_only(("stats_days", "offers", "buy_box", "rating", "history", "refresh"))
     default = Enrichment()
     offers = section.whole("offers", least=0, most=OFFERS_MOST) or 0
     return Enrichment(
@@ -82,6 +84,7 @@ def read_enrichment(value: object) -> Enrichment | None:
         offers=max(offers, OFFERS_LEAST) if offers else 0,
         buy_box=section.flag("buy_box") or False,
         rating=section.flag("rating") or False,
+        history_days=section.whole("history", least=1, most=STATS_DAYS_MOST) or 0,
         refresh_ms=section.duration_ms("refresh", least_ms=HOUR_MS, most_ms=30 * DAY_MS)
         or default.refresh_ms,
     )

@@ -93,6 +93,8 @@ class ProductPage:
 def product_parameters(enrichment: Enrichment) -> Mapping[str, int]:
     """Returns the parameters of a product call besides the domain and the ASINs."""
     asked = {"stats": enrichment.stats_days, "history": 0}
+    if enrichment.history_days:
+        asked |= {"history": 1, "days": enrichment.history_days}
     if enrichment.offers:
         asked["offers"] = enrichment.offers
     elif enrichment.buy_box:
@@ -104,7 +106,7 @@ def product_parameters(enrichment: Enrichment) -> Mapping[str, int]:
 
 def product_operation(enrichment: Enrichment) -> str:
     """Returns the name under which the broker learns the cost of such a call."""
-    free = ("stats", "history")
+    free = ("stats", "history", "days")
     asked = product_parameters(enrichment).items()
     extras = "&".join(f"{name}={value}" for name, value in asked if name not in free)
     return f"product?{extras}" if extras else "product"

@@ -1,0 +1,17 @@
+DROP TRIGGER IF EXISTS note_added_listings ON listings;
+DROP TRIGGER IF EXISTS note_changed_listings ON listings;
+DROP TRIGGER IF EXISTS note_added_deals ON deals;
+DROP TRIGGER IF EXISTS note_changed_deals ON deals;
+DROP TRIGGER IF EXISTS grid_of_added_verdicts ON verdicts;
+DROP TRIGGER IF EXISTS grid_of_changed_verdicts ON verdicts;
+DROP TRIGGER IF EXISTS grid_of_forgotten_verdicts ON verdicts;
+DROP FUNCTION IF EXISTS note_added_listings();
+DROP FUNCTION IF EXISTS note_changed_listings();
+DROP FUNCTION IF EXISTS note_added_deals();
+DROP FUNCTION IF EXISTS note_changed_deals();
+DROP FUNCTION IF EXISTS refresh_grid_of_verdicts();
+DROP FUNCTION IF EXISTS forget_verdicts();
+DROP VIEW IF EXISTS grid_rows;
+DROP TABLE IF EXISTS deal_grid;
+DROP TABLE IF EXISTS marks;
+DROP TABLE IF EXISTS price_history;
