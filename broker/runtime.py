@@ -4,15 +4,16 @@ Rule 1: only `now_ms` reads the clock.
 Rule 2: `_follow_up` follows every call into the allocator, with no await between. It
         delivers outcomes, starts a wanted probe and sets the next wake-up. The event
         loop is the allocator's lock.
-Rule 3: outside of the allocator, a step takes the same work however many requests
+Rule 3: no step is taken, and no grant handed on, unless this broker leads at that moment.
+Rule 4: outside of the allocator, a step takes the same work however many requests
         wait, and a list as much as its page.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -21,8 +22,18 @@ import structlog
 from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
+from broker.core.elector import Elector
 from broker.core.errors import BrokerError
-from broker.core.leases import Denied, Granted, Lease, LeaseRequest, Renewal, Settled, Settlement
+from broker.core.leases import (
+    BucketState,
+    Denied,
+    Granted,
+    Lease,
+    LeaseRequest,
+    Renewal,
+    Settled,
+    Settlement,
+)
 from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
 from broker.daemon_thread import in_daemon_thread
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
@@ -35,6 +46,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 WAKE_MS_MIN: Final = 1
 # Minimum time between two corrections of the sampled ETAs; longer while very many wait.
 ETA_EVERY_MS: Final = 1_000
+# Goes on while the machine is suspended, where there is such a clock: a leader that slept
+# must not take its time as leader for unspent.
+CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Answer = Granted | Denied
 T = TypeVar("T")
@@ -45,6 +59,15 @@ class BrokerStoppingError(Exception):
 
     def __init__(self) -> None:
         super().__init__("the broker is stopping: try again")
+
+
+class NotLeadingError(Exception):
+    """This broker is a standby; *leader* is the leader's address, empty if not known."""
+
+    def __init__(self, leader: str) -> None:
+        where = f"the leader is at {leader}" if leader else "no leader is known at present"
+        super().__init__(f"this broker is a standby: {where}")
+        self.leader = leader
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +93,21 @@ class BrokerRuntime:
     """The allocator of one account, and everything that happens to it over time.
 
     Use it from one event loop; nothing here is safe to call from another thread.
+
+    Args:
+        allocator: Decides; its epoch is that of this broker's time as leader.
+        keepa: Asks Keepa for its count.
+        elector: Decides whether this broker leads; without one it always does.
     """
 
-    def __init__(self, allocator: Allocator, keepa: KeepaSync) -> None:
+    def __init__(
+        self, allocator: Allocator, keepa: KeepaSync, elector: Elector | None = None
+    ) -> None:
         self.allocator = allocator
+        self._elector = elector
+        self._conceded = elector is not None
+        # Waits that ended with the time as leader; they keep their places.
+        self._left: list[str] = []
         self.probes = ProbeRecord()
         # Why the changed budgets were refused; empty if they were not.
         self.budgets_trouble = ""
@@ -96,7 +130,7 @@ class BrokerRuntime:
     @staticmethod
     def now_ms() -> int:
         """The broker's monotonic clock, in milliseconds."""
-        return time.monotonic_ns() // 1_000_000
+        return time.clock_gettime_ns(CLOCK) // 1_000_000
 
     def start(self) -> None:
         """Starts the allocator, which first asks for a probe of Keepa."""
@@ -105,13 +139,71 @@ class BrokerRuntime:
     def stop(self) -> None:
         """Ends all waits with `BrokerStoppingError`; grants no more."""
         self.stopping = True
+        self._end_waits(BrokerStoppingError())
+
+    # --- leadership ----------------------------------------------------------
+
+    def leads(self, now_ms: int) -> bool:
+        """Whether this broker may grant at *now_ms*."""
+        if self._elector is None:
+            return True
+        return self._elector.leading(now_ms) == self.allocator.ledger.epoch
+
+    @property
+    def leader(self) -> str:
+        """Where another broker that leads is reached; empty if this one does."""
+        return "" if self._elector is None else self._elector.leader_address
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether the broker is a standby that could take the lead."""
+        elector = self._elector
+        return elector is not None and elector.row is not None and not self.leads(self.now_ms())
+
+    @property
+    def ready(self) -> bool:
+        """Whether the broker serves: it leads, and has read a balance from Keepa."""
+        return not self.stopping and self.synced.is_set() and self.leads(self.now_ms())
+
+    def lead(self, allocator: Allocator) -> None:
+        """Begins a time as leader with *allocator*, the present one if it continues.
+
+        Nothing happens if the time is over already.
+        """
+        now_ms = self.now_ms()
+        fresh = allocator is not self.allocator
+        self.allocator = allocator
+        if self.stopping or not self.leads(now_ms):
+            return
+        self._conceded = False
+        if fresh:
+            self.synced.clear()
+            self._promises = Promises(self.eta_listeners)
+            self._apply_budgets()
+        left, self._left = self._left, []
+        self._decide(lambda now_ms: allocator.detach_all([] if fresh else left, now_ms))
+
+    def concede(self) -> None:
+        """Ends the time as leader: all waits end with `NotLeadingError`."""
+        if self._conceded:
+            return
+        self._conceded = True
+        self._left = [name for name, wait in self._waits.items() if not wait.delivered]
+        self._end_waits(NotLeadingError(self.leader))
+
+    def _end_waits(self, reason: Exception) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         waits, self._waits = self._waits, {}
         for wait in waits.values():
             if not wait.answer.done():
-                wait.answer.set_exception(BrokerStoppingError())
+                wait.answer.set_exception(reason)
+                # Its callers may have gone.
+                wait.answer.exception()
         self._wake_watchers()
+
+    # --- requests ------------------------------------------------------------
 
     async def acquire(
         self, request: LeaseRequest, still_let_in: Callable[[], None] = lambda: None
@@ -124,11 +216,14 @@ class BrokerRuntime:
         Raises:
             BrokerError: the lease_id can't be used for this request.
             BrokerStoppingError: the broker is shutting down.
+            NotLeadingError: another broker leads.
         """
         wait = self._join(request)
         wait.calls += 1
         try:
             answer = await asyncio.shield(wait.answer)
+            # The process may have been stopped since the decision.
+            self._check_leads(self.now_ms())
             still_let_in()
             wait.delivered = True
             return answer
@@ -141,6 +236,7 @@ class BrokerRuntime:
 
         Raises:
             BrokerError: there is no such open lease.
+            NotLeadingError: another broker leads.
         """
         lease = self._decide(lambda now_ms: self.allocator.renew(renewal, now_ms))
         return lease, max(0, lease.expires_ms - self.now_ms())
@@ -150,6 +246,7 @@ class BrokerRuntime:
 
         Raises:
             BrokerError: there never was such a lease.
+            NotLeadingError: another broker leads.
         """
         return self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
 
@@ -158,11 +255,14 @@ class BrokerRuntime:
 
         Raises:
             KeepaSyncError: Keepa's balance could not be read.
+            NotLeadingError: another broker leads.
         """
+        self._check_leads(self.now_ms())
         if self._probe is None:
             self._start_probe(self.now_ms())
         assert self._probe is not None
         trouble = await asyncio.shield(self._probe)
+        self._check_leads(self.now_ms())
         if trouble is not None:
             raise trouble
 
@@ -186,6 +286,9 @@ class BrokerRuntime:
         self._apply_budgets()
 
     def _apply_budgets(self) -> None:
+        if self._conceded:
+            # Applied when this broker leads.
+            return
         budgets = [budget for group in self._budgets.values() for budget in group]
         self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
 
@@ -196,7 +299,9 @@ class BrokerRuntime:
 
     def bucket(self) -> BucketView:
         """The bucket as of now; reading it changes nothing."""
-        return snapshot(self.allocator, self.now_ms())
+        now_ms = self.now_ms()
+        view = snapshot(self.allocator, now_ms)
+        return view if self.leads(now_ms) else replace(view, state=BucketState.STANDBY)
 
     def leases(self, most: int | None = None) -> list[Lease]:
         """The first *most* leases that hold tokens: open and lapsed by age, then settled ones.
@@ -228,11 +333,26 @@ class BrokerRuntime:
             self._watchers.discard(changed)
 
     def _decide(self, step: Callable[[int], T]) -> T:
-        """Runs one step of the allocator, and acts on its outcome."""
+        """Runs one step of the allocator, and acts on its outcome.
+
+        Raises:
+            NotLeadingError: another broker leads.
+        """
+        now_ms = self.now_ms()
+        self._check_leads(now_ms)
         try:
-            return step(self.now_ms())
+            return step(now_ms)
         finally:
             self._follow_up()
+
+    def _check_leads(self, now_ms: int) -> None:
+        if not self.leads(now_ms):
+            self.concede()
+            raise NotLeadingError(self.leader)
+
+    def _advance(self) -> None:
+        with suppress(NotLeadingError):
+            self._decide(self.allocator.advance)
 
     def _follow_up(self) -> None:
         for answer in self.allocator.take_outcomes():
@@ -270,7 +390,7 @@ class BrokerRuntime:
         if wake_ms is not None:
             delay_s = max(wake_ms - now_ms, WAKE_MS_MIN) / 1000
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, self._decide, self.allocator.advance)
+            self._timer = loop.call_later(delay_s, self._advance)
 
     def _wake_watchers(self) -> None:
         for changed in self._watchers:
@@ -290,45 +410,50 @@ class BrokerRuntime:
             wait.answer = answer
         try:
             self._decide(lambda now_ms: self.allocator.acquire(request, now_ms))
-        except BrokerError:
-            if wait.calls == 0:
+        except (BrokerError, NotLeadingError):
+            if wait.calls == 0 and self._waits.get(lease_id) is wait:
                 del self._waits[lease_id]
             raise
         return wait
 
     def _leave(self, lease_id: str, wait: Wait) -> None:
         """Keeps the request's place for a while once its last call has ended unanswered."""
-        if wait.calls or self.stopping:
+        if wait.calls or self._waits.get(lease_id) is not wait:
             return
         del self._waits[lease_id]
         if not wait.delivered:
-            self._decide(lambda now_ms: self.allocator.detach(lease_id, now_ms))
+            with suppress(NotLeadingError):
+                self._decide(lambda now_ms: self.allocator.detach(lease_id, now_ms))
 
     def _start_probe(self, now_ms: int) -> None:
         self.allocator.probe_started(now_ms)
         self._probe = asyncio.create_task(self._ask_keepa(now_ms), name="probe")
 
     async def _ask_keepa(self, requested_ms: int) -> KeepaSyncError | None:
+        asking = self.allocator
         try:
             envelope = await in_daemon_thread(self._keepa.ask, name="keepa-sync")
         except KeepaSyncError as exc:
-            return self._probe_failed(exc)
+            return self._probe_failed(exc, asking)
         except Exception:
             log.exception("the probe of Keepa failed unexpectedly")
             return self._probe_failed(
-                KeepaSyncError(ProbeFailure.BAD_REPLY, "Keepa's reply can't be handled")
+                KeepaSyncError(ProbeFailure.BAD_REPLY, "Keepa's reply can't be handled"), asking
             )
-        self._probe_answered(envelope, requested_ms)
+        self._probe_answered(envelope, requested_ms, asking)
         return None
 
-    def _probe_answered(self, envelope: Envelope, requested_ms: int) -> None:
+    def _probe_answered(self, envelope: Envelope, requested_ms: int, asking: Allocator) -> None:
         self._probe = None
         if self.probes.trouble is not None or not self.synced.is_set():
             log.info("Keepa answers", tokens_left=envelope.tokens_left)
         self.probes.trouble = None
-        self._decide(lambda now_ms: self.allocator.probe_answered(envelope, requested_ms, now_ms))
+        if self._is_of_this_term(asking):
+            self._decide(
+                lambda now_ms: self.allocator.probe_answered(envelope, requested_ms, now_ms)
+            )
 
-    def _probe_failed(self, exc: KeepaSyncError) -> KeepaSyncError:
+    def _probe_failed(self, exc: KeepaSyncError, asking: Allocator) -> KeepaSyncError:
         """Counts the failure; logs a lasting one once, not at every retry."""
         self._probe = None
         record = self.probes
@@ -337,5 +462,18 @@ class BrokerRuntime:
             write = log.error if exc.failure.is_permanent else log.warning
             write("cannot read Keepa's balance; retrying", failure=exc.failure, reason=str(exc))
         record.trouble = exc
-        self._decide(self.allocator.probe_failed)
+        if self._is_of_this_term(asking):
+            self._decide(self.allocator.probe_failed)
         return exc
+
+    def _is_of_this_term(self, asking: Allocator) -> bool:
+        """Whether the answer that *asking* wanted still serves.
+
+        Another broker may have led since, with calls that the answer lacks.
+        """
+        now_ms = self.now_ms()
+        if asking is self.allocator and self.leads(now_ms):
+            return True
+        asking.probing.failed(now_ms)
+        self._advance()
+        return False

@@ -20,7 +20,10 @@ from broker.access.identities import IdentityBook
 from broker.access.tls import TlsFiles
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
+from broker.core.elector import Elector, Term
 from broker.core.limits import Limits
+from broker.journal.leader_row import LeaderRow
+from broker.journal.leadership import Leadership, holder_name
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
@@ -41,6 +44,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The broker may take 5 s to stop; RPCs in progress get most of it.
 STOP_GRACE_S: Final = 3.0
+MS: Final = timedelta(milliseconds=1)
 
 
 def run(settings: ServeSettings, *, traced: bool = False) -> None:
@@ -62,32 +66,31 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
     path = settings.broker_budgets_file
     file = None if path is None else BudgetsFile(path)
-    runtime = BrokerRuntime(_allocator(settings, file.budgets if file else ()), keepa)
+    elector = _elector(settings) if settings.broker_database_url.get_secret_value() else None
+    # Without a database, only the wall clock makes epochs grow across restarts.
+    epoch = 0 if elector else _now_epoch()
+    allocator = _allocator(settings, file.budgets if file else (), epoch)
+    runtime = BrokerRuntime(allocator, keepa, elector)
     metrics = BrokerMetrics(runtime)
     fingerprint = settings.key_fingerprint
     routes = http.application(
         runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
     )
-    service = TokenBrokerService(
-        runtime, metrics, key_fingerprint=fingerprint, ttl=Ttl(settings.broker_lease_ttl_ms)
-    )
-    book: Followed[IdentityBook] | None = None
-    interceptors: list[Any] = [TracedCalls()] if traced else []
-    if (identities := settings.broker_identities_file) is not None:
-        book = Followed([identities], partial(IdentityBook.read, identities))
-        # The first: a refused call begins no span.
-        interceptors.insert(0, Gate(book, metrics.refused))
-    server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
-    pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
+    server, book = _grpc_server(settings, runtime, metrics, traced=traced)
     introspection = Introspection(server)
     grpc_listen = _bind(server, settings)
     http_listen = Listen.parse(settings.broker_http_listen)
     async with serving(
         routes, http_listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER
     ) as http_listen:
-        ready = asyncio.create_task(introspection.follow(runtime.synced))
+        following = [asyncio.create_task(introspection.follow(runtime))]
         await server.start()
-        runtime.start()
+        leadership: Leadership | None = None
+        if elector is None:
+            runtime.start()
+        else:
+            leadership = _leadership(settings, elector, runtime, str(grpc_listen))
+            following.append(asyncio.create_task(leadership.follow()))
         log.info(
             "broker listening",
             grpc=str(grpc_listen),
@@ -95,23 +98,44 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             security=_security(settings),
             keepa=settings.keepa_base_url,
             key_fingerprint=fingerprint,
-            epoch=runtime.allocator.ledger.epoch,
+            epoch=epoch or None,
         )
         if settings.broker_start_paused:
             log.warning("granting paused by BROKER_START_PAUSED; `tokenbroker resume` ends it")
-        following = [] if file is None else [asyncio.create_task(file.follow(runtime))]
-        if book is not None:
-            following.append(asyncio.create_task(_follow_shares(book, runtime)))
+        following += _follow_files(runtime, file, book)
         await stop.wait()
         log.info("broker stopping")
-        ready.cancel()
         for task in following:
             task.cancel()
         await introspection.stop()
         runtime.stop()
+        # Nothing is granted any more, so a standby may take over before the ports close.
+        if leadership is not None:
+            await leadership.hand_over()
         await server.stop(STOP_GRACE_S)
     keepa.close()
     log.info("broker stopped")
+
+
+def _grpc_server(
+    settings: ServeSettings, runtime: BrokerRuntime, metrics: BrokerMetrics, *, traced: bool
+) -> tuple[grpc.aio.Server, Followed[IdentityBook] | None]:
+    """The server with the service behind its gate, and the identities that the gate lets in."""
+    book: Followed[IdentityBook] | None = None
+    interceptors: list[Any] = [TracedCalls()] if traced else []
+    if (identities := settings.broker_identities_file) is not None:
+        book = Followed([identities], partial(IdentityBook.read, identities))
+        # The first: a refused call begins no span.
+        interceptors.insert(0, Gate(book, metrics.refused))
+    server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
+    service = TokenBrokerService(
+        runtime,
+        metrics,
+        key_fingerprint=settings.key_fingerprint,
+        ttl=Ttl(settings.broker_lease_ttl_ms),
+    )
+    pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
+    return server, book
 
 
 def _security(settings: ServeSettings) -> str:
@@ -122,12 +146,12 @@ def _security(settings: ServeSettings) -> str:
     return f"{transport}, {'tokens' if settings.broker_identities_file else 'no authentication'}"
 
 
-def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocator:
+def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...], epoch: int) -> Allocator:
     horizon = settings.broker_debt_horizon
     config = AllocatorConfig(
         floor_tokens=settings.broker_floor_tokens,
-        debt_horizon_ms=None if horizon is None else horizon // timedelta(milliseconds=1),
-        lease_age_ms_max=settings.broker_lease_age_max // timedelta(milliseconds=1),
+        debt_horizon_ms=None if horizon is None else horizon // MS,
+        lease_age_ms_max=settings.broker_lease_age_max // MS,
         recovery_grace_ms=settings.broker_recovery_grace_ms,
         budgets=budgets,
         limits=Limits(
@@ -137,11 +161,51 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...]) -> Allocato
             signed=settings.broker_identities_file is not None,
         ),
     )
-    # Without a journal, only the wall clock makes epochs grow across restarts.
-    epoch = time.time_ns() // 1_000_000
     allocator = Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
     allocator.paused = settings.broker_start_paused
     return allocator
+
+
+def _now_epoch() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _elector(settings: ServeSettings) -> Elector:
+    return Elector(
+        holder_name(),
+        ttl_ms=settings.broker_leader_ttl // MS,
+        # Larger than the epochs of brokers that ran without a database.
+        epoch_min=_now_epoch(),
+        sole=settings.broker_leadership == "sole",
+    )
+
+
+def _leadership(
+    settings: ServeSettings, elector: Elector, runtime: BrokerRuntime, listen: str
+) -> Leadership:
+    row = LeaderRow(
+        settings.broker_database_url.get_secret_value(),
+        account=settings.key_fingerprint,
+        holder=elector.holder,
+        address=settings.broker_advertise or listen,
+    )
+
+    async def succeed(term: Term) -> Allocator:
+        return _allocator(settings, (), term.epoch)
+
+    return Leadership(elector, row, runtime, succeed)
+
+
+def _follow_files(
+    runtime: BrokerRuntime, file: BudgetsFile | None, book: Followed[IdentityBook] | None
+) -> list[asyncio.Task[None]]:
+    """Tasks that apply changes of the budgets and the identities to *runtime*."""
+    tasks = []
+    if file is not None:
+        tasks.append(asyncio.create_task(file.follow(runtime)))
+    if book is not None:
+        tasks.append(asyncio.create_task(_follow_shares(book, runtime)))
+    return tasks
 
 
 async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -> None:

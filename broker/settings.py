@@ -3,7 +3,7 @@
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,8 @@ from protos.process.settings import (
 
 LEASE_AGE_MIN: Final = timedelta(minutes=2)
 LEASE_AGE_MAX: Final = timedelta(days=1)
+LEADER_TTL_MIN: Final = timedelta(seconds=1)
+LEADER_TTL_MAX: Final = timedelta(minutes=1)
 DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|)")
 UNITS: Final = {
     "ms": timedelta(milliseconds=1),
@@ -48,6 +50,12 @@ def _duration(value: object) -> object:
 def _age(value: timedelta) -> timedelta:
     if not LEASE_AGE_MIN <= value <= LEASE_AGE_MAX:
         raise ValueError("must be at least 2m, as the longest call takes, and at most 24h")
+    return value
+
+
+def _leader_ttl(value: timedelta) -> timedelta:
+    if not LEADER_TTL_MIN <= value <= LEADER_TTL_MAX:
+        raise ValueError("must be from 1s to 60s")
     return value
 
 
@@ -96,6 +104,19 @@ class ServeSettings(KeepaSettings, LogSettings):
     """Grant nothing until `tokenbroker resume`; an operator's pause ends with the process."""
     broker_budgets_file: Path | None = None
     """Limits for holders and operations, see below."""
+    broker_database_url: SecretStr = SecretStr("")
+    """Postgres for leadership among several brokers; unset, this is the only one."""
+    broker_leadership: Literal["shared", "sole"] = "shared"
+    """With a database: `shared` for a leader and standbys, which grants nothing while Postgres
+    is away for longer than BROKER_LEADER_TTL; `sole` for a broker without standbys, which
+    then goes on."""
+    broker_leader_ttl: Annotated[
+        timedelta, BeforeValidator(_duration), AfterValidator(_leader_ttl)
+    ] = timedelta(seconds=4)
+    """How long a leader leads without an answer of Postgres. A standby takes over after a
+    quarter more."""
+    broker_advertise: str = ""
+    """Address of this broker that standbys name as the leader's; default: BROKER_LISTEN."""
     broker_tls_cert_file: Path | None = None
     """The broker's certificate (PEM); with it the broker speaks TLS."""
     broker_tls_key_file: Path | None = None

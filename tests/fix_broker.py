@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,20 @@ class RunningBroker:
         address: Where it serves gRPC, host:port.
         http_url: Where it serves metrics and health, without a trailing slash.
         access: The credentials with which the test connects.
+        awaited: States in which it counts as started.
     """
 
     def __init__(
-        self, program: Program, address: str, http_url: str, access: Access | None = None
+        self,
+        program: Program,
+        address: str,
+        http_url: str,
+        access: Access | None = None,
+        awaited: Sequence[str] = ("serving",),
     ) -> None:
+        self._awaited = {
+            pb.BucketState.Value(f"BUCKET_STATE_{state.upper()}") for state in awaited
+        }
         self.program = program
         self.address = address
         self.http_url = http_url
@@ -77,7 +86,7 @@ class RunningBroker:
 
     def _is_serving(self) -> bool:
         try:
-            return self.bucket().state == pb.BUCKET_STATE_SERVING
+            return self.bucket().state in self._awaited
         except grpc.RpcError:
             return False
 
@@ -116,11 +125,13 @@ def launch_broker(
     folder: Path,
     name: str,
     access: Access | None = None,
+    awaited: Sequence[str] = ("serving",),
     **settings: object,
 ) -> RunningBroker:
     """Start a broker on free ports and wait until it grants; keywords are settings.
 
-    *access* holds the credentials for a broker that needs some.
+    *access* holds the credentials for a broker that needs some; *awaited* are the states
+    in which it counts as started.
     """
     address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     given = {
@@ -139,7 +150,7 @@ def launch_broker(
         log_path=folder / f"{name}.log",
         folder=folder,
     )
-    broker = RunningBroker(program, address, f"http://{http}", access)
+    broker = RunningBroker(program, address, f"http://{http}", access, awaited)
     try:
         broker.start()
     except ProgramError:

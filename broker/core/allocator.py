@@ -228,14 +228,21 @@ class Allocator:
         """The wait's connection broke, or its client called it off; gRPC shows both alike.
 
         Its place is kept for `ABSENCE_MS`: a repeat takes it up, NOT_SENT gives it up.
-        Meanwhile nothing is granted to it, and no request stands behind it.
+        Meanwhile nothing is granted to it, and no request stands behind it. A grant that
+        never reached its client is taken back.
         """
-        if lease_id not in self.waitlist:
-            self.cancel(lease_id, now_ms)
-            return
-        self._deadlines.drop(lease_id)
-        self.waitlist.park(lease_id, now_ms + ABSENCE_MS)
-        self.advance(now_ms)
+        self.detach_all([lease_id], now_ms)
+
+    def detach_all(self, lease_ids: Iterable[str], now_ms: int) -> None:
+        """Detaches several waits at once, so that none is granted what another gives up."""
+        self.ledger.expire(now_ms)
+        for lease_id in lease_ids:
+            self._deadlines.drop(lease_id)
+            if lease_id in self.waitlist:
+                self.waitlist.park(lease_id, now_ms + ABSENCE_MS)
+            elif (lease := self.ledger.revoke(lease_id)) is not None:
+                self._correct(lease, -lease.tokens)
+        self._decide(now_ms)
 
     def renew(self, renewal: Renewal, now_ms: int) -> Lease:
         """Prolong a lease; see `Ledger.renew`. One that still waits has none."""

@@ -4,10 +4,11 @@ Rule 1: no I/O and no clock. The edge runs an `Attempt` on the row, one at a tim
         reports what the row is afterwards, or that the attempt failed.
 Rule 2: a leader trusts itself for `ttl_ms` from the start of the attempt that took or
         renewed the row. A failed or late renewal concedes at once.
-Rule 3: a standby takes another broker's row only after it has stood unchanged through
-        `QUIET_LOOKS` intervals of a third of the TTL, and only if it is unchanged still
-        (compare and swap). A clock that jumps forward, as after a suspension, can fake
-        one of these intervals; the others last as long as any leader trusts itself.
+Rule 3: a standby looks `LOOKS_PER_TTL` times in a TTL. It takes another broker's row only
+        after it has stood unchanged for one interval more than a TTL has, and only if it
+        is unchanged still (compare and swap). A clock that jumps forward, as after a
+        suspension, can fake one interval; the others last as long as any leader trusts
+        itself.
 Rule 4: every take raises the epoch, also that of the broker's own row.
 
 No two clocks are compared: neither those of two brokers nor a broker's and the database's.
@@ -19,11 +20,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-# A leader renews every third of the TTL, and a standby looks as often.
-LOOKS_PER_TTL: Final = 3
-QUIET_LOOKS: Final = LOOKS_PER_TTL + 1
-# The pause before the next attempt after a failed one, as a part of the TTL.
-RETRIES_PER_TTL: Final = 8
+RENEWALS_PER_TTL: Final = 3
+# How soon a standby sees that a leader has handed over; also the pause after a failure.
+LOOKS_PER_TTL: Final = 8
 # The holder of a row that its leader has handed over.
 FREE: Final = ""
 
@@ -86,21 +85,32 @@ class Elector:
         holder: Unique per process start.
         ttl_ms: How long a leader trusts itself after an attempt began.
         epoch_min: The least epoch, larger than all that brokers without a database used.
+        looks: How often a standby looks in a TTL.
         sole: There is no other broker: take the row at once, and keep leading while the
             database is away. Once another broker has taken it, elect as usual.
     """
 
     def __init__(
-        self, holder: str, *, ttl_ms: int, epoch_min: int = 1, sole: bool = False
+        self,
+        holder: str,
+        *,
+        ttl_ms: int,
+        epoch_min: int = 1,
+        looks: int = LOOKS_PER_TTL,
+        sole: bool = False,
     ) -> None:
         assert holder != FREE
-        assert ttl_ms >= LOOKS_PER_TTL
+        assert ttl_ms >= max(looks, RENEWALS_PER_TTL)
         self.holder = holder
         self.term: Term | None = None
         # The row as last read; None if there was none, or none has been read.
         self.row: Row | None = None
         self.sole = sole
         self._ttl_ms = ttl_ms
+        self._renew_ms = ttl_ms // RENEWALS_PER_TTL
+        # Rounded up, so that all of them together are no shorter than the TTL.
+        self._look_ms = -(-ttl_ms // looks)
+        self._looks = looks
         self._epoch_min = epoch_min
         self._attempt: Attempt | None = None
         self._trusted_until_ms = 0
@@ -141,16 +151,15 @@ class Elector:
         self._concede_if_late(now_ms)
         if self._attempt is not None or self._leaving or now_ms < self._due_ms:
             return None
-        third_ms = self._ttl_ms // LOOKS_PER_TTL
+        # A renewal's answer is of no use once the trust has ended.
+        timeout_ms = self._ttl_ms - self._renew_ms
         if self.term is not None:
-            # Until the trust ends; after that, the answer would be of no use.
-            timeout_ms = self._ttl_ms - third_ms
             self._attempt = Attempt(Action.RENEW, now_ms, timeout_ms, epoch=self.term.epoch)
         elif self._may_take:
             epoch = max(self._epoch_min, 0 if self.row is None else self.row.epoch + 1)
-            self._attempt = Attempt(Action.TAKE, now_ms, self._ttl_ms - third_ms, self.row, epoch)
+            self._attempt = Attempt(Action.TAKE, now_ms, timeout_ms, self.row, epoch)
         else:
-            self._attempt = Attempt(Action.LOOK, now_ms, third_ms)
+            self._attempt = Attempt(Action.LOOK, now_ms, self._renew_ms)
         return self._attempt
 
     def answered(self, attempt: Attempt, row: Row | None, now_ms: int, *, done: bool) -> None:
@@ -181,8 +190,7 @@ class Elector:
         if not self.sole:
             self.term = None
         self._is_open = False
-        pause = RETRIES_PER_TTL if self._is_own else LOOKS_PER_TTL
-        self._due_ms = now_ms + max(1, self._ttl_ms // pause)
+        self._due_ms = now_ms + self._look_ms
 
     def leave(self, now_ms: int) -> Attempt | None:
         """Concedes for good; returns the attempt that hands the row over, if it is held."""
@@ -191,18 +199,14 @@ class Elector:
         self.term = self._attempt = None
         if epoch is None:
             return None
-        self._attempt = Attempt(Action.RELEASE, now_ms, self._ttl_ms // LOOKS_PER_TTL, epoch=epoch)
+        self._attempt = Attempt(Action.RELEASE, now_ms, self._renew_ms, epoch=epoch)
         return self._attempt
 
     # --- steps ---------------------------------------------------------------
 
     @property
-    def _is_own(self) -> bool:
-        return self.row is not None and self.row.holder == self.holder
-
-    @property
     def _may_take(self) -> bool:
-        return self._is_open or self._quiet >= QUIET_LOOKS
+        return self._is_open or self._quiet > self._looks
 
     def _trust(self, attempt: Attempt, row: Row, now_ms: int) -> None:
         self.row = row
@@ -213,7 +217,7 @@ class Elector:
             continues = attempt.seen is not None and attempt.seen.epoch == self._last_epoch
             self.term = Term(row.epoch, continues)
             self._last_epoch = row.epoch
-        self._due_ms = attempt.started_ms + self._ttl_ms // LOOKS_PER_TTL
+        self._due_ms = attempt.started_ms + self._renew_ms
         self._concede_if_late(now_ms)
 
     def _note(self, row: Row | None, now_ms: int) -> None:
@@ -222,7 +226,7 @@ class Elector:
         self._quiet = self._quiet + 1 if unchanged else 0
         self.row = row
         self._is_open = row is None or row.holder in {FREE, self.holder} or self.sole
-        self._due_ms = now_ms + max(1, self._ttl_ms // LOOKS_PER_TTL)
+        self._due_ms = now_ms + self._look_ms
         if self._may_take:
             self._due_ms = now_ms
 

@@ -173,6 +173,8 @@ class BucketState(Enum):
     RECOVERING = "recovering"
     SERVING = "serving"
     PAUSED = "paused"
+    # Another broker leads, or none does at present.
+    STANDBY = "standby"
 
 
 class DenialReason(Enum):

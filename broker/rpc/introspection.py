@@ -1,10 +1,9 @@
 """Health, reflection and channelz, on the same port as the service itself.
 
-Health of `""` is that of the process. The named service is SERVING once the broker has
-read a balance from Keepa.
+Health of `""` is that of the process. The named service is SERVING while the broker leads
+and has read a balance from Keepa.
 """
 
-import asyncio
 from typing import Any, Final
 
 import grpc
@@ -12,6 +11,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from broker.runtime import BrokerRuntime
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["TokenBrokerService"].full_name
@@ -33,11 +33,13 @@ class Introspection:
         names = (SERVICE_NAME, health.SERVICE_NAME, CHANNELZ_NAME, REFLECTION_NAME)
         reflection.enable_server_reflection(names, server)
 
-    async def follow(self, synced: asyncio.Event) -> None:
-        """Reports NOT_SERVING, then SERVING once *synced* is set."""
-        await self._states.set(SERVICE_NAME, NOT_SERVING)
-        await synced.wait()
-        await self._states.set(SERVICE_NAME, SERVING)
+    async def follow(self, runtime: BrokerRuntime) -> None:
+        """Reports whether *runtime* serves, at every change, until cancelled."""
+        with runtime.watching() as changed:
+            while True:
+                changed.clear()
+                await self._states.set(SERVICE_NAME, SERVING if runtime.ready else NOT_SERVING)
+                await changed.wait()
 
     async def stop(self) -> None:
         """Reports NOT_SERVING for all services, for good."""

@@ -27,6 +27,7 @@ BUCKET_STATES: Final = {
     BucketState.RECOVERING: pb.BUCKET_STATE_RECOVERING,
     BucketState.SERVING: pb.BUCKET_STATE_SERVING,
     BucketState.PAUSED: pb.BUCKET_STATE_PAUSED,
+    BucketState.STANDBY: pb.BUCKET_STATE_STANDBY,
 }
 LEASE_STATES: Final = {
     LeaseState.OPEN: pb.LEASE_STATE_OPEN,
@@ -123,11 +124,12 @@ def bucket(
     fingerprint: str,
     trouble: str,
     budgets_trouble: str,
+    leader: str = "",
 ) -> pb.Bucket:
     """The bucket as an operator sees it.
 
     *trouble* is why Keepa's balance can't be read, *budgets_trouble* why changed budgets
-    were refused.
+    were refused, and *leader* where another broker that leads is reached.
     """
     message = pb.Bucket(
         balance=view.balance,
@@ -169,6 +171,7 @@ def bucket(
             for standing in view.budgets
         ],
         budgets_trouble=budgets_trouble,
+        leader=leader,
     )
     if view.outlook is not None:
         message.forecast.CopyFrom(_forecast(view.outlook))

@@ -31,9 +31,9 @@ from broker.rpc import replies, requests
 from broker.rpc.gate import STATUSES as GATE_STATUSES
 from broker.rpc.gate import RefusalLog
 from broker.rpc.requests import InvalidRequestError
-from broker.runtime import BrokerRuntime, BrokerStoppingError
+from broker.runtime import BrokerRuntime, BrokerStoppingError, NotLeadingError
 from broker.telemetry.metrics import BrokerMetrics
-from protos.channel.reasons import REASON_KEY, Reason
+from protos.channel.reasons import LEADER_KEY, REASON_KEY, Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -72,15 +72,21 @@ async def refusals(context: Context) -> AsyncIterator[None]:
     except (BrokerError, InvalidRequestError, BrokerStoppingError) as exc:
         code, reason = STATUSES[type(exc)]
         await refuse(context, code, str(exc), reason)
+    except NotLeadingError as exc:
+        about = {LEADER_KEY: exc.leader} if exc.leader else {}
+        await refuse(context, Code.UNAVAILABLE, str(exc), Reason.NOT_LEADER, **about)
     except RefusedError as exc:
         await refuse(context, GATE_STATUSES[exc.reason], str(exc), exc.reason.value)
     except KeepaSyncError as exc:
         await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
 
 
-async def refuse(context: Context, code: grpc.StatusCode, message: str, reason: str) -> None:
-    """Ends the RPC with *code*; never returns."""
-    await context.abort(code, message, trailing_metadata=((REASON_KEY, str(reason)),))
+async def refuse(
+    context: Context, code: grpc.StatusCode, message: str, reason: str, **about: str
+) -> None:
+    """Ends the RPC with *code*, and *about* as further metadata; never returns."""
+    metadata = ((REASON_KEY, str(reason)), *about.items())
+    await context.abort(code, message, trailing_metadata=metadata)
 
 
 def patience_ms(context: Context) -> int | None:
@@ -225,7 +231,8 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         self, _request: pb.PauseGrantsRequest, context: Context
     ) -> pb.PauseGrantsResponse:
         """Stops granting."""
-        self._runtime.pause()
+        async with refusals(context):
+            self._runtime.pause()
         log.info("granting paused", by=_caller_name(context))
         return pb.PauseGrantsResponse(bucket=self._bucket())
 
@@ -233,7 +240,8 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         self, _request: pb.ResumeGrantsRequest, context: Context
     ) -> pb.ResumeGrantsResponse:
         """Resumes granting."""
-        self._runtime.resume()
+        async with refusals(context):
+            self._runtime.resume()
         log.info("granting resumed", by=_caller_name(context))
         return pb.ResumeGrantsResponse(bucket=self._bucket())
 
@@ -271,6 +279,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),
             budgets_trouble=self._runtime.budgets_trouble,
+            leader=self._runtime.leader,
         )
 
     def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:

@@ -1,7 +1,8 @@
 """The HTTP side: metrics for Prometheus, health for orchestrators and people.
 
 `/healthz` answers 200 while the process lives, `/readyz` once the broker has read a
-balance from Keepa. Both return the same JSON, without a secret.
+balance from Keepa, or stands by for one that leads. Both return the same JSON, without a
+secret.
 """
 
 import json
@@ -27,6 +28,7 @@ def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> M
         "synced": runtime.synced.is_set(),
         "state": view.state.value,
         "epoch": view.epoch,
+        "leader": runtime.leader or None,
         "observation_age_ms": view.observation_age_ms,
         "keepa": {
             "url": keepa_url,
@@ -53,7 +55,7 @@ def application(
         return health_response(HTTPStatus.OK)
 
     async def readyz(_request: web.Request) -> web.Response:
-        ready = runtime.synced.is_set() and not runtime.stopping
+        ready = runtime.ready or (runtime.stands_by and not runtime.stopping)
         return health_response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def metrics(request: web.Request) -> web.Response:

@@ -34,6 +34,7 @@ BROKEN_TRIES_MAX: Final = 5
 
 BY_REASON: Final[Mapping[str, Verdict]] = {
     Reason.STOPPING: Verdict.AGAIN,
+    Reason.NOT_LEADER: Verdict.AGAIN,
     Reason.LEASE_ENDED: Verdict.NEW_ID,
     Reason.LEASE_TOO_OLD: Verdict.REFUSED,
     # The caller's other leases end in time.

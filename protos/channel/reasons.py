@@ -12,6 +12,8 @@ import grpc
 # On every error that the broker itself raised. The value is one of `Reason`, or, for
 # SyncBucket, the kind of Keepa's failure.
 REASON_KEY: Final = "tokenbroker-reason"
+# Beside the reason `not_leader`: where the leader is reached, for people and their tools.
+LEADER_KEY: Final = "tokenbroker-leader"
 
 
 class Reason(StrEnum):
@@ -25,6 +27,7 @@ class Reason(StrEnum):
     LIMIT_REACHED = "limit_reached"
     OTHER_KEY = "other_key"
     STOPPING = "stopping"
+    NOT_LEADER = "not_leader"
     NO_CREDENTIALS = "no_credentials"
     UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - a reason, no token
     UNKNOWN_CERTIFICATE = "unknown_certificate"

@@ -18,6 +18,8 @@ its trailing metadata. An error without it comes from the network, a proxy or gR
   limit_reached        RESOURCE_EXHAUSTED   the caller has reached its limit of waits or leases
   other_key            FAILED_PRECONDITION  client and broker use different upstream keys
   stopping             UNAVAILABLE          the broker shuts down: repeat the request
+  not_leader           UNAVAILABLE          another broker leads: repeat the request there;
+                                            `tokenbroker-leader` holds its address, if known
   no_credentials       UNAUTHENTICATED      the broker serves identities only
   unknown_token        UNAUTHENTICATED      no identity has this token
   unknown_certificate  UNAUTHENTICATED      no identity has this certificate
@@ -155,6 +157,10 @@ class _BucketStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BucketSta
     """Granting."""
     BUCKET_STATE_PAUSED: _BucketState.ValueType  # 4
     """Paused by an operator."""
+    BUCKET_STATE_STANDBY: _BucketState.ValueType  # 5
+    """Another broker leads, or none does at present: this one grants nothing, and its
+    counts are those of its last time as leader.
+    """
 
 class BucketState(_BucketState, metaclass=_BucketStateEnumTypeWrapper):
     """Lifecycle of the bucket's owner."""
@@ -169,6 +175,10 @@ BUCKET_STATE_SERVING: BucketState.ValueType  # 3
 """Granting."""
 BUCKET_STATE_PAUSED: BucketState.ValueType  # 4
 """Paused by an operator."""
+BUCKET_STATE_STANDBY: BucketState.ValueType  # 5
+"""Another broker leads, or none does at present: this one grants nothing, and its
+counts are those of its last time as leader.
+"""
 Global___BucketState: _TypeAlias = BucketState  # noqa: Y015
 
 class _ObservationSource:
@@ -835,6 +845,7 @@ class Bucket(_message.Message):
     BUDGETS_FIELD_NUMBER: _builtins.int
     BUDGETS_TROUBLE_FIELD_NUMBER: _builtins.int
     FORECAST_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """Projected balance; may be negative."""
     reserved: _builtins.int
@@ -867,6 +878,10 @@ class Bucket(_message.Message):
     """Why the upstream gives no balance, for people; empty while it answers."""
     budgets_trouble: _builtins.str
     """Why a changed file of budgets is rejected, for people; else empty."""
+    leader: _builtins.str
+    """Where another broker that leads is reached, by its own account; empty if this one
+    leads, or if it is not known.
+    """
     @_builtins.property
     def next_refill_in(self) -> _duration_pb2.Duration:
         """Time to the next refill."""
@@ -916,10 +931,11 @@ class Bucket(_message.Message):
         budgets: _abc.Iterable[Global___Budget] | None = ...,
         budgets_trouble: _builtins.str = ...,
         forecast: Global___Forecast | None = ...,
+        leader: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "forecast", b"forecast", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "forecast", b"forecast", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "leader", b"leader", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

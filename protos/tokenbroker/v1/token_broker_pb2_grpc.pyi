@@ -18,6 +18,8 @@ its trailing metadata. An error without it comes from the network, a proxy or gR
   limit_reached        RESOURCE_EXHAUSTED   the caller has reached its limit of waits or leases
   other_key            FAILED_PRECONDITION  client and broker use different upstream keys
   stopping             UNAVAILABLE          the broker shuts down: repeat the request
+  not_leader           UNAVAILABLE          another broker leads: repeat the request there;
+                                            `tokenbroker-leader` holds its address, if known
   no_credentials       UNAUTHENTICATED      the broker serves identities only
   unknown_token        UNAUTHENTICATED      no identity has this token
   unknown_certificate  UNAUTHENTICATED      no identity has this certificate

@@ -76,7 +76,7 @@ class World:
     @classmethod
     def fresh(cls, make: Make | None = None, faults: Mapping[str, int] | None = None) -> Self:
         """Two brokers before their first attempt."""
-        make = make or partial(Elector, ttl_ms=TTL)
+        make = make or partial(Elector, ttl_ms=TTL, looks=TTL)
         return cls(make, [Site(make(f"{n}.0")) for n in "ab"], faults=dict(faults or {}))
 
     def key(self) -> object:
