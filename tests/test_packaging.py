@@ -125,7 +125,6 @@ def test_each_role_is_an_extra(metadata: Message) -> None:
     brought = {role: {one.name for one in asked(metadata, role)} for role in ROLES}
 
     assert set(metadata.get_all("Provides-Extra", [])) == ROLES
-    assert {"psycopg", "yoyo-migrations"} & brought["broker"] == set()
     assert {"grpcio-reflection", "uvloop"} & brought["fetcher"] == set()
     assert {"pydantic-settings", "structlog", "requests"} & brought["simulator"] == set()
     assert brought["broker"] | brought["fetcher"] | brought["simulator"] <= brought["local"]

@@ -208,20 +208,7 @@ class Allocator:
         self.ledger.expire(now_ms)
         self._deadlines.drop(lease_id)
         if self.waitlist.remove(lease_id) is None:
-            lease = self.ledger.revoke(lease_id)
-            if lease is not None:
-                self._correct(lease, -lease.tokens)
-                self.record(
-                    records.Revoked(
-                        now_ms,
-                        lease_id,
-                        lease.holder,
-                        lease.operation,
-                        lease.units,
-                        lease.tokens,
-                        lease.granted_ms,
-                    )
-                )
+            self._revoke(lease_id, now_ms)
         self._decide(now_ms)
 
     def detach(self, lease_id: str, now_ms: int) -> None:
@@ -240,9 +227,26 @@ class Allocator:
             self._deadlines.drop(lease_id)
             if lease_id in self.waitlist:
                 self.waitlist.park(lease_id, now_ms + ABSENCE_MS)
-            elif (lease := self.ledger.revoke(lease_id)) is not None:
-                self._correct(lease, -lease.tokens)
+            else:
+                self._revoke(lease_id, now_ms)
         self._decide(now_ms)
+
+    def _revoke(self, lease_id: str, now_ms: int) -> None:
+        lease = self.ledger.revoke(lease_id)
+        if lease is None:
+            return
+        self._correct(lease, -lease.tokens)
+        self.record(
+            records.Revoked(
+                now_ms,
+                lease_id,
+                lease.holder,
+                lease.operation,
+                lease.units,
+                lease.tokens,
+                lease.granted_ms,
+            )
+        )
 
     def renew(self, renewal: Renewal, now_ms: int) -> Lease:
         """Prolong a lease; see `Ledger.renew`. One that still waits has none."""
