@@ -111,6 +111,21 @@ def alive() -> None:
 
 
 @app.command()
+def ready() -> None:
+    """Check that the fetcher of this host has begun to work.
+
+    Exits 0 once it has read its settings and seen the tables, and the broker serves it.
+    For startup probes: `alive` checks a fetcher that runs.
+
+    Example: kubectl exec deployment/fetcher -- dealfetcher ready
+    """
+    from fetcher.commands.ready import why_not_ready  # noqa: PLC0415 - only what is used
+
+    if (reason := why_not_ready(Settings.load())) is not None:
+        raise FetcherError(reason)
+
+
+@app.command()
 def scans(
     query: Query = None,
     limit: Limit = 20,

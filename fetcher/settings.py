@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
@@ -47,6 +47,9 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """First pause after a failed try, in seconds; it doubles with each further one."""
     claim_ttl_s: Annotated[float, Field(ge=1)] = 30.0
     """How long a dead process keeps a page, in seconds."""
+    finish_seconds: PositiveFloat = 2.5
+    """How long a stop waits for calls under way, in seconds; at most CLAIM_TTL_S. Calls with many
+    offers take 20 s."""
     retention_days: PositiveInt = 90
     """`dealfetcher prune` deletes what was not seen for longer."""
     history_days: PositiveInt = 730
@@ -60,6 +63,17 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
         return None if url is None else _postgres_url(url.get_secret_value())
+
+    @model_validator(mode="after")
+    def _keeps_its_claims(self) -> Self:
+        # Simulations with very short claims leave the default as it is.
+        is_set = "finish_seconds" in self.model_fields_set
+        if is_set and self.finish_seconds > self.claim_ttl_s:
+            raise ValueError(
+                f"FINISH_SECONDS: must not exceed CLAIM_TTL_S ({self.claim_ttl_s:g}), or another"
+                " fetcher would pay for the same page again: lower the one or raise the other"
+            )
+        return self
 
     def require_api_key(self) -> str:
         """Returns the Keepa key.

@@ -43,6 +43,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
                 attempts_max=settings.page_attempts_max,
                 retry_delay_s=settings.retry_delay_s,
                 poll_speed=settings.poll_speed,
+                finish_s=settings.finish_seconds,
             ),
         )
         new_keepa = partial(

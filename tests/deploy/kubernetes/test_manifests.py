@@ -499,3 +499,50 @@ def test_objects_carry_the_standard_labels(overlay: str) -> None:
     assert {one["app.kubernetes.io/part-of"] for one in labels} == {"keepa"}
     assert {one["app.kubernetes.io/version"] for one in labels} == {project["version"]}
     assert all("app.kubernetes.io/component" in one for one in labels)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_bad_release_replaces_no_good_fetcher(overlay: str) -> None:
+    """A new fetcher must have started, and stayed, before an old one ends."""
+    for one in of_kind(overlay, "Deployment"):
+        if one["metadata"]["name"] != "fetcher":
+            continue
+        spec = one["spec"]
+        [container] = spec["template"]["spec"]["containers"]
+        program, *words = container["startupProbe"]["exec"]["command"]
+
+        assert spec["minReadySeconds"] >= 5
+        assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        assert (program, words) == ("dealfetcher", ["ready"])
+        assert "livenessProbe" not in container
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_fetcher_may_finish_its_paid_calls(overlay: str) -> None:
+    """The grace holds the finish time, and what a stop takes besides; claims last as long."""
+    template = next(
+        one for name, one in pod_templates(overlay).items() if name.endswith("/fetcher")
+    )
+    [container] = template["spec"]["containers"]
+    finish_s = float(environment(overlay, container)["FINISH_SECONDS"])
+
+    assert finish_s + 5 <= template["spec"]["terminationGracePeriodSeconds"]
+    assert finish_s <= Settings.model_fields["claim_ttl_s"].default
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_version_has_its_own_migration(overlay: str) -> None:
+    """The Job is named by version, keeps its logs for a day, and ends in any case."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    jobs = of_kind(overlay, "Job")
+
+    assert {one["metadata"]["name"] for one in jobs} == {
+        f"migrate-{project['version'].replace('.', '-')}"
+    }
+    assert all(one["spec"]["ttlSecondsAfterFinished"] == 86_400 for one in jobs)
+    assert all(one["spec"]["activeDeadlineSeconds"] > 0 for one in jobs)
+    assert all(
+        one["metadata"]["annotations"]["argocd.argoproj.io/hook-delete-policy"]
+        == "BeforeHookCreation"
+        for one in jobs
+    )
