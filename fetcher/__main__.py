@@ -52,17 +52,25 @@ def dealfetcher(_version: Version = False) -> None:
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    roles: Annotated[
+        bool,
+        typer.Option("--roles", help="Create the roles of DATABASE_…_URL_FILE; grant rights."),
+    ] = False,
+) -> None:
     """Create or update the database tables.
 
-    Safe to repeat, also from several places at once.
+    Safe to repeat, also from several places at once. With --roles, fetchers, readers and
+    the broker get roles of their own with the least rights.
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher migrate
     """
     from fetcher.commands.run import migrate_database  # noqa: PLC0415 - only what is used
 
-    applied = migrate_database(Settings.load())
+    applied, done = migrate_database(Settings.load(), roles=roles)
     print(f"applied: {', '.join(applied)}" if applied else "nothing to do")
+    for line in done:
+        print(line)
 
 
 @app.command()

@@ -36,6 +36,12 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """URL of Postgres, 15 or newer: `postgresql://user:password@host:5432/deals`."""
     database_url_file: Path | None = None
     """A file that holds the URL, such as a mounted secret."""
+    database_fetcher_url_file: Path | None = None
+    """For `dealfetcher migrate --roles`: a file with the URL of the fetchers' role."""
+    database_reader_url_file: Path | None = None
+    """The same for the role of metrics and console, which only reads."""
+    database_broker_url_file: Path | None = None
+    """The same for the broker's role, which has the schema `tokenbroker` for itself."""
 
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
@@ -104,6 +110,40 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
             problem = f"DATABASE_URL_FILE: {exc}"
         raise SettingsError([problem])
 
+    def require_role_urls(self) -> dict[str, str]:
+        """Returns the URLs of the roles whose files are given and exist, by purpose.
+
+        Raises:
+            SettingsError: None is given, or one is unusable.
+        """
+        files = {
+            "fetcher": self.database_fetcher_url_file,
+            "reader": self.database_reader_url_file,
+            "broker": self.database_broker_url_file,
+        }
+        urls: dict[str, str] = {}
+        problems: list[str] = []
+        for purpose, file in files.items():
+            # Kubernetes mounts no file for a Secret that the operator has left out.
+            if file is None or not file.exists():
+                continue
+            setting = f"DATABASE_{purpose.upper()}_URL_FILE"
+            try:
+                text = read_secret(setting, file, "the URL")
+                urls[purpose] = _postgres_url(text).get_secret_value()
+            except ValueError as exc:
+                problems.append(str(exc) if setting in str(exc) else f"{setting}: {exc}")
+        if not urls and not problems:
+            problems = [
+                (
+                    f"{', '.join(f'DATABASE_{one.upper()}_URL_FILE' for one in files)}: none names a"
+                    " file that exists; --roles needs one with a URL at least"
+                )
+            ]
+        if problems:
+            raise SettingsError(problems)
+        return urls
+
     def require_access(self) -> Access:
         """Returns how to connect to the broker.
 
@@ -125,6 +165,9 @@ class FetcherSecrets(Secrets):
 
     database_url: str = ""
     database_url_file: Path | None = None
+    database_fetcher_url_file: Path | None = None
+    database_reader_url_file: Path | None = None
+    database_broker_url_file: Path | None = None
     # libpq's own variable.
     pgpassword: str = ""
 
@@ -132,7 +175,13 @@ class FetcherSecrets(Secrets):
         """Yields each secret; some may be empty."""
         yield from super().texts()
         yield self.pgpassword
-        for url in (self.database_url, content_of(self.database_url_file)):
+        files = (
+            self.database_url_file,
+            self.database_fetcher_url_file,
+            self.database_reader_url_file,
+            self.database_broker_url_file,
+        )
+        for url in (self.database_url, *map(content_of, files)):
             if url:
                 # As in _postgres_url.
                 from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
