@@ -134,12 +134,8 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
             except ValueError as exc:
                 problems.append(str(exc) if setting in str(exc) else f"{setting}: {exc}")
         if not urls and not problems:
-            problems = [
-                (
-                    f"{', '.join(f'DATABASE_{one.upper()}_URL_FILE' for one in files)}: none names a"
-                    " file that exists; --roles needs one with a URL at least"
-                )
-            ]
+            names = ", ".join(f"DATABASE_{purpose.upper()}_URL_FILE" for purpose in files)
+            problems = [f"{names}: --roles needs one of them, with a file that exists"]
         if problems:
             raise SettingsError(problems)
         return urls

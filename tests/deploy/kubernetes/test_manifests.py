@@ -1,5 +1,7 @@
 """The Kubernetes manifests fit the programs, and each other."""
 
+import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -19,13 +21,17 @@ from tests.deploy.kubernetes.rendered import (
     KUBERNETES,
     OVERLAYS,
     ROOT,
+    WORKLOADS,
     Manifest,
     containers,
     environment,
     matches,
+    name_of,
     needs_kubectl,
     of_kind,
     pod_templates,
+    render,
+    template_of,
 )
 
 SETTINGS: dict[str, type[Environment]] = {
@@ -159,6 +165,55 @@ def test_pods_are_restricted(overlay: str) -> None:
     )
 
 
+def secrets_of(template: Manifest) -> list[str]:
+    """The names of the Secrets that a pod mounts."""
+    volumes = template["spec"].get("volumes", [])
+    return [one["secret"]["secretName"] for one in volumes if "secret" in one] + [
+        source["secret"]["name"]
+        for one in volumes
+        for source in one.get("projected", {}).get("sources", [])
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_program_has_the_credentials_of_its_own_role(overlay: str) -> None:
+    """The owner's URL is the migration's alone; metrics can only read."""
+    found: dict[str, set[str]] = {}
+    for key, template in pod_templates(overlay).items():
+        names = {re.sub(r"-[a-z0-9]{10}$", "", one) for one in secrets_of(template)}
+        found.setdefault(key.split("/")[1], set()).update(
+            one for one in names if one.startswith("database")
+        )
+
+    assert found["fetcher"] == {"database"}
+    assert found["metrics"] == {"database-reader"}
+    assert "database-owner" in found["migrate"]
+    assert [name for name, secrets in found.items() if "database-owner" in secrets] == (
+        ["migrate"] if overlay != "local" else ["postgres", "migrate"]
+    )
+
+
+def test_one_secret_may_serve_for_all(tmp_path: Path) -> None:
+    """Where the database gives one role only, each program uses the Secret `database`."""
+    folder = os.path.relpath(KUBERNETES, tmp_path)
+    overlay = {
+        "resources": [f"{folder}/base"],
+        "components": [f"{folder}/components/one-database-role"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+    templates = [template_of(one) for one in render(tmp_path) if one["kind"] in WORKLOADS]
+    mounted = {
+        volume["secret"]["secretName"]
+        for template in templates
+        for volume in template["spec"]["volumes"]
+        if "secret" in volume and volume["name"] == "database"
+    }
+    [migrate] = [one for one in templates if name_of(one) == "migrate"]
+
+    assert mounted == {"database"}
+    assert migrate["spec"]["containers"][0]["args"] == ["migrate"]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_are_files(overlay: str) -> None:
     """Keys and passwords are mounted files, never variables."""
@@ -169,17 +224,15 @@ def test_secrets_are_files(overlay: str) -> None:
         if variable in {"KEEPA_API_KEY", "DATABASE_URL", "POSTGRES_PASSWORD"}
     ]
     referenced = {
-        volume["secret"]["secretName"].rsplit("-", 1)[0]
-        if overlay == "local"
-        else volume["secret"]["secretName"]
+        re.sub(r"-[a-z0-9]{10}$", "", name)
         for template in pod_templates(overlay).values()
-        for volume in template["spec"].get("volumes", [])
-        if "secret" in volume
+        for name in secrets_of(template)
     }
 
     assert wrong == []
     certificates = set() if overlay == "local" else {"broker-tls", "fetcher-tls"}
-    assert referenced == {"keepa", "database"} | certificates
+    databases = {"database-owner", "database", "database-reader", "database-broker"}
+    assert referenced == {"keepa"} | databases | certificates
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
