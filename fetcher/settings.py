@@ -111,7 +111,7 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         raise SettingsError([problem])
 
     def require_role_urls(self) -> dict[str, str]:
-        """Returns the URLs of the roles whose files are given and exist, by purpose.
+        """Returns the URL of each role that has a file which exists, by purpose.
 
         Raises:
             SettingsError: None is given, or one is unusable.
