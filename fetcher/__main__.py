@@ -1,6 +1,7 @@
 """The `dealfetcher` command."""
 
 from datetime import timedelta
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -383,6 +384,10 @@ def prune(
     force: Annotated[
         bool, typer.Option("--force", help="Delete even while nothing is collected.")
     ] = False,
+    every: Annotated[
+        str | None,
+        typer.Option("--every", metavar="DURATION", help="Repeat every 24h, 7d, … until stopped."),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Delete deals, changes and scans older than the retention; roll up older prices.
@@ -391,19 +396,19 @@ def prune(
 
     Example: dealfetcher prune --days 30
     """
-    from fetcher.commands.prune import prune_database  # noqa: PLC0415 - only what is used
+    from fetcher.commands import prune as pruning  # noqa: PLC0415 - only what is used
 
-    settings = Settings.load()
+    settings, period = Settings.load(), _duration(every)
     url = settings.require_database_url()
-    raise SystemExit(
-        prune_database(
-            url,
-            days=days or settings.retention_days,
-            history_days=settings.history_days,
-            force=force,
-            output=output,
-        )
+    prune_once = partial(
+        pruning.prune_database,
+        url,
+        days=days or settings.retention_days,
+        history_days=settings.history_days,
+        force=force,
+        output=output,
     )
+    raise SystemExit(prune_once() if period is None else pruning.repeat(prune_once, every=period))
 
 
 def _duration(text: str | None) -> timedelta | None:

@@ -19,7 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from fetcher.errors import DatabaseNotSetUpError
 from fetcher.postgres.database import Connection, connect
-from fetcher.postgres.schema import LOCK, LOCK_KEY
+from fetcher.postgres.schema import LOCK_KEY
+from protos.postgres.migrating import LOCK
 
 BROKER_SCHEMA: Final = "tokenbroker"
 

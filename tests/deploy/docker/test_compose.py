@@ -31,6 +31,7 @@ OURS: dict[str, type[BaseSettings]] = {
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
+    "prune": Settings,
 }
 TRACED = dict.fromkeys(("broker", "fetcher"), TracingSettings.model_fields)
 

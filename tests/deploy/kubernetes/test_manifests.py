@@ -39,6 +39,7 @@ SETTINGS: dict[str, type[Environment]] = {
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
+    "prune": Settings,
 }
 # Read by libraries: HTTPS_PROXY and NO_PROXY by protos.process.proxies.
 OTHERS = {"https_proxy", "no_proxy"}
@@ -185,7 +186,7 @@ def test_each_program_has_the_credentials_of_its_own_role(overlay: str) -> None:
             one for one in names if one.startswith("database")
         )
 
-    assert found["fetcher"] == {"database"}
+    assert found["fetcher"] == found["prune"] == {"database"}
     assert found["metrics"] == {"database-reader"}
     assert "database-owner" in found["migrate"]
     assert [name for name, secrets in found.items() if "database-owner" in secrets] == (
@@ -599,3 +600,14 @@ def test_each_version_has_its_own_migration(overlay: str) -> None:
         == "BeforeHookCreation"
         for one in jobs
     )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_old_deals_are_pruned_by_one_at_a_time(overlay: str) -> None:
+    """A CronJob prunes by itself; a run that takes long keeps the next from starting."""
+    jobs = of_kind(overlay, "CronJob")
+    arguments = [container["args"] for name, container in containers(overlay) if name == "prune"]
+
+    assert len(jobs) == len(of_kind(overlay, "Namespace"))
+    assert {one["spec"]["concurrencyPolicy"] for one in jobs} == {"Forbid"}
+    assert arguments == [["prune"]] * len(jobs)

@@ -22,7 +22,7 @@ DENIED = psycopg.errors.InsufficientPrivilege
 
 @pytest.fixture
 def owner_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """An empty database whose owner may create roles, but is no superuser."""
+    """An empty database; its owner may create roles, but is no superuser."""
     with psycopg.connect(postgres_server.url(), autocommit=True) as connection:
         connection.execute("CREATE ROLE k_owner LOGIN CREATEROLE PASSWORD 'o'")
         connection.execute("CREATE DATABASE roles OWNER k_owner")
