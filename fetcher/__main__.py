@@ -390,7 +390,7 @@ def prune(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete deals, changes and scans older than the retention; roll up older prices.
+    """Delete what is older than the retention; roll up older prices.
 
     Refuses while nothing has been collected for a day, unless forced.
 

@@ -287,61 +287,6 @@ def test_one_broker_for_one_account(overlay: str) -> None:
     assert all(one["spec"]["strategy"] == {"type": "Recreate"} for one in brokers)
 
 
-def allowed(overlay: str, source: str, target: str, port: int) -> bool:
-    """Whether the policies allow pods of *source* to reach *port* of pods of *target*."""
-    labels = {name: {"app.kubernetes.io/name": name} for name in (source, target)}
-    policies = [one["spec"] for one in of_kind(overlay, "NetworkPolicy")]
-
-    def open_to(one_end: str, direction: str, peers: str, other_end: str) -> bool:
-        return any(
-            any(found.get("port") == port for found in rule["ports"])
-            and any(
-                matches(peer["podSelector"], labels[other_end])
-                for peer in rule[peers]
-                if "podSelector" in peer
-            )
-            for policy in policies
-            if matches(policy["podSelector"], labels[one_end])
-            for rule in policy.get(direction, [])
-        )
-
-    return open_to(source, "egress", "to", target) and open_to(target, "ingress", "from", source)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "port", "expected"),
-    [
-        ("fetcher", "broker", 50051, True),
-        ("fetcher", "broker", 9464, False),
-        ("migrate", "broker", 50051, False),
-        ("fetcher", "postgres", 5432, True),
-        ("metrics", "postgres", 5432, True),
-        ("migrate", "postgres", 5432, True),
-        ("broker", "postgres", 5432, False),
-        ("broker", "simulator", 8901, True),
-        ("fetcher", "simulator", 8901, True),
-        ("metrics", "simulator", 8901, False),
-        ("broker", "fetcher", 50051, False),
-    ],
-)
-def test_network_is_open_where_needed(
-    source: str, target: str, port: int, *, expected: bool
-) -> None:
-    """Pods reach the peers that they need, and no others."""
-    assert allowed("local", source, target, port) is expected
-
-
-def test_everything_else_is_denied() -> None:
-    """A policy without any rule covers every pod in both directions."""
-    denied = [
-        one["spec"]
-        for one in of_kind("production", "NetworkPolicy")
-        if one["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    ]
-
-    assert len(denied) == 1
-
-
 def test_probes_ask_over_http() -> None:
     """The probes use the broker's HTTP port and paths that it serves."""
     broker = next(one for name, one in containers("production") if name == "broker")
