@@ -36,14 +36,7 @@ class BrokerAwayError(BrokerClientError):
 
 
 class BrokerRefusedError(BrokerClientError):
-    """Authentication, authorisation or the request itself was refused.
-
-    *reason* is the contract's name for the cause; empty if the broker gave none.
-    """
-
-    def __init__(self, message: str, *, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
+    """Authentication, authorisation or the request itself was refused."""
 
 
 class KeyMismatchError(BrokerRefusedError):
