@@ -1,6 +1,5 @@
 """Settings of the broker, from the environment, then from `.env`; no other module reads them."""
 
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -18,8 +17,9 @@ from pydantic import (
 from protos.process.addresses import Listen
 from protos.process.settings import (
     Address,
-    KeepaSettings,
     LogSettings,
+    RequiredKeepaSettings,
+    duration,
     key_fingerprint,
 )
 
@@ -27,24 +27,6 @@ LEASE_AGE_MIN: Final = timedelta(minutes=2)
 LEASE_AGE_MAX: Final = timedelta(days=1)
 LEADER_TTL_MIN: Final = timedelta(seconds=1)
 LEADER_TTL_MAX: Final = timedelta(minutes=1)
-DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|)")
-UNITS: Final = {
-    "ms": timedelta(milliseconds=1),
-    "s": timedelta(seconds=1),
-    "": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-}
-
-
-def _duration(value: object) -> object:
-    """Converts a whole number with a unit, or of seconds, to a timedelta."""
-    if value is None or isinstance(value, timedelta):
-        return value
-    match = DURATION.fullmatch(str(value).strip())
-    if match is None:
-        raise ValueError("must be a whole number of seconds, or have a unit: 500ms, 90s, 5m, 1h")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def _age(value: timedelta) -> timedelta:
@@ -68,7 +50,7 @@ def _replaced_by_horizon(value: object) -> None:
     )
 
 
-class ServeSettings(KeepaSettings, LogSettings):
+class ServeSettings(RequiredKeepaSettings, LogSettings):
     """Settings of `tokenbroker serve`."""
 
     broker_listen: Address = "127.0.0.1:50051"
@@ -77,7 +59,7 @@ class ServeSettings(KeepaSettings, LogSettings):
     """Where the broker serves metrics and health."""
     broker_floor_tokens: NonNegativeInt = 0
     """Tokens that are never granted: room for other users of the key."""
-    broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(_duration)] = None
+    broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(duration)] = None
     """Refill time that may pay back what a lone call takes below zero: `90s`, `5m`, or `0` for no
     debt. Unset: one tick's refill. Keepa admits any call above zero, so debt costs only the
     wait for it."""
@@ -85,9 +67,9 @@ class ServeSettings(KeepaSettings, LogSettings):
     broker_max_debt_tokens: Annotated[None, BeforeValidator(_replaced_by_horizon)] = None
     broker_lease_ttl_ms: PositiveInt = 15_000
     """How long a silent client keeps its lease; the client's heartbeat renews it."""
-    broker_lease_age_max: Annotated[
-        timedelta, BeforeValidator(_duration), AfterValidator(_age)
-    ] = timedelta(minutes=10)
+    broker_lease_age_max: Annotated[timedelta, BeforeValidator(duration), AfterValidator(_age)] = (
+        timedelta(minutes=10)
+    )
     """Greatest age of a lease: renewals prolong no lease beyond it, because no call takes that
     long but a thread may hang."""
     broker_caller_waits_max: PositiveInt = 5_000
@@ -111,7 +93,7 @@ class ServeSettings(KeepaSettings, LogSettings):
     is away for longer than BROKER_LEADER_TTL; `sole` for a broker without standbys, which
     then goes on."""
     broker_leader_ttl: Annotated[
-        timedelta, BeforeValidator(_duration), AfterValidator(_leader_ttl)
+        timedelta, BeforeValidator(duration), AfterValidator(_leader_ttl)
     ] = timedelta(seconds=4)
     """How long a leader leads without an answer of Postgres. A standby takes over after a
     quarter more."""
@@ -128,17 +110,6 @@ class ServeSettings(KeepaSettings, LogSettings):
     everything."""
     broker_allow_plaintext: bool = False
     """Allow plaintext on an address that other machines can reach."""
-
-    @model_validator(mode="after")
-    def _read_key(self) -> Self:
-        key = self.read_api_key()
-        if not key:
-            raise ValueError(
-                "KEEPA_API_KEY is not set: export it, or name a file that holds it in"
-                " KEEPA_API_KEY_FILE"
-            )
-        self.keepa_api_key = SecretStr(key)
-        return self
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:

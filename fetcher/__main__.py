@@ -1,6 +1,7 @@
 """The `dealfetcher` command."""
 
 from datetime import timedelta
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -39,12 +40,6 @@ app.add_typer(history_app, name="history")
 app.add_typer(deals_app, name="deals")
 app.add_typer(queries_app, name="queries")
 app.add_typer(pages_app, name="pages")
-alerts_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="List, retry or test the delivery of alerts.",
-)
-app.add_typer(alerts_app, name="alerts")
 
 Query = Annotated[
     str | None, typer.Option("--query", "-q", metavar="NAME", help="Only this query.")
@@ -58,17 +53,25 @@ def dealfetcher(_version: Version = False) -> None:
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    roles: Annotated[
+        bool,
+        typer.Option("--roles", help="Create the roles of DATABASE_…_URL_FILE; grant rights."),
+    ] = False,
+) -> None:
     """Create or update the database tables.
 
-    Safe to repeat, also from several places at once.
+    Safe to repeat, also from several places at once. With --roles, fetchers, readers and
+    the broker get roles of their own with the least rights.
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher migrate
     """
     from fetcher.commands.run import migrate_database  # noqa: PLC0415 - only what is used
 
-    applied = migrate_database(Settings.load())
+    applied, done = migrate_database(Settings.load(), roles=roles)
     print(f"applied: {', '.join(applied)}" if applied else "nothing to do")
+    for line in done:
+        print(line)
 
 
 @app.command()
@@ -103,89 +106,6 @@ def metrics() -> None:
 
 
 @app.command()
-def alert() -> None:
-    """Deliver alerts until stopped.
-
-    Ctrl-C or SIGTERM stops it. Run as many of these as you like.
-
-    Example: ALERTS_FILE=alerts.toml dealfetcher alert
-    """
-    from fetcher.commands.alerts import deliver_alerts  # noqa: PLC0415 - only what is used
-
-    deliver_alerts(Settings.load())
-
-
-Channel = Annotated[
-    str | None, typer.Option("--channel", "-c", metavar="NAME", help="Only this channel.")
-]
-
-
-@alerts_app.command("list")
-def list_alerts(
-    channel: Channel = None,
-    state: Annotated[
-        str | None,
-        typer.Option(
-            "--state", "-s", metavar="STATE", help="Only waiting, claimed, delivered or dead."
-        ),
-    ] = None,
-    limit: Limit = 20,
-    output: Output = Format.TABLE,
-) -> None:
-    """List the newest messages, with their last error.
-
-    Example: dealfetcher alerts list --state dead
-    """
-    from fetcher.commands.alerts import show_messages  # noqa: PLC0415 - only what is used
-
-    url = Settings.load().require_database_url()
-    show_messages(url, channel=channel, state=state, limit=limit, output=output)
-
-
-@alerts_app.command()
-def retry(
-    message: Annotated[
-        int | None, typer.Argument(help="Number of a message (default: all that failed).")
-    ] = None,
-    channel: Channel = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Deliver failed messages again, those that were set aside too.
-
-    Example: dealfetcher alerts retry --channel team
-    """
-    from fetcher.commands.alerts import retry_failed  # noqa: PLC0415 - only what is used
-
-    url = Settings.load().require_database_url()
-    retry_failed(url, channel=channel, message=message, output=output)
-
-
-@alerts_app.command()
-def test(channel: str) -> None:
-    """Send a test message to a channel now; exits 1 if it is not accepted.
-
-    Example: dealfetcher alerts test team
-    """
-    from fetcher.commands.alerts import test_channel  # noqa: PLC0415 - only what is used
-
-    test_channel(Settings.load().require_alerts_file(), channel)
-
-
-@alerts_app.command("alive")
-def alerts_alive() -> None:
-    """Check that a process of this host delivers alerts.
-
-    Exits 0 if one of this machine or container has reported lately, else 1.
-
-    Example: docker compose exec alert dealfetcher alerts alive
-    """
-    from fetcher.commands.alive import why_no_sender  # noqa: PLC0415 - only what is used
-
-    if (reason := why_no_sender(Settings.load())) is not None:
-        raise FetcherError(reason)
-
-
-@app.command()
 def alive() -> None:
     """Check that a fetcher of this host is at work.
 
@@ -196,6 +116,21 @@ def alive() -> None:
     from fetcher.commands.alive import why_not_alive  # noqa: PLC0415 - only what is used
 
     if (reason := why_not_alive(Settings.load())) is not None:
+        raise FetcherError(reason)
+
+
+@app.command()
+def ready() -> None:
+    """Check that the fetcher of this host has begun to work.
+
+    Exits 0 once it has read its settings and seen the tables, and the broker serves it.
+    For startup probes: `alive` checks a fetcher that runs.
+
+    Example: kubectl exec deployment/fetcher -- dealfetcher ready
+    """
+    from fetcher.commands.ready import why_not_ready  # noqa: PLC0415 - only what is used
+
+    if (reason := why_not_ready(Settings.load())) is not None:
         raise FetcherError(reason)
 
 
@@ -449,27 +384,31 @@ def prune(
     force: Annotated[
         bool, typer.Option("--force", help="Delete even while nothing is collected.")
     ] = False,
+    every: Annotated[
+        str | None,
+        typer.Option("--every", metavar="DURATION", help="Repeat every 24h, 7d, … until stopped."),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete deals, changes and scans older than the retention; roll up older prices.
+    """Delete what is older than the retention; roll up older prices.
 
     Refuses while nothing has been collected for a day, unless forced.
 
     Example: dealfetcher prune --days 30
     """
-    from fetcher.commands.prune import prune_database  # noqa: PLC0415 - only what is used
+    from fetcher.commands import prune as pruning  # noqa: PLC0415 - only what is used
 
-    settings = Settings.load()
+    settings, period = Settings.load(), _duration(every)
     url = settings.require_database_url()
-    raise SystemExit(
-        prune_database(
-            url,
-            days=days or settings.retention_days,
-            history_days=settings.history_days,
-            force=force,
-            output=output,
-        )
+    prune_once = partial(
+        pruning.prune_database,
+        url,
+        days=days or settings.retention_days,
+        history_days=settings.history_days,
+        force=force,
+        output=output,
     )
+    raise SystemExit(prune_once() if period is None else pruning.repeat(prune_once, every=period))
 
 
 def _duration(text: str | None) -> timedelta | None:

@@ -19,6 +19,7 @@ from fetcher.errors import (
     KeepaUnavailableError,
 )
 from fetcher.replies.envelope import Envelope
+from fetcher.replies.failure import error_of, is_refusal
 from protos.process.http_call import Answer, HttpCaller
 
 # Keepa's own Java client: 30 s to connect, 120 s to read (keepa-api.md, section 2).
@@ -41,9 +42,6 @@ LONGEST_SELECTION: Final = 3_000
 # First bytes, in UTF-8, of characters beyond U+FFFF and beyond U+00FF.
 _WIDE: Final = re.compile(rb"[\xf0-\xf7]")
 _HALF_WIDE: Final = re.compile(rb"[\xc4-\xef]")
-
-# Keepa's error type is NOT_ENOUGH_TOKEN; its message is not documented.
-_OF_TOKENS: Final = re.compile(r"token", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +191,8 @@ def objects_bytes(content: bytes) -> int:
 
 def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError | None:
     """Returns the error by what the caller does next; None for a usable reply."""
-    kind, message = _error_of(body)
-    if _is_refusal(f"{kind} {message}", status, envelope):
+    kind, message = error_of(body)
+    if is_refusal(f"{kind} {message}", status, envelope):
         return KeepaThrottledError(f"no tokens left: {kind} {message}", envelope=envelope)
     if status == requests.codes.too_many_requests:
         return KeepaThrottledError("HTTP 429: no tokens left", envelope=envelope)
@@ -206,28 +204,3 @@ def _failure(status: int, body: object, envelope: Envelope | None) -> KeepaError
     if not isinstance(body, dict):
         return KeepaUnavailableError("the reply is cut or no JSON")
     return None
-
-
-def _is_refusal(error: str, status: int, envelope: Envelope | None) -> bool:
-    """Returns whether *error* is a 429 by another status: too few tokens, nothing spent."""
-    return (
-        envelope is not None
-        and envelope.is_observation
-        and envelope.tokens_left <= 0
-        and envelope.tokens_consumed == 0
-        and _OF_TOKENS.search(error) is not None
-        and status < requests.codes.server_error
-        and status not in {401, 402, 403}
-    )
-
-
-def _error_of(body: object) -> tuple[str, str]:
-    """Returns type and message of the reply's `error`; empty strings when there is none."""
-    error = body.get("error") if isinstance(body, dict) else None
-    if error is None or error is False:
-        return "", ""
-    if not isinstance(error, dict):
-        return "unknownError", str(error)[:200]
-    parts = (error.get("message"), error.get("details"))
-    message = " ".join(str(part) for part in parts if part)
-    return str(error.get("type") or "unknownError"), message[:500]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
@@ -36,6 +36,12 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """URL of Postgres, 15 or newer: `postgresql://user:password@host:5432/deals`."""
     database_url_file: Path | None = None
     """A file that holds the URL, such as a mounted secret."""
+    database_fetcher_url_file: Path | None = None
+    """For `dealfetcher migrate --roles`: a file with the URL of the fetchers' role."""
+    database_reader_url_file: Path | None = None
+    """The same for the role of metrics and console, which only reads."""
+    database_broker_url_file: Path | None = None
+    """The same for the broker's role, which has the schema `tokenbroker` for itself."""
 
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
@@ -47,18 +53,14 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """First pause after a failed try, in seconds; it doubles with each further one."""
     claim_ttl_s: Annotated[float, Field(ge=1)] = 30.0
     """How long a dead process keeps a page, in seconds."""
+    finish_seconds: PositiveFloat = 2.5
+    """How long a stop waits for calls under way, in seconds; at most CLAIM_TTL_S. Calls with many
+    offers take 20 s."""
     retention_days: PositiveInt = 90
     """`dealfetcher prune` deletes what was not seen for longer."""
     history_days: PositiveInt = 730
     """`dealfetcher prune` rolls prices older than `RETENTION_DAYS` up to one row a day, and
     deletes them after this time."""
-
-    alerts_file: Path | None = None
-    """The channels of alerts (TOML), for `dealfetcher alert`; unset: alerts wait."""
-    alert_attempts_max: PositiveInt = 16
-    """Tries before a message is set aside; with the pause below, about eight hours."""
-    alert_retry_delay_s: PositiveFloat = 5.0
-    """First pause after a failed delivery, in seconds; it doubles up to an hour."""
 
     metrics_listen: Address = "127.0.0.1:9465"
     """Where `dealfetcher metrics` serves."""
@@ -67,6 +69,17 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
         return None if url is None else _postgres_url(url.get_secret_value())
+
+    @model_validator(mode="after")
+    def _keeps_its_claims(self) -> Self:
+        # Simulations with very short claims leave the default as it is.
+        is_set = "finish_seconds" in self.model_fields_set
+        if is_set and self.finish_seconds > self.claim_ttl_s:
+            raise ValueError(
+                f"FINISH_SECONDS: must not exceed CLAIM_TTL_S ({self.claim_ttl_s:g}), or another"
+                " fetcher would pay for the same page again: lower the one or raise the other"
+            )
+        return self
 
     def require_api_key(self) -> str:
         """Returns the Keepa key.
@@ -97,16 +110,35 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
             problem = f"DATABASE_URL_FILE: {exc}"
         raise SettingsError([problem])
 
-    def require_alerts_file(self) -> Path:
-        """Returns the channels file.
+    def require_role_urls(self) -> dict[str, str]:
+        """Returns the URL of each role that has a file which exists, by purpose.
 
         Raises:
-            SettingsError: It is not set.
+            SettingsError: None is given, or one is unusable.
         """
-        if self.alerts_file is None:
-            remedy = "a file with your channels; fetcher/README.md has an example"
-            raise SettingsError([_missing("ALERTS_FILE", remedy)])
-        return self.alerts_file
+        files = {
+            "fetcher": self.database_fetcher_url_file,
+            "reader": self.database_reader_url_file,
+            "broker": self.database_broker_url_file,
+        }
+        urls: dict[str, str] = {}
+        problems: list[str] = []
+        for purpose, file in files.items():
+            # Kubernetes mounts no file for a Secret that the operator has left out.
+            if file is None or not file.exists():
+                continue
+            setting = f"DATABASE_{purpose.upper()}_URL_FILE"
+            try:
+                text = read_secret(setting, file, "the URL")
+                urls[purpose] = _postgres_url(text).get_secret_value()
+            except ValueError as exc:
+                problems.append(str(exc) if setting in str(exc) else f"{setting}: {exc}")
+        if not urls and not problems:
+            names = ", ".join(f"DATABASE_{purpose.upper()}_URL_FILE" for purpose in files)
+            problems = [f"{names}: --roles needs one of them, with a file that exists"]
+        if problems:
+            raise SettingsError(problems)
+        return urls
 
     def require_access(self) -> Access:
         """Returns how to connect to the broker.
@@ -127,9 +159,11 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
 class FetcherSecrets(Secrets):
     """The fetcher's secrets: the database's password too."""
 
-    alerts_file: Path | None = None
     database_url: str = ""
     database_url_file: Path | None = None
+    database_fetcher_url_file: Path | None = None
+    database_reader_url_file: Path | None = None
+    database_broker_url_file: Path | None = None
     # libpq's own variable.
     pgpassword: str = ""
 
@@ -137,17 +171,18 @@ class FetcherSecrets(Secrets):
         """Yields each secret; some may be empty."""
         yield from super().texts()
         yield self.pgpassword
-        for url in (self.database_url, content_of(self.database_url_file)):
+        files = (
+            self.database_url_file,
+            self.database_fetcher_url_file,
+            self.database_reader_url_file,
+            self.database_broker_url_file,
+        )
+        for url in (self.database_url, *map(content_of, files)):
             if url:
                 # As in _postgres_url.
                 from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
 
                 yield from secrets_of(url)
-        if self.alerts_file is not None:
-            # As above: only processes that deliver alerts have the file.
-            from fetcher.alerts.channels import secrets_in  # noqa: PLC0415 - as above
-
-            yield from secrets_in(self.alerts_file)
 
 
 def _postgres_url(text: str) -> SecretStr:

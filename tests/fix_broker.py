@@ -28,7 +28,6 @@ OWN_PREFIXES = (
     "OTEL_",
     "DATA_DIR",
     "QUERIES",
-    "ALERT",
 )
 OWN_NAMES = ("RUN_SECONDS", "FETCHERS")
 

@@ -39,7 +39,11 @@ class ServedBroker:
 
 @asynccontextmanager
 async def running(
-    simulator: RunningSimulator, *, key: str = "", config: AllocatorConfig | None = None
+    simulator: RunningSimulator,
+    *,
+    key: str = "",
+    config: AllocatorConfig | None = None,
+    fingerprint: str = FINGERPRINT,
 ) -> AsyncIterator[ServedBroker]:
     """Serve the account of *simulator*, or of *key* there, until the context ends."""
     config = config or AllocatorConfig(recovery_grace_ms=0)
@@ -48,7 +52,7 @@ async def running(
     runtime = BrokerRuntime(allocator, keepa)
     metrics = BrokerMetrics(runtime)
     server = grpc.aio.server(options=options.SERVER)
-    service = TokenBrokerService(runtime, metrics, key_fingerprint=FINGERPRINT)
+    service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

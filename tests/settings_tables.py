@@ -17,7 +17,12 @@ from pydantic.fields import FieldInfo
 from protos.process.settings import Environment
 
 ROOT: Final = Path(__file__).parents[1]
-DOCUMENTS: Final = ("broker/README.md", "fetcher/README.md", "deploy/local/README.md")
+DOCUMENTS: Final = (
+    "broker/README.md",
+    "fetcher/README.md",
+    "fetcher/gateway/README.md",
+    "deploy/local/README.md",
+)
 TABLE: Final = re.compile(r"(<!-- settings: ([\w.]+):(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD: Final = ("| Setting | Default | Meaning |", "|---|---|---|")
 UNITS: Final = (("h", 3_600), ("m", 60), ("s", 1))

@@ -105,8 +105,8 @@ def test_the_environment_is_read_in_settings_only() -> None:
     assert {path for path in readers if not path.endswith("/settings.py")} == set()
 
 
-def test_sql_stands_in_its_own_package_only() -> None:
-    """All SQL stands in one folder."""
+def test_sql_stands_in_its_own_packages_only() -> None:
+    """All SQL stands in one folder of each side."""
     places = {
         path
         for path, tree in sources("broker", "fetcher")

@@ -12,18 +12,20 @@ import typer
 import broker.__main__
 import deploy.keepa_simulator.__main__
 import fetcher.__main__
+import fetcher.gateway.__main__
 from tests import settings_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for folder in (".", "broker", "fetcher", "protos", "tests", "deploy/*")
+    for folder in (".", "broker", "fetcher", "fetcher/gateway", "protos", "tests", "deploy/*")
     for path in ROOT.glob(f"{folder}/*.md")
 )
 README_LINES_MAX = 120
 COMMANDS: dict[str, Any] = {
     "tokenbroker": typer.main.get_command(broker.__main__.app),
     "dealfetcher": typer.main.get_command(fetcher.__main__.app),
+    "keepa-gateway": typer.main.get_command(fetcher.gateway.__main__.app),
     "keepa-simulator": typer.main.get_command(deploy.keepa_simulator.__main__.app),
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

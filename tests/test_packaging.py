@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 BASE = {"grpcio", "protobuf", "opentelemetry-api"}
-ROLES = {"broker", "fetcher", "parquet", "simulator", "local", "all", "dev"}
+ROLES = {"broker", "fetcher", "gateway", "simulator", "local", "all", "dev"}
 
 # Refuses every library that the role does not bring, as if it were not installed.
 REFUSING = """
@@ -152,6 +152,7 @@ def test_the_client_library_needs_the_base_only(wheel: Path, metadata: Message) 
     [
         ("tokenbroker", "broker.start", "broker"),
         ("dealfetcher", "fetcher.start", "fetcher"),
+        ("keepa-gateway", "fetcher.gateway.start", "gateway"),
         ("keepa-simulator", "deploy.keepa_simulator.start", "simulator"),
     ],
 )
@@ -186,6 +187,7 @@ def test_another_role_does_not_stand_in(wheel: Path, metadata: Message) -> None:
     [
         ("broker", ["broker.server", "broker.commands.watch", "protos.process.tracing"]),
         ("fetcher", ["fetcher.commands.run", "fetcher.commands.doctor", "fetcher.commands.look"]),
+        ("gateway", ["fetcher.gateway.server", "protos.process.tracing"]),
         ("simulator", ["deploy.keepa_simulator.__main__"]),
         ("local", ["deploy.local.command"]),
     ],

@@ -1,1 +1,1 @@
-"""What outlives the process: leadership among several brokers."""
+"""What outlives the process, in Postgres: records, sums, leadership; all SQL of the broker."""

@@ -73,7 +73,7 @@ _Fault = Annotated[
     list[str] | None,
     typer.Option(
         help="KIND[:NAME=VALUE,...]; repeatable. Kinds: latency (ms, spread), error "
-        "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), "
+        "(status), throttle, timeout, reset, cut (at), garbage, drip (ms), skew (ms), pad (mb), "
         "unsorted; on the account: foreign (tokens), jump (tokens), plan (rate), reduction "
         "(tokens). All take path, probability, after, for, every (seconds), count, charged. "
         "Example: error:status=503,path=/deal,every=60,for=5"

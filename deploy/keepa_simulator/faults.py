@@ -20,6 +20,7 @@ CALL_KINDS: Final = {
     "garbage": (),
     "drip": ("ms",),
     "skew": ("ms",),
+    "pad": ("mb",),
     "unsorted": (),
 }
 # Faults of an account: they happen at a moment, not to a call.
@@ -38,7 +39,14 @@ _FLAGS: Final = {
     "unsorted": "unsorted",
 }
 _COMMON: Final = ("path", "probability", "after", "for", "every", "count", "charged")
-_DEFAULTS: Final = {"ms": 1000.0, "status": 500.0, "at": 0.5, "spread": 0.0, "tokens": 1.0}
+_DEFAULTS: Final = {
+    "ms": 1000.0,
+    "status": 500.0,
+    "at": 0.5,
+    "spread": 0.0,
+    "tokens": 1.0,
+    "mb": 25.0,
+}
 
 
 class FaultError(ValueError):
@@ -111,6 +119,7 @@ class Effects:
     hangs: bool = False
     reset: bool = False
     cut_at: float | None = None
+    pad_mb: float = 0.0
     garbage: bool = False
     unsorted: bool = False
     charged: bool = True
@@ -133,6 +142,8 @@ def _take_effect(effects: Effects, fault: Fault, rng: Random) -> None:
             effects.status = int(fault.value("status"))
         case "cut":
             effects.cut_at = fault.value("at")
+        case "pad":
+            effects.pad_mb = fault.value("mb")
         case "drip":
             effects.drip_ms = fault.value("ms")
         case flag:

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from aiohttp import web
@@ -120,6 +121,10 @@ class _Exchange:
         )
         self._call.after = account.balance
         self._call.duration_ms = ended_ms - self._started_ms
+        if self._effects.pad_mb:
+            # At its front, so that the envelope comes last.
+            padding = {"padding": _padding(self._effects.pad_mb)}
+            return status, _reply_text({**padding, **answer.fields, **tokens})
         return status, _reply_text({**answer.fields, **tokens})
 
     async def _answer(self, account: Account, body: str | None) -> tuple[int, Answer]:
@@ -162,6 +167,12 @@ class _Exchange:
         self._call.selection = answer.selection
         self._call.rows = answer.rows
         self._call.asins = answer.asins
+
+
+def _padding(mb: float) -> list[str]:
+    """Texts of *mb* million characters together; half their size when compressed."""
+    lines = int(mb * 1_000)
+    return [Random(line).randbytes(500).hex() for line in range(lines)]  # noqa: S311 - no secret
 
 
 def _server_error(status: int) -> dict[str, str]:

@@ -15,6 +15,8 @@ from deploy.keepa_simulator.finder import Finder
 from deploy.keepa_simulator.journal import Journal
 from deploy.keepa_simulator.options import Options, fingerprint
 from deploy.keepa_simulator.product_endpoint import ProductEndpoint
+from deploy.keepa_simulator.seller_endpoint import Sellers
+from deploy.keepa_simulator.tracking_endpoint import Trackings
 
 # The catalogue of this site exists from the start; others are made on first use.
 _FIRST_DOMAIN = 1
@@ -55,6 +57,7 @@ class Simulator:
         self.catalogue(_FIRST_DOMAIN)
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
         finder, categories = Finder(self.catalogue), Categories(self.catalogue)
+        sellers = Sellers(self.catalogue)
         self.endpoints: dict[str, Endpoint] = {
             "/deal": self.deals.answer,
             "/product": ProductEndpoint(self.catalogue).answer,
@@ -62,6 +65,10 @@ class Simulator:
             "/bestsellers": finder.best_sellers,
             "/category": categories.lookup,
             "/search": categories.search,
+            "/seller": sellers.lookup,
+            "/topseller": sellers.top,
+            "/lightningdeal": sellers.lightning_deals,
+            "/tracking": Trackings().answer,
         }
 
     def _account(self, key: str) -> Account:

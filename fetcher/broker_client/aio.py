@@ -47,6 +47,7 @@ from fetcher.broker_client.wire import (
     seconds,
 )
 from protos.channel.access import Access
+from protos.channel.reasons import reason_of
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,9 @@ class AsyncBrokerClient:
         except grpc.RpcError as exc:
             if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
                 raise BrokerAwayError(self._silence.reason(exc)) from exc
-            raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
+            raise BrokerRefusedError(
+                f"the broker refuses: {exc.details()}", reason=reason_of(exc)
+            ) from exc
 
     def stop_waiting(self) -> None:
         """Ends every wait for tokens now, and refuses new ones; open leases go on."""

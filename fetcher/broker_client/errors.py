@@ -36,7 +36,14 @@ class BrokerAwayError(BrokerClientError):
 
 
 class BrokerRefusedError(BrokerClientError):
-    """Authentication, authorisation or the request itself was refused."""
+    """Authentication, authorisation or the request itself was refused.
+
+    *reason* is the contract's name for the cause; empty if the broker gave none.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class KeyMismatchError(BrokerRefusedError):

@@ -16,6 +16,7 @@ from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX, Verdict, verdict
 from fetcher.broker_client.wire import duration, seconds
 from protos.channel.access import Access
 from protos.channel.options import CONNECT_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS
+from protos.channel.reasons import Reason, reason_of
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 log = logging.getLogger("fetcher.broker_client")
@@ -132,12 +133,14 @@ class Wait:
         """
         match verdict(exc):
             case Verdict.OTHER_KEY:
-                raise KeyMismatchError(exc.details()) from exc
+                raise KeyMismatchError(str(exc.details()), reason=Reason.OTHER_KEY) from exc
             case Verdict.NEW_ID:
                 # The grant was lost on the way, and the lease has lapsed since.
                 self.request.lease_id = str(uuid.uuid4())
             case Verdict.REFUSED:
-                raise BrokerRefusedError(f"the broker refuses: {exc.details()}") from exc
+                raise BrokerRefusedError(
+                    f"the broker refuses: {exc.details()}", reason=reason_of(exc)
+                ) from exc
             case Verdict.FEW_TIMES:
                 self._broken += 1
                 if self._broken > BROKEN_TRIES_MAX:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from datetime import timedelta
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
@@ -31,7 +32,12 @@ def serve_metrics(settings: Settings) -> None:
     with Database(database_url) as database:
         # Fetchers report three times within this time.
         folder = QueryFolder(settings.queries)
-        measuring = Measuring(database, folder, silent_s=settings.claim_ttl_s)
+        measuring = Measuring(
+            database,
+            folder,
+            silent_s=settings.claim_ttl_s,
+            retention=timedelta(days=settings.retention_days),
+        )
         registry = CollectorRegistry()
         registry.register(CollectionCollector(measuring))
         listen = Listen.parse(settings.metrics_listen)

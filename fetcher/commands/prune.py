@@ -1,8 +1,12 @@
 """Deletion of old rows."""
 
+import signal
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line, when
+from fetcher.errors import DatabaseAwayError
 from fetcher.postgres.database import connect
 from fetcher.postgres.retention import HISTORY_STATEMENTS, STATEMENTS, last_page, prune_some
 
@@ -37,4 +41,21 @@ def prune_database(
         print_json(deleted)
     else:
         print_line(f"deleted: {', '.join(f'{count} {what}' for what, count in deleted.items())}")
+    return EXIT_OK
+
+
+def repeat(prune_once: Callable[[], int], *, every: timedelta) -> int:
+    """Prunes at once and then every *every*, until a signal comes; returns the exit code.
+
+    While Postgres is away, it waits for the next time.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        try:
+            prune_once()
+        except DatabaseAwayError as exc:
+            print_line(f"nothing deleted this time: {exc}")
+        stop.wait(every.total_seconds())
     return EXIT_OK

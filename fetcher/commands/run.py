@@ -8,6 +8,7 @@ import structlog
 from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
+from fetcher.postgres.roles import RoleUrls, grant_roles
 from fetcher.query_folder import QueryFolder
 from fetcher.settings import FetcherSecrets, Settings
 from fetcher.tracing import SERVICE
@@ -43,6 +44,7 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
                 attempts_max=settings.page_attempts_max,
                 retry_delay_s=settings.retry_delay_s,
                 poll_speed=settings.poll_speed,
+                finish_s=settings.finish_seconds,
             ),
         )
         new_keepa = partial(
@@ -63,6 +65,15 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
         log.info("fetcher stopped", holder=broker.holder)
 
 
-def migrate_database(settings: Settings) -> list[str]:
-    """Applies the missing migrations; returns their names."""
-    return migrate(settings.require_database_url())
+def migrate_database(settings: Settings, *, roles: bool) -> tuple[list[str], list[str]]:
+    """Applies the missing migrations, then grants rights if *roles* is set.
+
+    Returns the names of the migrations, and what was done about each role.
+
+    Raises:
+        SettingsError: Roles are wanted, but no URL names one.
+    """
+    owner_url = settings.require_database_url()
+    urls = settings.require_role_urls() if roles else {}
+    applied = migrate(owner_url)
+    return applied, grant_roles(owner_url, RoleUrls(**urls)) if roles else []

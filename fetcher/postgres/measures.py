@@ -46,7 +46,12 @@ SELECT q.query, coalesce(sum(p.row_count), 0)::bigint AS rows,
  GROUP BY q.query
 """
 
-DEALS: Final[LiteralString] = "SELECT count(*) FROM deals"
+# The oldest is the next that `dealfetcher prune` deletes.
+STORED: Final[LiteralString] = """
+SELECT count(*) AS deals, extract(epoch FROM now() - min(reply_time))::float8 AS oldest_age_s,
+       pg_database_size(current_database()) AS size_bytes
+  FROM deals
+"""
 
 # After three missed beats in a row a process counts as gone.
 FETCHERS: Final[LiteralString] = """
@@ -82,6 +87,15 @@ class PageCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """The deals stored, the age of the one last served longest ago, and the database's size."""
+
+    deals: int
+    oldest_age_s: float | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class HourRead:
     """The pages read of a query within the last hour, in sums."""
 
@@ -113,9 +127,12 @@ def measure_reading(connection: Connection, queries: Sequence[DealQuery]) -> lis
         return cursor.execute(READ, ([query.name for query in queries],)).fetchall()
 
 
-def count_deals(connection: Connection) -> int:
-    """Counts the stored deals."""
-    return _count(connection, DEALS)
+def measure_stored(connection: Connection) -> Stored:
+    """Measures what the database holds."""
+    with connection.cursor(row_factory=class_row(Stored)) as cursor:
+        stored = cursor.execute(STORED).fetchone()
+    assert stored is not None
+    return stored
 
 
 def count_fetchers(connection: Connection, *, silent_s: float) -> int:

@@ -24,12 +24,13 @@ from fetcher.postgres.measures import (
     HourRead,
     PageCounts,
     QueryProgress,
+    Stored,
     ask_nothing,
-    count_deals,
     count_fetchers,
     measure_pages,
     measure_progress,
     measure_reading,
+    measure_stored,
 )
 from fetcher.postgres.reports import count_rejections, count_states
 from fetcher.postgres.schema import missing_migrations
@@ -62,7 +63,7 @@ class Measurement:
     pages: PageCounts
     states: Sequence[Mapping[str, Any]]
     rejections: Sequence[Mapping[str, Any]]
-    deals: int
+    stored: Stored
     fetchers: int
     latency_s: float
     took_s: float
@@ -73,10 +74,14 @@ class Measuring:
 
     Args:
         silent_s: Longest silence of a fetcher that counts as alive, in seconds.
+        retention: Age at which `dealfetcher prune` deletes.
     """
 
-    def __init__(self, database: Database, folder: QueryFolder, *, silent_s: float) -> None:
+    def __init__(
+        self, database: Database, folder: QueryFolder, *, silent_s: float, retention: timedelta
+    ) -> None:
         self._database, self._folder, self._silent_s = database, folder, silent_s
+        self.retention = retention
         self.latest: Measurement | None = None
         self.database_up = False
         # When each selection was first seen, on the monotonic clock.
@@ -145,7 +150,7 @@ def measure(
         pages=measure_pages(connection),
         states=count_states(connection, query=None, since=JUDGED_WITHIN),
         rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
-        deals=count_deals(connection),
+        stored=measure_stored(connection),
         fetchers=count_fetchers(connection, silent_s=silent_s),
         latency_s=latency_s,
         took_s=time.monotonic() - started_s,
@@ -171,7 +176,13 @@ class CollectionCollector(Collector):
             return
         yield gauge("database_latency_seconds", "Time to the database and back.", latest.latency_s)
         yield gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
-        yield gauge("deals", "Deals stored.", latest.deals)
+        stored = latest.stored
+        yield gauge("deals", "Deals stored.", stored.deals)
+        yield gauge("oldest_deal_age_seconds", "Time since Keepa last served the deal that it"
+                    " served longest ago.", stored.oldest_age_s or 0.0)  # fmt: skip
+        retention_s = self._measuring.retention.total_seconds()
+        yield gauge("retention_seconds", "Age at which deals are pruned.", retention_s)
+        yield gauge("database_size_bytes", "Size of the database.", stored.size_bytes)
         yield gauge("fetchers", "Fetchers that are alive.", latest.fetchers)
         yield gauge("dead_pages", "Pages given up, to be looked at.", latest.pages.dead)
         pages = {"ready": latest.pages.ready, "claimed": latest.pages.claimed}

@@ -32,12 +32,16 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long claims last, and how often and how soon a failed call is repeated."""
+    """How long claims last, how often and how soon a failed call is repeated.
+
+    ``finish_s`` is how long a stop waits for calls under way.
+    """
 
     claim_ttl_s: float
     attempts_max: int
     retry_delay_s: float
     poll_speed: float = 1.0
+    finish_s: float = 2.5
 
     @property
     def beat_every_s(self) -> float:

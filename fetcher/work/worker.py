@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -47,9 +48,8 @@ TABLES_CHECK_S: Final = 1.0
 JUDGE_AGAIN_PAUSE_S: Final = 30.0
 WATCH_EVERY_S: Final = 1.0
 
-# Shares of the five seconds that a stop may take: for the work to end by itself, and for
-# the last settles. The rest is for Postgres, to take back the claims.
-FINISH_S: Final = 2.5
+# After FINISH_SECONDS a stop takes this for the last settles, and about as long for Postgres
+# to take back the claims.
 GOODBYE_S: Final = 1.0
 
 SCANS: Final = "scans"
@@ -252,7 +252,11 @@ class Worker:
         """Lets the work finish for a moment, then gives back what is still claimed."""
         self._workplace.stop.set()
         self._workplace.broker.stop_waiting()
-        self._threads.join(until_s=time.monotonic() + FINISH_S)
+        until_s = time.monotonic() + self._workplace.limits.finish_s
+        # The heartbeat ends with the stop, and its last renewal may be a third of a claim old.
+        with suppress(DatabaseError), self._workplace.database.connection(timeout_s=0.5) as last:
+            self._renew(last)
+        self._threads.join(until_s=until_s)
         try:
             self._scans.give_back()
             self._details.give_back()

@@ -24,8 +24,9 @@ import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
+from protos.process.inflate import BodyError, BodyTooLargeError
 from protos.process.proxies import Proxy
-from protos.process.reply_body import BodyError, BodyTooLargeError, read_body
+from protos.process.reply_body import read_body
 
 # Its debug lines hold the URL.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)

@@ -5,26 +5,14 @@ comes out. So this module reads and decompresses a body piece by piece.
 """
 
 import time
-import zlib
 from typing import Final
 
 import requests
 import urllib3.exceptions
 
+from protos.process.inflate import BodyError, BodyTooLargeError, Inflate
+
 CHUNK_BYTES: Final = 64 * 1024
-# For zlib: gzip or zlib, by the header; and deflate without any header, which some servers
-# send under that name (RFC 9110, section 8.4.1.2).
-_WITH_HEADER: Final = zlib.MAX_WBITS | 32
-_BARE_DEFLATE: Final = -zlib.MAX_WBITS
-_DEFLATE_METHOD: Final = 8
-
-
-class BodyError(Exception):
-    """The body is cut, late, or not decodable; the message is for people."""
-
-
-class BodyTooLargeError(BodyError):
-    """The body has more bytes than allowed, on the wire or decompressed."""
 
 
 def read_body(response: requests.Response, *, bytes_max: int, deadline_s: float) -> bytes:
@@ -42,7 +30,7 @@ def read_body(response: requests.Response, *, bytes_max: int, deadline_s: float)
     """
     body, received = bytearray(), 0
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    inflate = _Inflate(encoding, bytes_max)
+    inflate = Inflate(encoding, bytes_max)
     while chunk := _receive(response):
         received += len(chunk)
         if received > bytes_max:
@@ -65,43 +53,3 @@ def _receive(response: requests.Response) -> bytes:
         reason = f"the connection broke before the reply was complete ({type(exc).__name__})"
     # Outside the handler: the original error may name the URL, and the key in it.
     raise BodyError(reason)
-
-
-class _Inflate:
-    """Decompresses a body piece by piece; one without an encoding passes through."""
-
-    def __init__(self, encoding: str, bytes_max: int) -> None:
-        if encoding not in {"gzip", "x-gzip", "deflate", "identity", ""}:
-            raise BodyError("the reply has an encoding that was not asked for")
-        self._plain = encoding in {"identity", ""}
-        self._deflate = encoding == "deflate"
-        self._room = bytes_max
-        self._stream = zlib.decompressobj(_WITH_HEADER)
-        self._started = False
-
-    def feed(self, chunk: bytes) -> bytes:
-        if self._plain:
-            self._room -= len(chunk)
-            return chunk
-        if not self._started and self._deflate and chunk[0] & 0x0F != _DEFLATE_METHOD:
-            self._stream = zlib.decompressobj(_BARE_DEFLATE)
-        self._started = True
-        out = bytearray()
-        while chunk:
-            if self._stream.eof:
-                # A gzip file may have several members (RFC 1952, section 2.2).
-                self._stream = zlib.decompressobj(_WITH_HEADER)
-            try:
-                piece = self._stream.decompress(chunk, self._room + 1)
-            except zlib.error:
-                raise BodyError("the reply's compression is damaged") from None
-            out += piece
-            self._room -= len(piece)
-            if self._room < 0:
-                raise BodyTooLargeError
-            chunk = self._stream.unused_data or self._stream.unconsumed_tail
-        return bytes(out)
-
-    def finish(self) -> None:
-        if self._started and not self._stream.eof:
-            raise BodyError("the reply is cut")

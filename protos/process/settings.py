@@ -5,7 +5,10 @@ variable and the remedy, and never with the value, because that may be the key.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -20,6 +23,16 @@ from protos.process.text_file import REMEDY, NotUtf8Error, read_text
 
 ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12
+
+
+DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|)")
+UNITS: Final = {
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+}
 
 
 class SettingsError(ValueError):
@@ -72,6 +85,20 @@ def _base_url(text: str) -> str:
         # The address is logged and shown by /healthz.
         raise ValueError("must hold no user and password: the key stands in KEEPA_API_KEY")
     return text.rstrip("/")
+
+
+def duration(value: object) -> object:
+    """Converts a whole number with a unit, or of seconds, to a timedelta: for a validator.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value is None or isinstance(value, timedelta):
+        return value
+    match = DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError("must be a whole number of seconds, or have a unit: 500ms, 90s, 5m, 1h")
+    return int(match[1]) * UNITS[match[2]]
 
 
 # An address to listen on.
@@ -165,8 +192,23 @@ class KeepaSettings(Environment):
         return key
 
 
-class ClientSettings(Environment):
-    """The broker's address, and the files with which its clients connect to it."""
+class RequiredKeepaSettings(KeepaSettings):
+    """The Keepa account of a process that can't start without its key."""
+
+    @model_validator(mode="after")
+    def _read_key(self) -> Self:
+        key = self.read_api_key()
+        if not key:
+            raise ValueError(
+                "KEEPA_API_KEY is not set: export it, or name a file that holds it in"
+                " KEEPA_API_KEY_FILE"
+            )
+        self.keepa_api_key = SecretStr(key)
+        return self
+
+
+class ConnectionSettings(Environment):
+    """The broker's address, and the files of a client's certificates."""
 
     broker_address: Target = "127.0.0.1:50051"
     """Where clients find the broker: host:port, or any gRPC target."""
@@ -178,8 +220,6 @@ class ClientSettings(Environment):
     """Clients: the key of their certificate (PEM)."""
     broker_tls_server_name: str = ""
     """Clients: the name that the broker's certificate must hold instead of the address."""
-    broker_token_file: Path | None = None
-    """Clients: a file with a bearer token, where there is no client certificate."""
 
     @property
     def access(self) -> Access:
@@ -189,8 +229,19 @@ class ClientSettings(Environment):
             self.broker_tls_client_cert_file,
             self.broker_tls_client_key_file,
             self.broker_tls_server_name,
-            self.broker_token_file,
         )
+
+
+class ClientSettings(ConnectionSettings):
+    """The same, and the file of a client's token."""
+
+    broker_token_file: Path | None = None
+    """Clients: a file with a bearer token, where there is no client certificate."""
+
+    @property
+    def access(self) -> Access:
+        """The files, unread and unchecked."""
+        return replace(super().access, token_file=self.broker_token_file)
 
 
 class Secrets(Environment):

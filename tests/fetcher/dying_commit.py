@@ -34,30 +34,26 @@ class MortalConnection:
 
     def __init__(self, connection: Connection, deadly: int) -> None:
         self._connection = connection
-        self.left = deadly
+        self._left = deadly
 
     def execute(self, *arguments: Any) -> Any:
         """Run one statement, or die."""
         self._live()
         return self._connection.execute(*arguments)
 
-    def rollback(self) -> None:
-        """As it is."""
-        self._connection.rollback()
-
-    def cursor(self, **options: Any) -> Any:
+    def cursor(self) -> Any:
         """Each cursor is used for one statement."""
         self._live()
-        return self._connection.cursor(**options)
+        return self._connection.cursor()
 
     def pipeline(self) -> Any:
         """As it is."""
         return self._connection.pipeline()
 
     def _live(self) -> None:
-        if self.left == 0:
+        if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
+        self._left -= 1
 
 
 def commit(database_url: str, claim: PageClaim, deadly: int) -> None:

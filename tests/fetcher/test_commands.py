@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.local.ports import free_port
 from fetcher.__main__ import _duration, app
 from tests.fetcher.keepa_pages import body, row
-from tests.fix_broker import environment
+from tests.fix_broker import StartProgram, environment
 from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World
 from tests.waiting import wait_until
 
@@ -251,6 +251,18 @@ def test_prune_refuses_while_collection_stands_still(world: World) -> None:
     assert "nothing deleted" in refused.stdout
     assert forced.returncode == 0
     assert world.value("SELECT count(*) FROM deals") == 0
+
+
+def test_prune_repeats_itself_until_it_is_stopped(
+    world: World, start_program: StartProgram
+) -> None:
+    """With an interval it prunes again and again, and ends cleanly."""
+    world.collect().stop()
+    pruning = start_program("fetcher", "prune", "--every", "1s", **world.settings())
+    wait_until(lambda: pruning.output().count("deleted: ") > 1, "a second time")
+    pruning.terminate()
+
+    assert pruning.wait(90) == 0
 
 
 def test_every_command_explains_itself() -> None:

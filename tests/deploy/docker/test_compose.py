@@ -31,6 +31,7 @@ OURS: dict[str, type[BaseSettings]] = {
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
+    "prune": Settings,
 }
 TRACED = dict.fromkeys(("broker", "fetcher"), TracingSettings.model_fields)
 
@@ -148,6 +149,24 @@ def test_volumes_are_declared() -> None:
     assert named == set(COMPOSE["volumes"])
     assert [mount for mount in checkout if not mount.endswith(":ro")] == []
     assert [mount for mount in checkout if not (ROOT / mount.split(":")[0]).exists()] == []
+
+
+def test_each_service_has_the_credentials_of_its_own_role() -> None:
+    """Only migrations, and what checks passwords, can read the owner's."""
+    readers = {
+        volume: {
+            name
+            for name, one in SERVICES.items()
+            if any(mount.startswith(f"{volume}:") for mount in one.get("volumes", []))
+        }
+        for volume in COMPOSE["volumes"]
+        if volume.startswith("credentials")
+    }
+
+    assert readers["credentials"] == {"credentials", "migrate", "postgres"}
+    assert "fetcher" in readers["credentials-fetcher"] - readers["credentials-reader"]
+    assert "metrics" in readers["credentials-reader"] - readers["credentials-fetcher"]
+    assert "--roles" in SERVICES["migrate"]["command"]
 
 
 def test_images_hold_no_secrets() -> None:

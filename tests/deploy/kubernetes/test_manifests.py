@@ -1,5 +1,7 @@
 """The Kubernetes manifests fit the programs, and each other."""
 
+import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -19,13 +21,17 @@ from tests.deploy.kubernetes.rendered import (
     KUBERNETES,
     OVERLAYS,
     ROOT,
+    WORKLOADS,
     Manifest,
     containers,
     environment,
     matches,
+    name_of,
     needs_kubectl,
     of_kind,
     pod_templates,
+    render,
+    template_of,
 )
 
 SETTINGS: dict[str, type[Environment]] = {
@@ -33,6 +39,7 @@ SETTINGS: dict[str, type[Environment]] = {
     "fetcher": Settings,
     "metrics": Settings,
     "migrate": Settings,
+    "prune": Settings,
 }
 # Read by libraries: HTTPS_PROXY and NO_PROXY by protos.process.proxies.
 OTHERS = {"https_proxy", "no_proxy"}
@@ -159,6 +166,55 @@ def test_pods_are_restricted(overlay: str) -> None:
     )
 
 
+def secrets_of(template: Manifest) -> list[str]:
+    """The names of the Secrets that a pod mounts."""
+    volumes = template["spec"].get("volumes", [])
+    return [one["secret"]["secretName"] for one in volumes if "secret" in one] + [
+        source["secret"]["name"]
+        for one in volumes
+        for source in one.get("projected", {}).get("sources", [])
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_program_has_the_credentials_of_its_own_role(overlay: str) -> None:
+    """The owner's URL is the migration's alone; metrics can only read."""
+    found: dict[str, set[str]] = {}
+    for key, template in pod_templates(overlay).items():
+        names = {re.sub(r"-[a-z0-9]{10}$", "", one) for one in secrets_of(template)}
+        found.setdefault(key.split("/")[1], set()).update(
+            one for one in names if one.startswith("database")
+        )
+
+    assert found["fetcher"] == found["prune"] == {"database"}
+    assert found["metrics"] == {"database-reader"}
+    assert "database-owner" in found["migrate"]
+    assert [name for name, secrets in found.items() if "database-owner" in secrets] == (
+        ["migrate"] if overlay != "local" else ["postgres", "migrate"]
+    )
+
+
+def test_one_secret_may_serve_for_all(tmp_path: Path) -> None:
+    """Where the database gives one role only, each program uses the Secret `database`."""
+    folder = os.path.relpath(KUBERNETES, tmp_path)
+    overlay = {
+        "resources": [f"{folder}/base"],
+        "components": [f"{folder}/components/one-database-role"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+    templates = [template_of(one) for one in render(tmp_path) if one["kind"] in WORKLOADS]
+    mounted = {
+        volume["secret"]["secretName"]
+        for template in templates
+        for volume in template["spec"]["volumes"]
+        if "secret" in volume and volume["name"] == "database"
+    }
+    [migrate] = [one for one in templates if name_of(one) == "migrate"]
+
+    assert mounted == {"database"}
+    assert migrate["spec"]["containers"][0]["args"] == ["migrate"]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_are_files(overlay: str) -> None:
     """Keys and passwords are mounted files, never variables."""
@@ -169,17 +225,15 @@ def test_secrets_are_files(overlay: str) -> None:
         if variable in {"KEEPA_API_KEY", "DATABASE_URL", "POSTGRES_PASSWORD"}
     ]
     referenced = {
-        volume["secret"]["secretName"].rsplit("-", 1)[0]
-        if overlay == "local"
-        else volume["secret"]["secretName"]
+        re.sub(r"-[a-z0-9]{10}$", "", name)
         for template in pod_templates(overlay).values()
-        for volume in template["spec"].get("volumes", [])
-        if "secret" in volume
+        for name in secrets_of(template)
     }
 
     assert wrong == []
     certificates = set() if overlay == "local" else {"broker-tls", "fetcher-tls"}
-    assert referenced == {"keepa", "database"} | certificates
+    databases = {"database-owner", "database", "database-reader", "database-broker"}
+    assert referenced == {"keepa"} | databases | certificates
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -231,61 +285,6 @@ def test_one_broker_for_one_account(overlay: str) -> None:
     assert len(brokers) == len(namespaces) == (2 if overlay == "two-accounts" else 1)
     assert all(one["spec"]["replicas"] == 1 for one in brokers)
     assert all(one["spec"]["strategy"] == {"type": "Recreate"} for one in brokers)
-
-
-def allowed(overlay: str, source: str, target: str, port: int) -> bool:
-    """Whether the policies allow pods of *source* to reach *port* of pods of *target*."""
-    labels = {name: {"app.kubernetes.io/name": name} for name in (source, target)}
-    policies = [one["spec"] for one in of_kind(overlay, "NetworkPolicy")]
-
-    def open_to(one_end: str, direction: str, peers: str, other_end: str) -> bool:
-        return any(
-            any(found.get("port") == port for found in rule["ports"])
-            and any(
-                matches(peer["podSelector"], labels[other_end])
-                for peer in rule[peers]
-                if "podSelector" in peer
-            )
-            for policy in policies
-            if matches(policy["podSelector"], labels[one_end])
-            for rule in policy.get(direction, [])
-        )
-
-    return open_to(source, "egress", "to", target) and open_to(target, "ingress", "from", source)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "port", "expected"),
-    [
-        ("fetcher", "broker", 50051, True),
-        ("fetcher", "broker", 9464, False),
-        ("migrate", "broker", 50051, False),
-        ("fetcher", "postgres", 5432, True),
-        ("metrics", "postgres", 5432, True),
-        ("migrate", "postgres", 5432, True),
-        ("broker", "postgres", 5432, False),
-        ("broker", "simulator", 8901, True),
-        ("fetcher", "simulator", 8901, True),
-        ("metrics", "simulator", 8901, False),
-        ("broker", "fetcher", 50051, False),
-    ],
-)
-def test_network_is_open_where_needed(
-    source: str, target: str, port: int, *, expected: bool
-) -> None:
-    """Pods reach the peers that they need, and no others."""
-    assert allowed("local", source, target, port) is expected
-
-
-def test_everything_else_is_denied() -> None:
-    """A policy without any rule covers every pod in both directions."""
-    denied = [
-        one["spec"]
-        for one in of_kind("production", "NetworkPolicy")
-        if one["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    ]
-
-    assert len(denied) == 1
 
 
 def test_probes_ask_over_http() -> None:
@@ -499,3 +498,61 @@ def test_objects_carry_the_standard_labels(overlay: str) -> None:
     assert {one["app.kubernetes.io/part-of"] for one in labels} == {"keepa"}
     assert {one["app.kubernetes.io/version"] for one in labels} == {project["version"]}
     assert all("app.kubernetes.io/component" in one for one in labels)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_bad_release_replaces_no_good_fetcher(overlay: str) -> None:
+    """A new fetcher must have started, and stayed, before an old one ends."""
+    for one in of_kind(overlay, "Deployment"):
+        if one["metadata"]["name"] != "fetcher":
+            continue
+        spec = one["spec"]
+        [container] = spec["template"]["spec"]["containers"]
+        program, *words = container["startupProbe"]["exec"]["command"]
+
+        assert spec["minReadySeconds"] >= 5
+        assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        assert (program, words) == ("dealfetcher", ["ready"])
+        assert "livenessProbe" not in container
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_fetcher_may_finish_its_paid_calls(overlay: str) -> None:
+    """The grace holds the finish time, and what a stop takes besides; claims last as long."""
+    template = next(
+        one for name, one in pod_templates(overlay).items() if name.endswith("/fetcher")
+    )
+    [container] = template["spec"]["containers"]
+    finish_s = float(environment(overlay, container)["FINISH_SECONDS"])
+
+    assert finish_s + 5 <= template["spec"]["terminationGracePeriodSeconds"]
+    assert finish_s <= Settings.model_fields["claim_ttl_s"].default
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_version_has_its_own_migration(overlay: str) -> None:
+    """The Job is named by version, keeps its logs for a day, and ends in any case."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    jobs = of_kind(overlay, "Job")
+
+    assert {one["metadata"]["name"] for one in jobs} == {
+        f"migrate-{project['version'].replace('.', '-')}"
+    }
+    assert all(one["spec"]["ttlSecondsAfterFinished"] == 86_400 for one in jobs)
+    assert all(one["spec"]["activeDeadlineSeconds"] > 0 for one in jobs)
+    assert all(
+        one["metadata"]["annotations"]["argocd.argoproj.io/hook-delete-policy"]
+        == "BeforeHookCreation"
+        for one in jobs
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_old_deals_are_pruned_by_one_at_a_time(overlay: str) -> None:
+    """A CronJob prunes by itself; a run that takes long keeps the next from starting."""
+    jobs = of_kind(overlay, "CronJob")
+    arguments = [container["args"] for name, container in containers(overlay) if name == "prune"]
+
+    assert len(jobs) == len(of_kind(overlay, "Namespace"))
+    assert {one["spec"]["concurrencyPolicy"] for one in jobs} == {"Forbid"}
+    assert arguments == [["prune"]] * len(jobs)

@@ -54,6 +54,8 @@ WATCHED = {
     "scan lag": "dealfetcher_query_scan_age_seconds",
     "watermark": "dealfetcher_query_watermark_age_seconds",
     "dead pages": "dealfetcher_dead_pages",
+    "database size": "dealfetcher_database_size_bytes",
+    "oldest row": "dealfetcher_oldest_deal_age_seconds",
     "Postgres latency": "dealfetcher_database_latency_seconds",
 }
 

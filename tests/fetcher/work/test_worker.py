@@ -116,6 +116,27 @@ def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> N
     assert world.broker.bucket().open_leases == 0
 
 
+def test_a_fetcher_with_time_to_finish_writes_what_it_paid_for(start_world: StartWorld) -> None:
+    """Scaling in loses no paid call: the call under way is written, and no other begins."""
+    world = start_world(seed=3)
+    world.simulator.set_fault("latency:ms=4000,path=/deal")
+    world.write_query("used")
+    fetcher = world.start_fetcher(finish_seconds=60, claim_ttl_s=60)
+    wait_until(
+        lambda: world.value("SELECT count(*) FROM scan_pages WHERE state = 'claimed'"), "a claim"
+    )
+    fetcher.terminate()
+    code = fetcher.wait(90)
+    calls = world.calls()
+
+    assert code == 0
+    assert len(calls) == 1
+    assert world.value("SELECT count(*) FROM scan_pages WHERE state = 'done'") == 1
+    assert world.value("SELECT sum(tokens) FROM scan_pages") == calls[0]["consumed"] > 0
+    assert world.broker.bucket().open_leases == 0
+    assert_no_traceback(fetcher)
+
+
 def test_a_fetcher_counts_as_alive_once_it_works(start_world: StartWorld) -> None:
     """The report from before the tables were checked is not the last one for long.
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -216,7 +217,9 @@ def test_measuring_goes_on_after_an_unexpected_error(
     failing_once(monkeypatch, metrics, "measure", ZeroDivisionError("as told"))
     stop = threading.Event()
     with Database(database_url) as database, capture_logs() as logs:
-        measuring = Measuring(database, QueryFolder(tmp_path), silent_s=30)
+        measuring = Measuring(
+            database, QueryFolder(tmp_path), silent_s=30, retention=timedelta(days=90)
+        )
         thread = threading.Thread(target=measuring.run, args=(stop,))
         thread.start()
         deadline_s = time.monotonic() + 30

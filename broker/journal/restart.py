@@ -1,0 +1,218 @@
+"""What a restarted broker reads of the journal: holds, ended leases, costs, a pause.
+
+Times come back on the clock of the new broker, by way of the server's: TTLs go on.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from broker.core import records
+from broker.core.leases import Ended
+from broker.core.ledger import CALL_MS_MAX
+from broker.core.records import Carried, Record, shifted
+from broker.core.recovery import PastCost, Recovered
+from broker.journal.encoding import decode
+from broker.journal.schema import ADVICE, PROGRAM
+from broker.journal.writer import SERVER_MS
+from protos.postgres.connections import Connection, connect
+
+# A client repeats a settle for minutes, if its answer was lost.
+ENDED_FOR: Final = timedelta(hours=1)
+ENDED_MAX: Final = 50_000
+# As long as the costs are kept in memory, and as many of each operation and size.
+COSTS_FOR: Final = timedelta(hours=6)
+COSTS_MAX: Final = 50_000
+COSTS_EACH: Final = 256
+MS: Final = timedelta(milliseconds=1)
+
+# No hold matters for longer than a lease may last and its call may take: the first count
+# of the new epoch includes whatever was charged before.
+HOLDS: Final = """
+WITH recent AS MATERIALIZED (
+    SELECT epoch, seq, time, kind, lease_id, cost, body
+    FROM tokenbroker.records
+    WHERE account = %(account)s AND time > clock_timestamp() - %(span)s
+        AND kind IN ('granted', 'carried', 'adopted', 'renewed', 'expired', 'settled',
+                     'revoked', 'abandoned', 'written_off')
+), ended AS (
+    SELECT DISTINCT lease_id FROM recent
+    WHERE kind IN ('revoked', 'abandoned', 'written_off')
+        OR (kind = 'settled' AND cost IS NOT NULL)
+)
+SELECT (extract(epoch FROM time) * 1000)::bigint, kind, body::text
+FROM recent
+WHERE NOT EXISTS (SELECT FROM ended WHERE ended.lease_id = recent.lease_id)
+ORDER BY epoch, seq
+"""
+ENDED: Final = """
+SELECT lease_id, holder, kind, cost, coalesce((body ->> 'late')::boolean, kind = 'written_off')
+FROM tokenbroker.records
+WHERE account = %(account)s AND time > clock_timestamp() - %(span)s
+    AND (kind IN ('abandoned', 'written_off') OR (kind = 'settled' AND cost IS NOT NULL))
+ORDER BY epoch DESC, seq DESC
+LIMIT %(most)s
+"""
+COSTS: Final = """
+SELECT holder, operation, units, cost, time_ms
+FROM (
+    SELECT *, row_number() OVER (
+        PARTITION BY operation, floor(ln(units::float8) / ln(2.0))
+        ORDER BY epoch DESC, seq DESC
+    ) AS number
+    FROM (
+        SELECT epoch, seq, holder, operation, cost,
+            (body -> 'settlement' ->> 'units')::bigint AS units,
+            (extract(epoch FROM time) * 1000)::bigint AS time_ms
+        FROM tokenbroker.records
+        WHERE account = %(account)s AND time > clock_timestamp() - %(span)s
+            AND kind = 'settled' AND cost > 0 AND body ->> 'doubt' IS NULL
+        ORDER BY epoch DESC, seq DESC
+        LIMIT %(most)s
+    ) AS latest
+    WHERE units > 0
+) AS numbered
+WHERE number <= %(each)s
+ORDER BY epoch, seq
+"""
+PAUSED: Final = """
+SELECT kind = 'paused' FROM tokenbroker.records
+WHERE account = %s AND kind IN ('paused', 'resumed')
+ORDER BY time DESC, seq DESC
+LIMIT 1
+"""
+
+
+def load(
+    database_url: str, account: str, now_ms: Callable[[], int], *, lease_age_ms_max: int
+) -> Recovered:
+    """Reads what the journal remembers of *account*; for a thread, not for the event loop.
+
+    Args:
+        database_url: The journal's database.
+        account: Fingerprint of the Keepa key.
+        now_ms: The broker's clock, on which the times come back.
+        lease_age_ms_max: The greatest age of a lease.
+
+    Raises:
+        DatabaseError: Postgres can't be read.
+    """
+    with connect(database_url, ADVICE, PROGRAM) as connection:
+        row = connection.execute(SERVER_MS).fetchone()
+        assert row is not None
+        offset_ms = int(row[0]) - now_ms()
+        span = (lease_age_ms_max + CALL_MS_MAX) * MS
+        past = _holds(connection, account, span, offset_ms)
+        return Recovered(
+            leases=tuple(fold(past, now_ms())),
+            ended=tuple(_ended(connection, account)),
+            costs=tuple(_costs(connection, account, offset_ms)),
+            paused=_paused(connection, account),
+        )
+
+
+def _holds(
+    connection: Connection, account: str, span: timedelta, offset_ms: int
+) -> Iterator[Record]:
+    for time_ms, kind, body in connection.execute(HOLDS, {"account": account, "span": span}):
+        record = decode(kind, body)
+        # The row's time is Unix time, the record's that of the broker that made it.
+        yield shifted(record, time_ms - record.at_ms - offset_ms)
+
+
+def fold(past: Iterator[Record], now_ms: int) -> Iterator[Carried]:
+    """Returns the holds that *past*, the records of leases without an end, leads to."""
+    holds: dict[str, Carried] = {}
+    for record in past:
+        match record:
+            case Carried():
+                holds[record.lease_id] = record
+            case records.Granted(request=request):
+                holds[request.lease_id] = _granted(record)
+            case records.Adopted():
+                holds[record.lease_id] = _adopted(record)
+            case records.Renewed(lease_id=lease_id) if lease_id in holds:
+                holds[lease_id] = replace(
+                    holds[lease_id], expires_ms=record.expires_ms, lapsed=False
+                )
+            case records.Expired(lease_id=lease_id) if lease_id in holds:
+                holds[lease_id] = replace(holds[lease_id], lapsed=True)
+            case records.Settled():
+                # Its cost is unknown, or it would have ended.
+                known = holds.get(record.settlement.lease_id) or _stranger(record)
+                holds[known.lease_id] = replace(known, lapsed=True)
+    for hold in holds.values():
+        yield replace(hold, at_ms=now_ms, lapsed=hold.lapsed or hold.expires_ms <= now_ms)
+
+
+def _granted(record: records.Granted) -> Carried:
+    request = record.request
+    return Carried(
+        record.at_ms,
+        request.lease_id,
+        request.holder,
+        request.operation,
+        record.units,
+        record.tokens,
+        record.overrun,
+        record.at_ms,
+        record.expires_ms,
+        lapsed=False,
+        request=request,
+        proven=record.proven,
+    )
+
+
+def _adopted(record: records.Adopted) -> Carried:
+    return Carried(
+        record.at_ms,
+        record.lease_id,
+        record.holder,
+        record.operation,
+        record.units,
+        record.tokens,
+        0,
+        record.at_ms,
+        record.expires_ms,
+        lapsed=False,
+        request=None,
+    )
+
+
+def _stranger(record: records.Settled) -> Carried:
+    call = record.settlement
+    return Carried(
+        record.at_ms,
+        call.lease_id,
+        call.holder,
+        call.operation,
+        call.units,
+        max(1, call.tokens),
+        0,
+        record.at_ms,
+        record.at_ms,
+        lapsed=True,
+        request=None,
+    )
+
+
+def _ended(connection: Connection, account: str) -> Iterator[tuple[str, Ended]]:
+    values = {"account": account, "span": ENDED_FOR, "most": ENDED_MAX}
+    found = connection.execute(ENDED, values).fetchall()
+    for lease_id, holder, kind, cost, late in reversed(found):
+        written_off = int(cost) if kind == "written_off" else None
+        yield lease_id, Ended(late, written_off, holder if written_off is not None else "")
+
+
+def _costs(connection: Connection, account: str, offset_ms: int) -> Iterator[PastCost]:
+    values = {
+        "account": account, "span": COSTS_FOR, "most": COSTS_MAX, "each": COSTS_EACH,
+    }  # fmt: skip
+    for holder, operation, units, cost, time_ms in connection.execute(COSTS, values):
+        yield PastCost(holder, operation, units, cost, time_ms - offset_ms)
+
+
+def _paused(connection: Connection, account: str) -> bool:
+    row = connection.execute(PAUSED, (account,)).fetchone()
+    return row is not None and bool(row[0])

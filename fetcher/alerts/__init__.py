@@ -1,1 +1,0 @@
-"""Delivering alerts: channels, the text of messages, the sender, troubles of operators."""

@@ -1,0 +1,59 @@
+"""The `keepa-gateway` command."""
+
+import typer
+
+from fetcher.gateway.settings import GatewaySettings
+from protos.channel.credential_files import CredentialError
+from protos.process import logs, tracing
+from protos.process.addresses import ListenError
+from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
+from protos.process.settings import Secrets, SettingsError, TracingSettings
+from protos.process.version import Version
+
+app = typer.Typer(
+    name="keepa-gateway",
+    help="Keepa's API for any client: every call leases its tokens from the token broker.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    # Its tracebacks show local variables, and the key may be among them.
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def gateway(_version: Version = False) -> None:
+    """Keepa's API for any client: every call leases its tokens from the token broker."""
+
+
+@app.command()
+def serve() -> None:
+    """Serve Keepa's API until stopped.
+
+    Settings come from the environment, then from .env.
+
+    Example: KEEPA_API_KEY_FILE=key BROKER_ADDRESS=broker.example:50051 keepa-gateway serve
+    """
+    from fetcher.gateway import server  # noqa: PLC0415 - only what is used
+
+    settings = GatewaySettings.load()
+    logs.configure(settings.log_level, settings.log_format, secrets=Secrets.known())
+    with tracing.exporting("keepagateway", TracingSettings.load().protocol):
+        server.run(settings)
+
+
+def main() -> None:
+    """Runs the command; exits with 2 for a wrong setting, with 1 for any other failure."""
+    run_command(
+        "keepa-gateway",
+        app,
+        exit_codes={
+            SettingsError: EXIT_USAGE,
+            CredentialError: EXIT_USAGE,
+            ListenError: EXIT_FAILED,
+        },
+        secrets=Secrets.known,
+    )
+
+
+if __name__ == "__main__":
+    main()
