@@ -97,7 +97,7 @@ class Band:
             self._forget_oldest()
         self.age(now_ms)
         self._calls += 1
-        if self._calls % PRICE_CHANGE_CALLS == 0:
+        if self._calls % PRICE_CHANGE_CALLS == 0 and self._sorted[0] < self._sorted[-1]:
             self._forget_old_price()
         self.price = self._price()
 

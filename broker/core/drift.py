@@ -7,16 +7,16 @@ first; what no cause explains was spent by another program with the same key.
 
 from copy import copy
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from broker.core.bucket import Envelope
+from broker.core.kinds import Kind
 
 # A refill of fractions of a token may round either way.
 ROUNDING_TOKENS: Final = 1
 
 
-class Cause(Enum):
+class Cause(Kind):
     """Why an observation was not what the ledger predicted."""
 
     # A call still in flight is charged already; comes back when it settles.

@@ -1,14 +1,14 @@
 """Leases: tokens held for one call; what clients ask for and report, and the answers."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from broker.core.bucket import Envelope
 from broker.core.evidence import Doubt
+from broker.core.kinds import Kind
 
 
-class Priority(Enum):
+class Priority(Kind):
     """Class of a request; the value is its order among equals."""
 
     HIGH = 0
@@ -16,7 +16,7 @@ class Priority(Enum):
     LOW = 2
 
 
-class LeaseState(Enum):
+class LeaseState(Kind):
     """Lifecycle of a hold."""
 
     OPEN = "open"
@@ -26,7 +26,7 @@ class LeaseState(Enum):
     SETTLED = "settled"
 
 
-class Outcome(Enum):
+class Outcome(Kind):
     """How the call of a lease ended."""
 
     REPLIED = "replied"
@@ -166,7 +166,7 @@ class Settled:
     doubt: Doubt | None = None
 
 
-class BucketState(Enum):
+class BucketState(Kind):
     """Lifecycle of the bucket's owner."""
 
     SYNCING = "syncing"
@@ -177,7 +177,7 @@ class BucketState(Enum):
     STANDBY = "standby"
 
 
-class DenialReason(Enum):
+class DenialReason(Kind):
     """Why a request was denied."""
 
     INSUFFICIENT_TOKENS = "insufficient_tokens"

@@ -5,8 +5,9 @@ no request that the projection can serve.
 """
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Final, NamedTuple
+
+from broker.core.kinds import Kind
 
 PATIENCE_MS: Final = 2_000
 RETRY_MS_MIN: Final = 1_000
@@ -17,7 +18,7 @@ FRESH_MS: Final = 1_000
 STALE_TICKS: Final = 2
 
 
-class Reason(Enum):
+class Reason(Kind):
     """Why Keepa is asked; the label of the probes' metric."""
 
     START = "start"
