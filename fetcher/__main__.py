@@ -40,6 +40,12 @@ app.add_typer(history_app, name="history")
 app.add_typer(deals_app, name="deals")
 app.add_typer(queries_app, name="queries")
 app.add_typer(pages_app, name="pages")
+alerts_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, retry or test the delivery of alerts.",
+)
+app.add_typer(alerts_app, name="alerts")
 
 Query = Annotated[
     str | None, typer.Option("--query", "-q", metavar="NAME", help="Only this query.")
@@ -103,6 +109,89 @@ def metrics() -> None:
     from fetcher.commands.metrics import serve_metrics  # noqa: PLC0415 - only what is used
 
     serve_metrics(Settings.load())
+
+
+@app.command()
+def alert() -> None:
+    """Deliver alerts until stopped.
+
+    Ctrl-C or SIGTERM stops it. Run as many of these as you like.
+
+    Example: ALERTS_FILE=alerts.toml dealfetcher alert
+    """
+    from fetcher.commands.alerts import deliver_alerts  # noqa: PLC0415 - only what is used
+
+    deliver_alerts(Settings.load())
+
+
+Channel = Annotated[
+    str | None, typer.Option("--channel", "-c", metavar="NAME", help="Only this channel.")
+]
+
+
+@alerts_app.command("list")
+def list_alerts(
+    channel: Channel = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state", "-s", metavar="STATE", help="Only waiting, claimed, delivered or dead."
+        ),
+    ] = None,
+    limit: Limit = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """List the newest messages, with their last error.
+
+    Example: dealfetcher alerts list --state dead
+    """
+    from fetcher.commands.alerts import show_messages  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    show_messages(url, channel=channel, state=state, limit=limit, output=output)
+
+
+@alerts_app.command()
+def retry(
+    message: Annotated[
+        int | None, typer.Argument(help="Number of a message (default: all that failed).")
+    ] = None,
+    channel: Channel = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Deliver failed messages again, those that were set aside too.
+
+    Example: dealfetcher alerts retry --channel team
+    """
+    from fetcher.commands.alerts import retry_failed  # noqa: PLC0415 - only what is used
+
+    url = Settings.load().require_database_url()
+    retry_failed(url, channel=channel, message=message, output=output)
+
+
+@alerts_app.command()
+def test(channel: str) -> None:
+    """Send a test message to a channel now; exits 1 if it is not accepted.
+
+    Example: dealfetcher alerts test team
+    """
+    from fetcher.commands.alerts import test_channel  # noqa: PLC0415 - only what is used
+
+    test_channel(Settings.load().require_alerts_file(), channel)
+
+
+@alerts_app.command("alive")
+def alerts_alive() -> None:
+    """Check that a process of this host delivers alerts.
+
+    Exits 0 if one of this machine or container has reported lately, else 1.
+
+    Example: docker compose exec alert dealfetcher alerts alive
+    """
+    from fetcher.commands.alive import why_no_sender  # noqa: PLC0415 - only what is used
+
+    if (reason := why_no_sender(Settings.load())) is not None:
+        raise FetcherError(reason)
 
 
 @app.command()

@@ -62,6 +62,13 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     """`dealfetcher prune` rolls prices older than `RETENTION_DAYS` up to one row a day, and
     deletes them after this time."""
 
+    alerts_file: Path | None = None
+    """The channels of alerts (TOML), for `dealfetcher alert`; unset: alerts wait."""
+    alert_attempts_max: PositiveInt = 16
+    """Tries before a message is set aside; with the pause below, about eight hours."""
+    alert_retry_delay_s: PositiveFloat = 5.0
+    """First pause after a failed delivery, in seconds; it doubles up to an hour."""
+
     metrics_listen: Address = "127.0.0.1:9465"
     """Where `dealfetcher metrics` serves."""
 
@@ -140,6 +147,17 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
             raise SettingsError(problems)
         return urls
 
+    def require_alerts_file(self) -> Path:
+        """Returns the channels file.
+
+        Raises:
+            SettingsError: It is not set.
+        """
+        if self.alerts_file is None:
+            remedy = "a file with your channels; fetcher/README.md has an example"
+            raise SettingsError([_missing("ALERTS_FILE", remedy)])
+        return self.alerts_file
+
     def require_access(self) -> Access:
         """Returns how to connect to the broker.
 
@@ -159,6 +177,7 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
 class FetcherSecrets(Secrets):
     """The fetcher's secrets: the database's password too."""
 
+    alerts_file: Path | None = None
     database_url: str = ""
     database_url_file: Path | None = None
     database_fetcher_url_file: Path | None = None
@@ -183,6 +202,11 @@ class FetcherSecrets(Secrets):
                 from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
 
                 yield from secrets_of(url)
+        if self.alerts_file is not None:
+            # As above: only processes that deliver alerts have the file.
+            from fetcher.alerts.channels import secrets_in  # noqa: PLC0415 - as above
+
+            yield from secrets_in(self.alerts_file)
 
 
 def _postgres_url(text: str) -> SecretStr:

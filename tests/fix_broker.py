@@ -28,6 +28,7 @@ OWN_PREFIXES = (
     "OTEL_",
     "DATA_DIR",
     "QUERIES",
+    "ALERT",
 )
 OWN_NAMES = ("RUN_SECONDS", "FETCHERS")
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 BASE = {"grpcio", "protobuf", "opentelemetry-api"}
-ROLES = {"broker", "fetcher", "gateway", "simulator", "local", "all", "dev"}
+ROLES = {"broker", "fetcher", "gateway", "parquet", "simulator", "local", "all", "dev"}
 
 # Refuses every library that the role does not bring, as if it were not installed.
 REFUSING = """

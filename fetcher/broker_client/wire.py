@@ -120,6 +120,7 @@ class BucketView:
     epoch: int
     state: str
     key_fingerprint: str
+    spent_tokens: int
 
 
 def bucket_view(bucket: pb.Bucket) -> BucketView:
@@ -142,6 +143,7 @@ def bucket_view(bucket: pb.Bucket) -> BucketView:
         epoch=bucket.epoch,
         state=state,
         key_fingerprint=bucket.key_fingerprint,
+        spent_tokens=bucket.totals.spent_tokens,
     )
 
 

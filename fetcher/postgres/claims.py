@@ -1,4 +1,4 @@
-"""Claims: the right of one process to work on one row for a while; for pages and products.
+"""Claims: the right of one process to work on one row: a page, a product, a message.
 
 A table of work has a two-column key and the columns fence, holder, claim_expires, attempts,
 not_before and error. The state of an open row is the table's ready state or `claimed`.
@@ -18,7 +18,7 @@ from typing import Any, Final, LiteralString, Protocol, TypeVar
 
 from fetcher.postgres.database import Connection
 
-Key = tuple[int, int | str]
+Key = tuple[int | str, int | str]
 
 # Longer than any message that a person reads in a table.
 ERROR_CHARACTERS_MAX: Final = 1_000

@@ -51,12 +51,18 @@ connect = partial(connections.connect, advice=ADVICE, program=PROGRAM)
 class Database:
     """A pool of connections to one database; connects when first used."""
 
-    def __init__(self, database_url: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+        connections_max: int = CONNECTIONS_MAX,
+    ) -> None:
         self._database_url = database_url
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             database_url,
             min_size=0,
-            max_size=CONNECTIONS_MAX,
+            max_size=connections_max,
             timeout=timeout_s,
             reconnect_timeout=timeout_s,
             num_workers=1,

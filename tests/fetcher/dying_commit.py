@@ -34,26 +34,30 @@ class MortalConnection:
 
     def __init__(self, connection: Connection, deadly: int) -> None:
         self._connection = connection
-        self._left = deadly
+        self.left = deadly
 
     def execute(self, *arguments: Any) -> Any:
         """Run one statement, or die."""
         self._live()
         return self._connection.execute(*arguments)
 
-    def cursor(self) -> Any:
+    def rollback(self) -> None:
+        """As it is."""
+        self._connection.rollback()
+
+    def cursor(self, **options: Any) -> Any:
         """Each cursor is used for one statement."""
         self._live()
-        return self._connection.cursor()
+        return self._connection.cursor(**options)
 
     def pipeline(self) -> Any:
         """As it is."""
         return self._connection.pipeline()
 
     def _live(self) -> None:
-        if self._left == 0:
+        if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
+        self.left -= 1
 
 
 def commit(database_url: str, claim: PageClaim, deadly: int) -> None:

@@ -1,0 +1,1 @@
+"""Delivering alerts: channels, the text of messages, the sender, troubles of operators."""
