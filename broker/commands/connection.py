@@ -1,18 +1,23 @@
 """Connects to a running broker; turns each error into one readable line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
 
-from protos.channel.access import Access
+from protos.channel.access import Access, addresses_of
+from protos.channel.options import CLIENT, SEVERAL
 from protos.channel.reasons import reason_of
+from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 # The broker answers in milliseconds or not at all.
 TIMEOUT_S: Final = 5.0
+AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# Standbys that one name may lead to before the leader is found.
+TRIES: Final = 4
 # Keepa may be slow: the sum of the broker's time-outs for connect, read and body.
 SYNC_TIMEOUT_S: Final = 30.0
 
@@ -37,11 +42,44 @@ def connect(target: Target) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
         CommandError: an RPC failed.
         CredentialError: a file of the settings can't be used.
     """
-    with target.access.channel(target.address) as channel:
+    addresses = addresses_of(target.address)
+    several = len(addresses) > 1
+    with ExitStack() as stack:
+        channels = (
+            stack.enter_context(target.access.channel(each, SEVERAL if several else CLIENT))
+            # A name may stand for several brokers: each new channel finds one of them.
+            for each in (addresses if several else addresses * TRIES)
+        )
         try:
-            yield pb_grpc.TokenBrokerServiceStub(channel)
+            yield _leading(channels, several=several)
         except grpc.RpcError as exc:
             raise CommandError(explain(target, exc)) from None
+
+
+def _leading(channels: Iterable[grpc.Channel], *, several: bool) -> pb_grpc.TokenBrokerServiceStub:
+    """A stub for the first of *channels* that leads to no standby, else to one that answers.
+
+    Raises:
+        grpc.RpcError: The only broker does not answer.
+    """
+    standby = silent = None
+    for channel in channels:
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+        try:
+            bucket = stub.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S).bucket
+        except grpc.RpcError as exc:
+            if exc.code() not in AWAY:
+                return stub
+            if not several:
+                raise
+            silent = silent or stub
+        else:
+            if bucket.state != pb.BUCKET_STATE_STANDBY:
+                return stub
+            standby = standby or stub
+    found = standby or silent
+    assert found is not None
+    return found
 
 
 def explain(target: Target, exc: grpc.RpcError) -> str:

@@ -74,6 +74,8 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         rows.append(
             ("Budgets", Text(f"not reloaded: {visible(bucket.budgets_trouble)}", style="red"))
         )
+    if bucket.leader:
+        rows.insert(1, ("Leader", escape(bucket.leader)))
     if bucket.upstream_trouble:
         rows.insert(1, ("Trouble", Text(visible(bucket.upstream_trouble), style="red")))
     for name, cell in rows:

@@ -5,14 +5,13 @@ from contextlib import nullcontext
 from datetime import datetime
 from typing import Final
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from broker.commands.connection import TIMEOUT_S, Target, connect, explain
+from broker.commands.connection import TIMEOUT_S, CommandError, Target, connect
 from broker.commands.inspect import PAGE_SIZE
 from broker.commands.plain import to_json
 from broker.commands.tables import bucket_line, bucket_table, lease_table, waiting_table
@@ -102,14 +101,20 @@ def watch(target: Target, *, as_json: bool) -> None:
         live = None
     view = Screen(live) if live is not None else Lines(as_json=as_json)
     try:
-        with connect(target) as broker, live or nullcontext():
-            broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
+        with live or nullcontext():
+            with connect(target) as broker:
+                # An error at the start ends the command.
+                broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
             while True:
                 try:
-                    for message in broker.WatchBucket(view.request):
-                        view.show(broker, message.bucket)
-                except grpc.RpcError as exc:
-                    view.lost(f"{explain(target, exc)}; trying again")
+                    with connect(target) as broker:
+                        for message in broker.WatchBucket(view.request):
+                            view.show(broker, message.bucket)
+                            if message.bucket.state == pb.BUCKET_STATE_STANDBY:
+                                # Another broker may lead by now.
+                                break
+                except CommandError as exc:
+                    view.lost(f"{exc}; trying again")
                 time.sleep(RETRY_S)
     except KeyboardInterrupt:
         # Ctrl-C is the intended end.

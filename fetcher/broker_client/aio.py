@@ -174,10 +174,22 @@ class AsyncBrokerClient:
             BrokerRefusedError: The broker does not serve this client.
             ForkedError: This is not the process that made the client.
         """
-        answer = await self._read(
-            self._connection.stub.GetBucket, pb.GetBucketRequest(), behalf, timeout_s
-        )
-        return bucket_view(answer.bucket)
+        tries = self._connection.tries
+        while True:
+            tries -= 1
+            call = self._connection.stub.GetBucket
+            try:
+                answer = await self._read(call, pb.GetBucketRequest(), behalf, timeout_s)
+            except BrokerAwayError as exc:
+                cause = exc.__cause__
+                assert isinstance(cause, grpc.RpcError)
+                if not tries or not self._connection.is_elsewhere(cause):
+                    raise
+            else:
+                if not tries or answer.bucket.state != pb.BUCKET_STATE_STANDBY:
+                    return bucket_view(answer.bucket)
+            self._connection.try_next()
+            self._follow_channel()
 
     async def _read(
         self, method: Any, request: Any, behalf: OnBehalf | None, timeout_s: float
@@ -253,11 +265,12 @@ class AsyncBrokerClient:
     async def _granted(self, wait: Wait, behalf: OnBehalf | None) -> pb.Grant:
         """Repeats the request while the broker is away; the same id joins the same wait."""
         while True:
+            turn = self._connection.turn
             try:
                 return wait.grant(await self._ask(wait, behalf))
             except grpc.RpcError as exc:
                 pause_s = wait.failed(exc, time.monotonic())
-            await self._refresh()
+                self._refresh(turn, exc)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
@@ -312,11 +325,12 @@ class AsyncBrokerClient:
 
     async def _watch(self) -> None:
         """Renews all leases whenever the connection is lost: the broker may be a new one."""
+        channel, ready = self._connection.channel, grpc.ChannelConnectivity.READY
         while True:
-            channel = self._connection.channel
-            await channel.wait_for_state_change(channel.get_state())
-            if channel.get_state() is not grpc.ChannelConnectivity.READY:
-                self._duties.renew_all_now()
+            before = channel.get_state()
+            await channel.wait_for_state_change(before)
+            if before is ready:
+                self._duties.renew_all()
                 self._wake.set()
 
     async def _renew_due(self) -> None:
@@ -326,6 +340,7 @@ class AsyncBrokerClient:
         await asyncio.gather(*(self._survive(self._renew(lease, now_s)) for lease in due))
 
     async def _renew(self, lease: HeldLease, now_s: float) -> None:
+        turn = self._connection.turn
         try:
             answer = await self._connection.stub.RenewLease(
                 renewal(lease.terms, lease.ttl_s),
@@ -334,8 +349,8 @@ class AsyncBrokerClient:
                 wait_for_ready=True,
             )
         except grpc.RpcError as exc:
-            await self._refresh()
             self._duties.renewal_failed(lease, exc)
+            self._refresh(turn, exc)
         else:
             self._duties.renewed(lease, answer, asked_at_s=now_s)
 
@@ -382,6 +397,7 @@ class AsyncBrokerClient:
         self, settlement: Settlement, timeout_s: float, *, wait_for_ready: bool
     ) -> bool:
         """Returns whether the broker has given its final answer to *settlement*."""
+        turn = self._connection.turn
         try:
             await self._connection.stub.SettleLease(
                 settlement.request(time.monotonic()),
@@ -390,20 +406,24 @@ class AsyncBrokerClient:
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as exc:
-            await self._refresh()
+            self._refresh(turn, exc)
             return self._duties.settle_is_over(settlement, exc)
         return self._duties.settle_is_over(settlement, None)
 
-    async def _refresh(self) -> None:
-        """Switches to new certificates on disk; called after a failed call."""
-        channel = self._connection.channel
-        # A few small files, read in the loop: only a failed call leads here.
-        self._connection.refresh()
-        if self._connection.channel is not channel and self._watcher is not None:
+    def _refresh(self, turn: int, exc: grpc.RpcError) -> None:
+        """Follows the leader after a call in *turn* of the connection that failed with *exc*."""
+        # New certificates are a few small files, read in the loop: only a failed call
+        # leads here.
+        if self._connection.refresh(turn, exc):
+            self._follow_channel()
+
+    def _follow_channel(self) -> None:
+        """Watches the new channel; its broker may have no lease yet, so all are renewed soon."""
+        if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = _task(self._watch())
-            self._duties.renew_all_now()
-            self._wake.set()
+        self._duties.renew_all(time.monotonic() + RETRY_PAUSE_S)
+        self._wake.set()
 
 
 def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

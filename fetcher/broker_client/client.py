@@ -79,7 +79,7 @@ class BrokerClient:
         self._lock = threading.Lock()
         self._waits: set[grpc.CallFuture[pb.AcquireLeaseResponse]] = set()
         self._stopping = threading.Event()
-        self._connection.subscribe(self._connectivity_changed)
+        self._connection.on_loss(self._upkeep.renew_all_now)
 
     def __enter__(self) -> Self:
         return self
@@ -142,8 +142,22 @@ class BrokerClient:
         """
         self._check_process()
         with self._read_errors():
-            answer = self._connection.stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
-        return bucket_view(answer.bucket)
+            return bucket_view(self._find_bucket(timeout_s))
+
+    def _find_bucket(self, timeout_s: float) -> pb.Bucket:
+        """Returns the leader's bucket, or a standby's if no leader is found."""
+        tries = self._connection.tries
+        while True:
+            tries -= 1
+            try:
+                answer = self._connection.stub.GetBucket(pb.GetBucketRequest(), timeout=timeout_s)
+            except grpc.RpcError as exc:
+                if not tries or not self._connection.is_elsewhere(exc):
+                    raise
+            else:
+                if not tries or answer.bucket.state != pb.BUCKET_STATE_STANDBY:
+                    return answer.bucket
+            self._connection.try_next()
 
     def get_costs(self, *, timeout_s: float = 5.0) -> dict[str, float]:
         """Returns what calls have cost lately: mean tokens per unit, by operation.
@@ -223,13 +237,14 @@ class BrokerClient:
     def _granted(self, wait: Wait) -> pb.Grant:
         """Repeats the request while the broker is away; the same id joins the same wait."""
         while True:
+            turn = self._connection.turn
             try:
                 return wait.grant(self._ask(wait))
             except grpc.FutureCancelledError:
                 raise WaitCancelledError("the wait for tokens was cancelled") from None
             except grpc.RpcError as exc:
                 pause_s = wait.failed(exc, time.monotonic())
-            self._connection.refresh()
+                self._upkeep.refresh(turn, exc)
             if self._stopping.wait(pause_s):
                 raise WaitCancelledError("the wait for the broker was cancelled")
 
@@ -248,8 +263,3 @@ class BrokerClient:
             with self._lock:
                 self._waits.discard(call)
             call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs lacks it
-
-    def _connectivity_changed(self, state: grpc.ChannelConnectivity) -> None:
-        # Renewals wait for the connection, so they go out the moment it is back.
-        if state is not grpc.ChannelConnectivity.READY:
-            self._upkeep.renew_all_now()

@@ -47,10 +47,12 @@ class Duties:
         with self._lock:
             self._leases[lease.lease_id] = (lease, time.monotonic() + lease.ttl_s / 3)
 
-    def renew_all_now(self) -> None:
-        """Makes every lease due: the connection was lost, the broker may be a new one."""
+    def renew_all(self, by_s: float = 0.0) -> None:
+        """Makes every lease due by *by_s*: the broker may be a new one."""
         with self._lock:
-            self._leases = {name: (lease, 0.0) for name, (lease, _) in self._leases.items()}
+            self._leases = {
+                name: (lease, min(due_s, by_s)) for name, (lease, due_s) in self._leases.items()
+            }
 
     def due(self, now_s: float) -> list[HeldLease]:
         """Leases to renew now."""

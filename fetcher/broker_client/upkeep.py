@@ -42,8 +42,17 @@ class Upkeep:
 
     def renew_all_now(self) -> None:
         """Makes every lease due: the connection was lost, the broker may be a new one."""
-        self._duties.renew_all_now()
+        self._duties.renew_all()
         self._wake.set()
+
+    def refresh(self, turn: int, exc: grpc.RpcError) -> None:
+        """Follows the leader after a call in *turn* of the connection that failed with *exc*.
+
+        A new leader has no lease yet: they all are renewed soon.
+        """
+        if self._connection.refresh(turn, exc):
+            self._duties.renew_all(time.monotonic() + RETRY_PAUSE_S)
+            self._wake.set()
 
     def settle(self, lease: HeldLease, settlement: Settlement) -> None:
         """Ends *lease*; returns when the broker has the settlement or it is queued."""
@@ -93,7 +102,7 @@ class Upkeep:
             time.sleep(RETRY_PAUSE_S)
 
     def _renew_due(self) -> None:
-        now_s = time.monotonic()
+        now_s, turn = time.monotonic(), self._connection.turn
         try:
             # Sent together: a renewal that hangs must not let the other leases lapse.
             calls = [
@@ -111,20 +120,21 @@ class Upkeep:
             # gRPC's error for a channel that was closed meanwhile: the client has gone.
             return
         for lease, call in calls:
-            self._survive(partial(self._finish_renewal, lease, call, asked_at_s=now_s))
+            self._survive(partial(self._finish_renewal, lease, call, turn, asked_at_s=now_s))
 
     def _finish_renewal(
         self,
         lease: HeldLease,
         call: "grpc.CallFuture[pb.RenewLeaseResponse]",
+        turn: int,
         *,
         asked_at_s: float,
     ) -> None:
         try:
             self._duties.renewed(lease, call.result(), asked_at_s=asked_at_s)
         except grpc.RpcError as exc:
-            self._connection.refresh()
             self._duties.renewal_failed(lease, exc)
+            self.refresh(turn, exc)
 
     def _deliver(self) -> None:
         """Sends queued settles in order until the broker does not take one."""
@@ -141,6 +151,7 @@ class Upkeep:
 
     def _send(self, settlement: Settlement, timeout_s: float, *, wait_for_ready: bool) -> bool:
         """Returns whether the broker has given its final answer to *settlement*."""
+        turn = self._connection.turn
         try:
             self._connection.stub.SettleLease(
                 settlement.request(time.monotonic()),
@@ -149,7 +160,7 @@ class Upkeep:
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as exc:
-            self._connection.refresh()
+            self.refresh(turn, exc)
             return self._duties.settle_is_over(settlement, exc)
         except ValueError:
             # gRPC's error for a channel that was closed meanwhile.

@@ -66,6 +66,18 @@ def verdict(exc: grpc.RpcError) -> Verdict:
     return BY_REASON.get(reason_of(exc)) or BY_STATUS.get(exc.code(), Verdict.REFUSED)
 
 
+def is_elsewhere(exc: grpc.RpcError, *, several: bool) -> bool:
+    """Returns whether another broker may serve what failed with *exc*.
+
+    With *several* addresses, also a broker that does not answer may have a successor at
+    the next one. A connection to a single address is made anew by gRPC itself.
+    """
+    reason = reason_of(exc)
+    if reason:
+        return reason in {Reason.NOT_LEADER, Reason.STOPPING}
+    return several and exc.code() in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
+
+
 def is_worth_repeating(exc: grpc.RpcError, failures: int) -> bool:
     """Returns whether a renewal or settle that has failed *failures* times is sent again.
 

@@ -15,7 +15,7 @@ from typing import Final
 import grpc
 
 from protos.channel.credential_files import CredentialError, check_ca, check_pair, read_file
-from protos.channel.options import CLIENT, Options
+from protos.channel.options import ANY_FIRST, CLIENT, Options
 
 CA_FILE: Final = "BROKER_TLS_CA_FILE"
 CERT_FILE: Final = "BROKER_TLS_CLIENT_CERT_FILE"
@@ -80,7 +80,7 @@ class Access:
         return Certificates(ca, chain, key)
 
     def check(self, address: str) -> None:
-        """Checks that a channel to *address* can be opened.
+        """Checks that a channel to *address*, or to each of several, can be opened.
 
         Raises:
             CredentialError: A file is wrong, or a token would travel in plaintext.
@@ -129,6 +129,8 @@ class Access:
     ) -> tuple[Options, grpc.ChannelCredentials | None]:
         """Returns options and credentials of a channel; without credentials it is plaintext."""
         self.check(address)
+        if all(name != ANY_FIRST[0] for name, _ in options):
+            options = (*options, ANY_FIRST)
         if is_local(address):
             options = (*options, DIRECT)
         if self.ca_file is None and self.token_file is None:
@@ -218,14 +220,22 @@ def read_token(path: Path) -> str:
     return token.decode()
 
 
+def addresses_of(text: str) -> list[str]:
+    """Returns the addresses in *text*, with commas between; a gRPC target of several is one."""
+    if text.startswith(("ipv4:", "ipv6:", "unix:")):
+        return [text]
+    return [address.strip() for address in text.split(",")]
+
+
 def is_local(address: str) -> bool:
-    """Returns whether *address*, a gRPC target or host:port, is on this machine only."""
-    if address.startswith("unix:"):
-        return True
-    for scheme in ("dns:", "ipv4:", "ipv6:"):
-        address = address.removeprefix(scheme)
-    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
-    return is_loopback(host)
+    """Returns whether *address*, gRPC targets or host:port, is on this machine only."""
+    for each in address.split(","):
+        if each.startswith("unix:"):
+            continue
+        host = re.sub("^(dns|ipv4|ipv6):", "", each.strip()).rpartition("/")[2]
+        if not is_loopback(host.rpartition(":")[0].strip("[]")):
+            return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -16,9 +16,12 @@ RECONNECT_MAX_MS: Final = 1_000
 # is called min_reconnect_backoff, but bounds a single attempt; it delays no further one.
 CONNECT_TIMEOUT_MS: Final = 15_000
 
-# After both together, the loss of a silent peer is noticed.
-PING_EVERY_MS: Final = 15_000
-PING_TIMEOUT_MS: Final = 10_000
+# The same for a client with several addresses, which tries the next one afterwards.
+CONNECT_TIMEOUT_SEVERAL_MS: Final = 4_000
+
+# After both together, the loss of a silent peer is noticed: a standby leads by then.
+PING_EVERY_MS: Final = 8_000
+PING_TIMEOUT_MS: Final = 5_000
 
 KEEPALIVE: Final[Options] = (
     ("grpc.keepalive_time_ms", PING_EVERY_MS),
@@ -39,6 +42,19 @@ CLIENT: Final[Options] = (
     ("grpc.enable_retries", 0),
     # Connections are not shared between clients of one process, so closing is local.
     ("grpc.use_local_subchannel_pool", 1),
+)
+
+SEVERAL: Final[Options] = (
+    *(option for option in CLIENT if option[0] != "grpc.min_reconnect_backoff_ms"),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_SEVERAL_MS),
+)
+
+# A name may stand for several brokers, of which one leads: each new channel begins with
+# another of their addresses. Source: gRFC A62, "pick_first: sticky TRANSIENT_FAILURE and
+# address order randomization".
+ANY_FIRST: Final = (
+    "grpc.service_config",
+    '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
 )
 
 SERVER: Final[Options] = (

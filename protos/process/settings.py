@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protos.channel.access import Access, is_loopback
+from protos.channel.access import Access, addresses_of, is_loopback
 from protos.process.addresses import Listen
 from protos.process.text_file import REMEDY, NotUtf8Error, read_text
 
@@ -69,11 +69,11 @@ def _listen(text: str) -> str:
 
 
 def _target(text: str) -> str:
-    if text.startswith("unix:"):
-        return text
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError("must look like 127.0.0.1:50051")
+    for address in addresses_of(text):
+        host, _, port = address.rpartition(":")
+        sound = host and port.isdecimal() and 0 < int(port) < 2**16
+        if not sound and not address.startswith("unix:"):
+            raise ValueError("must look like 127.0.0.1:50051, or a:50051,b:50051 for several")
     return text
 
 
@@ -211,7 +211,8 @@ class ConnectionSettings(Environment):
     """The broker's address, and the files of a client's certificates."""
 
     broker_address: Target = "127.0.0.1:50051"
-    """Where clients find the broker: host:port, or any gRPC target."""
+    """Where clients find the broker: host:port, or any gRPC target; several, with commas
+    between, for a leader and its standbys."""
     broker_tls_ca_file: Path | None = None
     """Clients: CA of the broker's certificate (PEM); turns TLS on."""
     broker_tls_client_cert_file: Path | None = None

@@ -39,6 +39,7 @@ class ScriptedBroker:
     renewals: list[pb.RenewLeaseRequest] = field(default_factory=list)
     settles: list[pb.SettleLeaseRequest] = field(default_factory=list)
     buckets: int = 0
+    state: pb.BucketState.ValueType = pb.BUCKET_STATE_SERVING
 
     def acquire(
         self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext
@@ -85,7 +86,7 @@ class ScriptedBroker:
             balance=33,
             capacity=300,
             refill_rate=5,
-            state=pb.BUCKET_STATE_SERVING,
+            state=self.state,
             key_fingerprint=self.key_fingerprint,
         )
         return pb.GetBucketResponse(bucket=bucket)
