@@ -5,11 +5,14 @@ renewals in progress finish, and closes the ports.
 """
 
 import asyncio
+import os
+import secrets
 import signal
+import socket
 import time
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
@@ -22,8 +25,6 @@ from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
 from broker.core.elector import Elector, Term
 from broker.core.limits import Limits
-from broker.journal.leader_row import LeaderRow
-from broker.journal.leadership import Leadership, holder_name
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
@@ -39,6 +40,9 @@ from protos.process.addresses import Listen, ListenError
 from protos.process.watched_files import Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from protos.web.serving import serving
+
+if TYPE_CHECKING:
+    from broker.journal.leadership import Leadership
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -172,7 +176,8 @@ def _now_epoch() -> int:
 
 def _elector(settings: ServeSettings) -> Elector:
     return Elector(
-        holder_name(),
+        # Unique per start; people recognise the process by it.
+        f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         ttl_ms=settings.broker_leader_ttl // MS,
         # Larger than the epochs of brokers that ran without a database.
         epoch_min=_now_epoch(),
@@ -182,7 +187,11 @@ def _elector(settings: ServeSettings) -> Elector:
 
 def _leadership(
     settings: ServeSettings, elector: Elector, runtime: BrokerRuntime, listen: str
-) -> Leadership:
+) -> "Leadership":
+    # Imported here: a broker without a database does without the driver's memory.
+    from broker.journal.leader_row import LeaderRow  # noqa: PLC0415 - see above
+    from broker.journal.leadership import Leadership  # noqa: PLC0415 - see above
+
     row = LeaderRow(
         settings.broker_database_url.get_secret_value(),
         account=settings.key_fingerprint,

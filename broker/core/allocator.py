@@ -48,7 +48,7 @@ from broker.core.replay import carried_lease
 from broker.core.waitlist import Deadlines, Waiting, Waitlist
 
 # How long a wait keeps its place after its connection broke. Broker and client notice a dead
-# connection up to 25 s apart; the rest is for the way back.
+# connection up to 13 s apart; the rest is for the way back.
 ABSENCE_MS: Final = 30_000
 # A forecast at every denial goes no further: its work must not grow with the waitlist.
 FORESEEN_MAX: Final = 100

@@ -5,9 +5,6 @@ here at the end of a term only ends the waits.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
@@ -33,11 +30,6 @@ class Store(Protocol):
     async def close(self) -> None:
         """Disconnects."""
         ...
-
-
-def holder_name() -> str:
-    """A name that no other start of a broker has; people recognise the process by it."""
-    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
 
 
 class Leadership:

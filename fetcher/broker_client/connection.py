@@ -17,7 +17,8 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 Listener = Callable[[], None]
-READY = grpc.ChannelConnectivity.READY
+IDLE = grpc.ChannelConnectivity.IDLE
+FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
 class Reopening(ABC):
@@ -119,7 +120,7 @@ class Connection(Reopening):
 
     def __init__(self, address: str, access: Access) -> None:
         self._on_loss: Listener | None = None
-        self._was_ready = False
+        self._state: grpc.ChannelConnectivity | None = None
         super().__init__(address, access)
 
     @property
@@ -139,14 +140,16 @@ class Connection(Reopening):
     def _open(self) -> None:
         self._channel = self._access.channel(*self._target, self._certificates)
         self._stub = pb_grpc.TokenBrokerServiceStub(self._channel)
-        self._was_ready = False
+        self._state = None
         self._channel.subscribe(self._changed)
 
     def _leave(self) -> None:
         self._channel.unsubscribe(self._changed)
 
     def _changed(self, state: grpc.ChannelConnectivity) -> None:
-        lost, self._was_ready = self._was_ready and state is not READY, state is READY
+        # The first report is of the new channel; gRPC leaves out states that pass quickly.
+        before, self._state = self._state, state
+        lost = state is FAILED or (state is IDLE and before is not None)
         if lost and self._on_loss is not None:
             self._on_loss()
 

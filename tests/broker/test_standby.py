@@ -161,7 +161,7 @@ def test_a_resumed_leader_grants_nothing(pair: Pair) -> None:
         took_s = time.monotonic() - began_s
         os.kill(leader.program.pid, signal.SIGCONT)
         error = early.exception()
-    wait_until(lambda: state_of(leader) == "standby", "the old leader knows")
+    wait_until(lambda: state_of(leader) == "standby", "the old leader stands by")
 
     assert took_s < 15 + SLACK_S
     assert isinstance(error, grpc.RpcError)
