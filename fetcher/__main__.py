@@ -111,6 +111,19 @@ def metrics() -> None:
     serve_metrics(Settings.load())
 
 
+@app.command("console")
+def console_() -> None:
+    """Serve the console of deals: pages to look at, filter and mark deals.
+
+    Open on this machine only, unless CONSOLE_IDENTITIES_FILE names identities.
+
+    Example: DATABASE_URL=postgresql://localhost/deals dealfetcher console
+    """
+    from fetcher.commands.console import serve_console  # noqa: PLC0415 - only what is used
+
+    serve_console(Settings.load())
+
+
 @app.command()
 def alert() -> None:
     """Deliver alerts until stopped.

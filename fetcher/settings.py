@@ -72,7 +72,59 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
     metrics_listen: Address = "127.0.0.1:9465"
     """Where `dealfetcher metrics` serves."""
 
-    @field_validator("database_url")
+    console_listen: Address = "127.0.0.1:9466"
+    """Where `dealfetcher console` serves."""
+    console_database_url: SecretStr | None = None
+    """The console's URL of Postgres for reading, of a role that may only SELECT. Unset: it reads
+    with `DATABASE_URL`. Marks and requeueing always use `DATABASE_URL`; without it, the console
+    only reads."""
+    console_database_url_file: Path | None = None
+    """A file that holds this URL."""
+    console_identities_file: Path | None = None
+    """Identities and roles, as the broker's `BROKER_IDENTITIES_FILE`; without it the console is
+    open, on loopback only."""
+    console_open: bool = False
+    """Show the console to every caller that reaches an address other than loopback, to read
+    only: where the network is protected."""
+    console_images: bool = True
+    """Show product images, which browsers load from Amazon."""
+    console_tls_cert_file: Path | None = None
+    """The console's certificate (PEM); with it the console speaks TLS."""
+    console_tls_key_file: Path | None = None
+    """The key of this certificate (PEM)."""
+    console_tls_client_ca_file: Path | None = None
+    """Client certificates of this CA (PEM) are identities too."""
+
+    @property
+    def console_tls(self) -> tuple[Path, Path] | None:
+        """Certificate and key of the console; None for plaintext.
+
+        Raises:
+            SettingsError: Only one of them is set, or a CA without them.
+        """
+        cert, key = self.console_tls_cert_file, self.console_tls_key_file
+        if cert is not None and key is not None:
+            return cert, key
+        if cert or key or self.console_tls_client_ca_file:
+            names = "CONSOLE_TLS_CERT_FILE and CONSOLE_TLS_KEY_FILE"
+            raise SettingsError([f"{names} belong together: set both or none"])
+        return None
+
+    def console_database_urls(self) -> tuple[str, str | None]:
+        """Returns the console's URLs of Postgres: for reading, and for writing if it may.
+
+        Raises:
+            SettingsError: None is set, or one is unusable.
+        """
+        reading = _url_in(
+            "CONSOLE_DATABASE_URL_FILE", self.console_database_url, self.console_database_url_file
+        )
+        if reading is None:
+            both = self.require_database_url()
+            return both, both
+        return reading, _url_in("DATABASE_URL_FILE", self.database_url, self.database_url_file)
+
+    @field_validator("database_url", "console_database_url")
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
         return None if url is None else _postgres_url(url.get_secret_value())
@@ -105,17 +157,11 @@ class Settings(KeepaSettings, ClientSettings, LogSettings):
         Raises:
             SettingsError: It is not set, or unusable.
         """
-        if self.database_url is not None:
-            return self.database_url.get_secret_value()
-        if self.database_url_file is None:
+        url = _url_in("DATABASE_URL_FILE", self.database_url, self.database_url_file)
+        if url is None:
             remedy = "for example postgresql://user:password@127.0.0.1:5432/deals"
             raise SettingsError([_missing("DATABASE_URL", remedy)])
-        text = read_secret("DATABASE_URL_FILE", self.database_url_file, "the URL")
-        try:
-            return _postgres_url(text).get_secret_value()
-        except ValueError as exc:
-            problem = f"DATABASE_URL_FILE: {exc}"
-        raise SettingsError([problem])
+        return url
 
     def require_role_urls(self) -> dict[str, str]:
         """Returns the URL of each role that has a file which exists, by purpose.
@@ -183,6 +229,8 @@ class FetcherSecrets(Secrets):
     database_fetcher_url_file: Path | None = None
     database_reader_url_file: Path | None = None
     database_broker_url_file: Path | None = None
+    console_database_url: str = ""
+    console_database_url_file: Path | None = None
     # libpq's own variable.
     pgpassword: str = ""
 
@@ -195,8 +243,9 @@ class FetcherSecrets(Secrets):
             self.database_fetcher_url_file,
             self.database_reader_url_file,
             self.database_broker_url_file,
+            self.console_database_url_file,
         )
-        for url in (self.database_url, *map(content_of, files)):
+        for url in (self.database_url, self.console_database_url, *map(content_of, files)):
             if url:
                 # As in _postgres_url.
                 from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
@@ -207,6 +256,20 @@ class FetcherSecrets(Secrets):
             from fetcher.alerts.channels import secrets_in  # noqa: PLC0415 - as above
 
             yield from secrets_in(self.alerts_file)
+
+
+def _url_in(variable: str, url: SecretStr | None, path: Path | None) -> str | None:
+    """Returns the URL that is set, else the one in *path*, which *variable* names."""
+    if url is not None:
+        return url.get_secret_value()
+    if path is None:
+        return None
+    text = read_secret(variable, path, "the URL")
+    try:
+        return _postgres_url(text).get_secret_value()
+    except ValueError as exc:
+        problem = f"{variable}: {exc}"
+    raise SettingsError([problem])
 
 
 def _postgres_url(text: str) -> SecretStr:

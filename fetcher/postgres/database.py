@@ -49,7 +49,7 @@ connect = partial(connections.connect, advice=ADVICE, program=PROGRAM)
 
 
 class Database:
-    """A pool of connections to one database; connects when first used."""
+    """A pool of at most *connections* to one database; connects when first used."""
 
     def __init__(
         self,
@@ -117,6 +117,15 @@ class Database:
                 return DatabaseAwayError("no connection in time", ADVICE.look)
         except DatabaseError as exc:
             return exc
+
+
+def bound_reading(connection: Connection, *, timeout_ms: int) -> None:
+    """Lets the present transaction only read, and no statement take longer."""
+    # Compiling a statement takes longer than running one that is meant to be short.
+    connection.execute(
+        f"SET TRANSACTION READ ONLY; SET LOCAL jit = off;"
+        f" SET LOCAL statement_timeout = {timeout_ms:d}".encode()
+    )
 
 
 def execute_each(

@@ -125,13 +125,18 @@ def _select(
     conditions = [CONDITIONS[name] for name in given]
     values: dict[str, Any] = dict(given)
     if wanted.title is not None:
-        values["title"] = f"%{_LIKE_SIGNS.sub(_ESCAPED, wanted.title)}%"
+        values["title"] = like(wanted.title)
     if after is not None:
         conditions.append(BEHIND)
         values |= {f"after_{name}": getattr(after, name) for name in PLACE}
     where: LiteralString = " AND ".join(conditions) or "true"
     select: LiteralString = f"SELECT {COLUMNS}, {SORT_VALUES[sort]} AS sort_value FROM {FROM}"  # noqa: S608 - every part is a constant
     return f"SELECT * FROM ({select}) deal WHERE {where} ORDER BY {ORDER}", values  # noqa: S608 - as above
+
+
+def like(text: str) -> str:
+    """Returns the pattern for values that contain *text*."""
+    return f"%{_LIKE_SIGNS.sub(_ESCAPED, text)}%"
 
 
 def _place(row: Row, sort: Sort) -> Cursor:

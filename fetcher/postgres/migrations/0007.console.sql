@@ -49,27 +49,47 @@ CREATE TABLE IF NOT EXISTS deal_grid (
     profit_minor  bigint,
     root_category bigint,
     creation_time timestamptz,
+    -- The same in Unix milliseconds, -1 for unknown: the order of the first page.
+    created_ms    bigint      NOT NULL,
     reply_time    timestamptz NOT NULL,
     judged_at     timestamptz NOT NULL,
     asin          text        NOT NULL,
     query         text        NOT NULL,
     state         text        NOT NULL,
-    -- At most 300 characters.
+    -- In small letters, at most 300 of them: to search in. The title itself stays in listings.
     title         text,
     failed_rules  text[]      NOT NULL,
     PRIMARY KEY (query, domain_id, asin, price_type),
     FOREIGN KEY (domain_id, asin, price_type) REFERENCES deals ON DELETE CASCADE
 );
 CREATE INDEX IF NOT EXISTS deal_grid_by_deal ON deal_grid (domain_id, asin, price_type);
+-- One for each order of the grid, as in fetcher/postgres/deal_rows.py.
+CREATE INDEX IF NOT EXISTS deal_grid_newest_of_state
+    ON deal_grid (state, created_ms, query, domain_id, asin, price_type);
 CREATE INDEX IF NOT EXISTS deal_grid_newest
-    ON deal_grid (creation_time DESC NULLS LAST, query, domain_id, asin, price_type);
+    ON deal_grid (created_ms, query, domain_id, asin, price_type);
+CREATE INDEX IF NOT EXISTS deal_grid_profit
+    ON deal_grid ((coalesce(profit_minor, -9223372036854775807)), query, domain_id, asin,
+                  price_type);
+CREATE INDEX IF NOT EXISTS deal_grid_roi
+    ON deal_grid ((coalesce(roi_percent, -2147483648)::bigint), query, domain_id, asin,
+                  price_type);
+CREATE INDEX IF NOT EXISTS deal_grid_drop
+    ON deal_grid ((coalesce(drop_percent, -2147483648)::bigint), query, domain_id, asin,
+                  price_type);
+CREATE INDEX IF NOT EXISTS deal_grid_price
+    ON deal_grid ((-coalesce(price_minor, 9223372036854775807)), query, domain_id, asin,
+                  price_type);
+CREATE INDEX IF NOT EXISTS deal_grid_rank
+    ON deal_grid ((-coalesce(rank, 2147483647)::bigint), query, domain_id, asin, price_type);
 
 -- A deal as each of its queries sees it, as it has to stand in deal_grid.
 CREATE OR REPLACE VIEW grid_rows AS
 SELECT v.domain_id, v.price_type, l.rating, v.date_range, v.drop_percent, v.roi_percent, l.rank,
        l.reviews, l.new_offers, l.used_offers, d.condition, d.price_minor, d.value,
-       v.drop_minor, v.profit_minor, l.root_category, d.creation_time, d.reply_time,
-       v.judged_at, v.asin, v.query, v.state, left(l.title, 300) AS title,
+       v.drop_minor, v.profit_minor, l.root_category, d.creation_time,
+       coalesce((extract(epoch FROM d.creation_time) * 1000)::bigint, -1) AS created_ms,
+       d.reply_time, v.judged_at, v.asin, v.query, v.state, lower(left(l.title, 300)) AS title,
        ARRAY(SELECT failure ->> 'rule' FROM jsonb_array_elements(v.failures) AS failure)
            AS failed_rules
   FROM verdicts v
@@ -98,7 +118,7 @@ BEGIN
         price_minor = EXCLUDED.price_minor, value = EXCLUDED.value,
         drop_minor = EXCLUDED.drop_minor, profit_minor = EXCLUDED.profit_minor,
         root_category = EXCLUDED.root_category, creation_time = EXCLUDED.creation_time,
-        reply_time = EXCLUDED.reply_time, judged_at = EXCLUDED.judged_at,
+        created_ms = EXCLUDED.created_ms, reply_time = EXCLUDED.reply_time, judged_at = EXCLUDED.judged_at,
         state = EXCLUDED.state, title = EXCLUDED.title, failed_rules = EXCLUDED.failed_rules;
     RETURN NULL;
 END
@@ -139,9 +159,11 @@ BEGIN
     ON CONFLICT (domain_id, asin, price_type, time) DO UPDATE SET value = EXCLUDED.value;
     UPDATE deal_grid g
        SET price_minor = d.price_minor, value = d.value, condition = d.condition,
-           creation_time = d.creation_time, reply_time = d.reply_time, rank = l.rank,
+           creation_time = d.creation_time,
+           created_ms = coalesce((extract(epoch FROM d.creation_time) * 1000)::bigint, -1),
+           reply_time = d.reply_time, rank = l.rank,
            rating = l.rating, reviews = l.reviews, new_offers = l.new_offers,
-           used_offers = l.used_offers, title = left(l.title, 300)
+           used_offers = l.used_offers, title = lower(left(l.title, 300))
       FROM (SELECT DISTINCT n.domain_id, n.asin FROM after n) t
       JOIN listings l USING (domain_id, asin)
       JOIN deals d USING (domain_id, asin)

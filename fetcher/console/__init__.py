@@ -1,0 +1,1 @@
+"""The console of deals: pages for people over the collection's database."""
