@@ -10,9 +10,10 @@ import secrets
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 import structlog
@@ -28,6 +29,7 @@ from broker.core.limits import Limits
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
+from broker.rpc.measured import MeasuredCalls
 from broker.rpc.requests import Ttl
 from broker.rpc.service import TokenBrokerService
 from broker.rpc.tracing import TracedCalls
@@ -35,9 +37,10 @@ from broker.runtime import BrokerRuntime
 from broker.settings import ServeSettings
 from broker.telemetry import http
 from broker.telemetry.metrics import BrokerMetrics
+from broker.telemetry.process_metrics import ProcessMetrics
 from protos.channel import options
 from protos.process.addresses import Listen, ListenError
-from protos.process.watched_files import Followed
+from protos.process.watched_files import FileState, Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from protos.web.serving import serving
 
@@ -68,26 +71,35 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
-    path = settings.broker_budgets_file
-    file = None if path is None else BudgetsFile(path)
+    files = FollowedFiles.of(settings)
     elector = _elector(settings) if settings.broker_database_url.get_secret_value() else None
     # Without a database, only the wall clock makes epochs grow across restarts.
     epoch = 0 if elector else _now_epoch()
-    allocator = _allocator(settings, file.budgets if file else (), epoch)
+    budgets = files.budgets.budgets if files.budgets else ()
+    allocator = _allocator(settings, budgets, epoch)
     runtime = BrokerRuntime(allocator, keepa, elector)
     metrics = BrokerMetrics(runtime)
-    fingerprint = settings.key_fingerprint
+    process = ProcessMetrics(metrics.registry, files.states, files.expiries_s)
     routes = http.application(
-        runtime, metrics.registry, keepa_url=settings.keepa_base_url, key_fingerprint=fingerprint
+        runtime,
+        metrics.registry,
+        files.states,
+        keepa_url=settings.keepa_base_url,
+        key_fingerprint=settings.key_fingerprint,
     )
-    server, book = _grpc_server(settings, runtime, metrics, traced=traced)
+    server = _grpc_server(
+        settings, runtime, metrics, _interceptors(metrics, process, files.book, traced=traced)
+    )
     introspection = Introspection(server)
-    grpc_listen = _bind(server, settings)
+    grpc_listen = _bind(server, settings, files)
     http_listen = Listen.parse(settings.broker_http_listen)
     async with serving(
         routes, http_listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER
     ) as http_listen:
-        following = [asyncio.create_task(introspection.follow(runtime))]
+        following = [
+            asyncio.create_task(introspection.follow(runtime)),
+            asyncio.create_task(process.measure_lag()),
+        ]
         await server.start()
         leadership: Leadership | None = None
         if elector is None:
@@ -101,12 +113,12 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             http=str(http_listen),
             security=_security(settings),
             keepa=settings.keepa_base_url,
-            key_fingerprint=fingerprint,
+            key_fingerprint=settings.key_fingerprint,
             epoch=epoch or None,
         )
         if settings.broker_start_paused:
             log.warning("granting paused by BROKER_START_PAUSED; `tokenbroker resume` ends it")
-        following += _follow_files(runtime, file, book)
+        following += _follow_files(runtime, files.budgets, files.book)
         await stop.wait()
         log.info("broker stopping")
         for task in following:
@@ -121,16 +133,69 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     log.info("broker stopped")
 
 
+@dataclass(frozen=True, slots=True)
+class FollowedFiles:
+    """The files that the broker follows while it runs; None for one that it does not have."""
+
+    budgets: BudgetsFile | None
+    book: Followed[IdentityBook] | None
+    tls: TlsFiles | None
+    certificates: Followed[grpc.ServerCertificateConfiguration] | None
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> Self:
+        """Reads the files that *settings* name.
+
+        Raises:
+            BudgetsFileError: The budgets can't be used.
+            CredentialError: A file of certificates or identities can't be used.
+        """
+        budgets, identities = settings.broker_budgets_file, settings.broker_identities_file
+        cert, key = settings.broker_tls_cert_file, settings.broker_tls_key_file
+        tls = None
+        if cert is not None and key is not None:
+            tls = TlsFiles(cert, key, settings.broker_tls_client_ca_file)
+        return cls(
+            budgets=None if budgets is None else BudgetsFile(budgets),
+            book=None
+            if identities is None
+            else Followed([identities], partial(IdentityBook.read, identities)),
+            tls=tls,
+            certificates=None if tls is None else tls.follow(),
+        )
+
+    def states(self) -> dict[str, FileState]:
+        """The version of each that is in use."""
+        followed = {
+            "budgets": self.budgets,
+            "identities": self.book,
+            "certificates": self.certificates,
+        }
+        return {name: one.state for name, one in followed.items() if one is not None}
+
+    def expiries_s(self) -> dict[str, float]:
+        """When the certificates expire, in Unix seconds."""
+        return {} if self.tls is None else self.tls.expiries_s()
+
+
+def _interceptors(
+    metrics: BrokerMetrics,
+    process: ProcessMetrics,
+    book: Followed[IdentityBook] | None,
+    *,
+    traced: bool,
+) -> list[Any]:
+    """What each call passes, the outermost first: a refused call is counted, but has no span."""
+    gate = [] if book is None else [Gate(book, metrics.refused)]
+    return [MeasuredCalls(process.called), *gate, *([TracedCalls()] if traced else [])]
+
+
 def _grpc_server(
-    settings: ServeSettings, runtime: BrokerRuntime, metrics: BrokerMetrics, *, traced: bool
-) -> tuple[grpc.aio.Server, Followed[IdentityBook] | None]:
-    """The server with the service behind its gate, and the identities that the gate lets in."""
-    book: Followed[IdentityBook] | None = None
-    interceptors: list[Any] = [TracedCalls()] if traced else []
-    if (identities := settings.broker_identities_file) is not None:
-        book = Followed([identities], partial(IdentityBook.read, identities))
-        # The first: a refused call begins no span.
-        interceptors.insert(0, Gate(book, metrics.refused))
+    settings: ServeSettings,
+    runtime: BrokerRuntime,
+    metrics: BrokerMetrics,
+    interceptors: list[Any],
+) -> grpc.aio.Server:
     server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
     service = TokenBrokerService(
         runtime,
@@ -139,7 +204,7 @@ def _grpc_server(
         ttl=Ttl(settings.broker_lease_ttl_ms),
     )
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
-    return server, book
+    return server
 
 
 def _security(settings: ServeSettings) -> str:
@@ -227,18 +292,15 @@ async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -
         await asyncio.sleep(POLL_S)
 
 
-def _bind(server: grpc.aio.Server, settings: ServeSettings) -> Listen:
+def _bind(server: grpc.aio.Server, settings: ServeSettings, files: FollowedFiles) -> Listen:
     """Listens in TLS or plaintext, as *settings* have it; returns the address with its port."""
     listen = Listen.parse(settings.broker_listen)
-    cert, key = settings.broker_tls_cert_file, settings.broker_tls_key_file
-    credentials = None
-    if cert is not None and key is not None:
-        credentials = TlsFiles(cert, key, settings.broker_tls_client_ca_file).credentials()
     listen.check_free("BROKER_LISTEN")
     try:
-        if credentials is None:
+        if files.tls is None or files.certificates is None:
             port = server.add_insecure_port(listen.grpc_target)
         else:
+            credentials = files.tls.credentials(files.certificates)
             port = server.add_secure_port(listen.grpc_target, credentials)
     except RuntimeError:
         # Another process took the port after the check.

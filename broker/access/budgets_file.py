@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from broker.core.budgets import Budget
 from broker.runtime import BrokerRuntime
 from protos.process.text_file import NotUtf8Error, read_text
-from protos.process.watched_files import Stamp, stamp
+from protos.process.watched_files import FileState, Stamp, file_version, stamp
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -117,6 +117,7 @@ class BudgetsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.budgets: tuple[Budget, ...] = ()
+        self.state = FileState("")
         self._seen: Stamp = None
         self._read: Stamp = None
         self.read()
@@ -139,6 +140,7 @@ class BudgetsFile:
         # Stamped before the read, so that a write during it counts as a change.
         self._read = self._seen = stamp(self.path)
         self.budgets = read_budgets(self.path)
+        self.state = FileState(file_version([self.path]))
 
     async def follow(self, runtime: BrokerRuntime) -> None:
         """Applies every change of the file to *runtime* until cancelled."""
@@ -150,6 +152,7 @@ class BudgetsFile:
             try:
                 self.read()
             except BudgetsFileError as exc:
+                self.state = FileState(self.state.version, str(exc))
                 log.warning("budgets can't be read; the old ones stay", reason=str(exc))
                 runtime.budgets_failed(str(exc))
             else:

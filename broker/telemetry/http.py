@@ -6,22 +6,29 @@ secret.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from broker.runtime import BrokerRuntime
+from protos.process.watched_files import FileState
+from protos.web.prometheus import PATH, metrics_handler
 
 # Without versions, which would show an attacker what to try.
 SERVER: Final = "tokenbroker"
 
 
-def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> Mapping[str, Any]:
-    """The broker's health as plain values."""
+States = Callable[[], Mapping[str, FileState]]
+
+
+def health(
+    runtime: BrokerRuntime, states: States, *, keepa_url: str, key_fingerprint: str
+) -> Mapping[str, Any]:
+    """The broker's health as plain values; *states* are those of the files it follows."""
     view, trouble = runtime.bucket(), runtime.probes.trouble
     return {
         "live": True,
@@ -30,6 +37,7 @@ def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> M
         "epoch": view.epoch,
         "leader": runtime.leader or None,
         "observation_age_ms": view.observation_age_ms,
+        "files": {name: asdict(state) for name, state in states().items()},
         "keepa": {
             "url": keepa_url,
             "key_fingerprint": key_fingerprint,
@@ -41,12 +49,17 @@ def health(runtime: BrokerRuntime, *, keepa_url: str, key_fingerprint: str) -> M
 
 
 def application(
-    runtime: BrokerRuntime, registry: CollectorRegistry, *, keepa_url: str, key_fingerprint: str
+    runtime: BrokerRuntime,
+    registry: CollectorRegistry,
+    states: States,
+    *,
+    keepa_url: str,
+    key_fingerprint: str,
 ) -> web.Application:
     """The routes over one runtime."""
 
     def health_response(status: HTTPStatus) -> web.Response:
-        body = health(runtime, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
+        body = health(runtime, states, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
         return web.json_response(
             body, status=status, dumps=lambda data: json.dumps(data, indent=2) + "\n"
         )
@@ -58,12 +71,8 @@ def application(
         ready = runtime.ready or (runtime.stands_by and not runtime.stopping)
         return health_response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
-
     routes = web.Application()
     routes.router.add_get("/healthz", healthz)
     routes.router.add_get("/readyz", readyz)
-    routes.router.add_get("/metrics", metrics)
+    routes.router.add_get(PATH, metrics_handler(registry))
     return routes

@@ -4,7 +4,8 @@ Every scrape reads the ledger's counts from it. Counted here is only what the le
 not keep: waits, and spend by operation and holder.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -21,6 +22,8 @@ from protos.process.metric_families import MetricFamilies
 WAIT_BUCKETS_S: Final = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600)
 # Holders come and go, and Prometheus keeps a series for each; hence the limit.
 LABEL_VALUES_MAX: Final = 100
+# Prometheus has scraped the last count many times by then.
+LABEL_IDLE_S: Final = 3_600.0
 OTHER: Final = "other"
 # Refusals of the caller; the other reasons concern its request.
 DOOR_REASONS: Final = (
@@ -37,17 +40,32 @@ counter, counters = families.counter, families.counters
 
 
 class BoundedLabel:
-    """Passes the first `LABEL_VALUES_MAX` values of a label; later ones become `other`."""
+    """Keeps the values of a label few; calls *forget* with a value before its series must go.
 
-    def __init__(self) -> None:
-        self._known: set[str] = set()
+    A value idle for `LABEL_IDLE_S` goes when another one comes. Beyond `LABEL_VALUES_MAX`
+    values at once, further ones share the label `other`.
+    """
+
+    def __init__(
+        self, forget: Callable[[str], None], clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._forget = forget
+        self._clock_s = clock_s
+        # When each was last seen, the one idle longest first.
+        self._seen_s: dict[str, float] = {}
 
     def __call__(self, value: str) -> str:
         """Returns the label for *value*."""
-        if value not in self._known:
-            if len(self._known) >= LABEL_VALUES_MAX:
+        now_s = self._clock_s()
+        if self._seen_s.pop(value, None) is None:
+            for idle in list(self._seen_s):
+                if now_s - self._seen_s[idle] < LABEL_IDLE_S:
+                    break
+                del self._seen_s[idle]
+                self._forget(idle)
+            if len(self._seen_s) >= LABEL_VALUES_MAX:
                 return OTHER
-            self._known.add(value)
+        self._seen_s[value] = now_s
         return value
 
 
@@ -58,7 +76,8 @@ class BrokerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(BucketCollector(runtime))
-        self._operation, self._holder = BoundedLabel(), BoundedLabel()
+        self._operation = BoundedLabel(self._forget_operation)
+        self._holder = BoundedLabel(self._forget_holder)
         self._wait = Histogram(
             "tokenbroker_wait_seconds",
             "Time from a request to its grant.",
@@ -113,6 +132,13 @@ class BrokerMetrics:
             self._refused.labels(reason.value)
         for told in ("first", "last"):
             self._eta_error.labels(told)
+
+    def _forget_operation(self, operation: str) -> None:
+        self._operation_tokens.remove_by_labels({"operation": operation})
+
+    def _forget_holder(self, holder: str) -> None:
+        self._holder_tokens.remove_by_labels({"holder": holder})
+        self._implausible.remove_by_labels({"holder": holder})
 
     def _eta_proved(self, first_ms: int, last_ms: int) -> None:
         self._eta_error.labels("first").observe(first_ms / 1000)

@@ -1,11 +1,12 @@
 """Serving the collection's metrics."""
 
+import asyncio
 import signal
 import threading
 from datetime import timedelta
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
@@ -14,6 +15,8 @@ from fetcher.settings import FetcherSecrets, Settings
 from protos.process import logs
 from protos.process.addresses import Listen, ListenError
 from protos.process.settings import SettingsError
+from protos.web.prometheus import metrics_application
+from protos.web.serving import serving
 
 log = structlog.get_logger(__name__)
 
@@ -40,16 +43,17 @@ def serve_metrics(settings: Settings) -> None:
         )
         registry = CollectorRegistry()
         registry.register(CollectionCollector(measuring))
-        listen = Listen.parse(settings.metrics_listen)
         try:
-            servers = [
-                start_http_server(port, host, registry)[0]
-                for host, port in listen.check_free("METRICS_LISTEN")
-            ]
+            asyncio.run(_serve(Listen.parse(settings.metrics_listen), registry, measuring, stop))
         except ListenError as exc:
             raise SettingsError([str(exc)]) from None
-        log.info("metrics served", address=settings.metrics_listen)
-        measuring.run(stop)
-        for server in servers:
-            server.shutdown()
-            server.server_close()
+
+
+async def _serve(
+    listen: Listen, registry: CollectorRegistry, measuring: Measuring, stop: threading.Event
+) -> None:
+    """Serves *registry*, and measures in a thread, until *stop* is set."""
+    routes = metrics_application(registry)
+    async with serving(routes, listen, setting="METRICS_LISTEN", name="dealfetcher") as at:
+        log.info("metrics served", address=str(at))
+        await asyncio.to_thread(measuring.run, stop)

@@ -5,6 +5,7 @@ It measures at its own intervals: scrapes cost the database nothing.
 """
 
 import math
+import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from fetcher.errors import DatabaseAwayError, DatabaseNotSetUpError
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.postgres.errors import MIGRATE
+from fetcher.postgres.keepa_errors import count_errors
 from fetcher.postgres.measures import (
     HourRead,
     PageCounts,
@@ -34,11 +36,13 @@ from fetcher.postgres.measures import (
 )
 from fetcher.postgres.reports import count_rejections, count_states
 from fetcher.postgres.schema import missing_migrations
-from fetcher.queries.query import DealQuery
+from fetcher.queries.query import DealQuery, QueryBook
 from fetcher.query_folder import QueryFolder
 from fetcher.scans.intervals import LONGEST_INTERVAL_MS
+from fetcher.work.keepa_errors import ErrorKind
 from fetcher.work.threads import Mishaps
 from protos.process.metric_families import MetricFamilies
+from protos.process.version import package_version
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +67,7 @@ class Measurement:
     pages: PageCounts
     states: Sequence[Mapping[str, Any]]
     rejections: Sequence[Mapping[str, Any]]
+    keepa_errors: Mapping[str, int]
     stored: Stored
     fetchers: int
     latency_s: float
@@ -88,6 +93,11 @@ class Measuring:
         self._first_seen_s: dict[str, float] = {}
         self._problem = ""
         self._mishaps = Mishaps("metrics")
+
+    @property
+    def book(self) -> QueryBook:
+        """The queries and errors that were read last."""
+        return self._folder.book
 
     def run(self, stop: threading.Event) -> None:
         """Measures until *stop* is set."""
@@ -150,6 +160,7 @@ def measure(
         pages=measure_pages(connection),
         states=count_states(connection, query=None, since=JUDGED_WITHIN),
         rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
+        keepa_errors=count_errors(connection),
         stored=measure_stored(connection),
         fetchers=count_fetchers(connection, silent_s=silent_s),
         latency_s=latency_s,
@@ -171,7 +182,13 @@ class CollectionCollector(Collector):
         """Yields all series of this moment."""
         latest = self._measuring.latest
         up = self._measuring.database_up
+        build = GaugeMetricFamily(
+            "dealfetcher_build_info", "1, with the version.", labels=["version", "python"]
+        )
+        build.add_metric([package_version(), platform.python_version()], 1.0)
+        yield build
         yield gauge("database_up", "1 while the database can be measured.", up)
+        yield from _of_files(self._measuring.book)
         if latest is None or not up:
             return
         yield gauge("database_latency_seconds", "Time to the database and back.", latest.latency_s)
@@ -187,9 +204,28 @@ class CollectionCollector(Collector):
         yield gauge("dead_pages", "Pages given up, to be looked at.", latest.pages.dead)
         pages = {"ready": latest.pages.ready, "claimed": latest.pages.claimed}
         yield gauges("open_pages", "Pages of running scans still to be read.", "state", pages)
+        # Every kind from the start: a rate needs the series before its first event.
+        errors = dict.fromkeys(ErrorKind, 0) | dict(latest.keepa_errors)
+        yield families.counters("keepa_errors", "Failed calls to Keepa.", "kind", errors)
         yield from _of_queries(latest)
 
         yield from _of_verdicts(latest)
+
+
+def _of_files(book: QueryBook) -> Iterator[Metric]:
+    """Yields which version of each query is read, and which files are refused."""
+    versions = GaugeMetricFamily(
+        "dealfetcher_query_info",
+        "1, with the versions of the query's selection and rules.",
+        labels=["query", "selection", "rules"],
+    )
+    for query in book.queries:
+        versions.add_metric([query.name, query.selection_hash, query.rules.version], 1.0)
+    yield versions
+    refused = {error.query: 1 for error in book.errors}
+    accepted = {query.name: 0 for query in book.queries}
+    text = "1 while the file can't be used; `dealfetcher queries check` has the reason."
+    yield gauges("query_file_refused", text, "query", accepted | refused)
 
 
 def _of_queries(latest: Measurement) -> Iterator[Metric]:

@@ -29,6 +29,7 @@ from fetcher.broker_client import Lease, LeaseLostError, Priority
 from fetcher.errors import (
     DatabaseRefusedError,
     FetcherError,
+    KeepaError,
     KeepaResponseError,
     KeepaThrottledError,
     KeepaUnavailableError,
@@ -195,9 +196,7 @@ class PaidCalls:
             job = rest
         try:
             self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
-            reply = leased_call(lease, job.call, units=len(job.claims))
-            self._outage.over()
-            stored = self._store(job, reply)
+            stored = self._call_and_store(job, lease)
         except (LeaseLostError, KeepaThrottledError) as exc:
             log.info("%s put back", job.noun, **job.about, reason=str(exc))
             self._release(job)
@@ -214,6 +213,15 @@ class PaidCalls:
         else:
             if stored.unanswered:
                 self._fail(job, stored.unanswered, "the reply left it out")
+
+    def _call_and_store(self, job: Job, lease: Lease) -> Stored:
+        try:
+            reply = leased_call(lease, job.call, units=len(job.claims))
+            self._outage.over()
+            return self._store(job, reply)
+        except (KeepaError, MalformedReplyError) as exc:
+            self._workplace.keepa_errors.note(exc)
+            raise
 
     def _refused(self, job: Job, exc: KeepaResponseError) -> None:
         if exc.concerns_key:

@@ -13,6 +13,7 @@ from fetcher.errors import DatabaseAwayError
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.query_folder import QueryFolder
+from fetcher.work.keepa_errors import KeepaErrors
 from fetcher.work.threads import Activities
 
 log = structlog.get_logger(__name__)
@@ -137,6 +138,7 @@ class Workplace:
     stop: threading.Event = field(default_factory=threading.Event)
     activities: Activities = field(default_factory=Activities)
     troubles: Troubles = field(default_factory=Troubles)
+    keepa_errors: KeepaErrors = field(default_factory=KeepaErrors)
     _stopped_at_s: float | None = None
 
     def __post_init__(self) -> None:

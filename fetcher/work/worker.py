@@ -27,6 +27,7 @@ from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpErr
 from fetcher.keepa import Keepa
 from fetcher.postgres.claims import PAGE_WORK, PRODUCT_WORK, renew_claims
 from fetcher.postgres.database import Connection
+from fetcher.postgres.keepa_errors import add_errors
 from fetcher.postgres.schema import missing_migrations
 from fetcher.postgres.workers import SILENT_CLAIMS, beat, leave
 from fetcher.work.details import EnrichmentWork
@@ -211,10 +212,13 @@ class Worker:
             log.debug("no heartbeat", problem=str(exc))
             return beat_every_s / 2
         pulse.beat(time.monotonic())
+        errors = workplace.keepa_errors.take()
         try:
             # Separate: a table of reports that can't be written must cost no claims.
             workplace.attempt(self._report)
+            workplace.attempt(partial(add_errors, counts=errors))
         except DatabaseAwayError as exc:
+            workplace.keepa_errors.put_back(errors)
             log.debug("no report of being alive", problem=str(exc))
         return beat_every_s
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -117,6 +118,11 @@ def test_health_and_metrics_are_served(broker: RunningBroker) -> None:
     assert "tokenbroker_balance_tokens 300.0" in metrics
     assert 'tokenbroker_denials_total{reason="paused"} 0.0' in metrics
     assert 'tokenbroker_probes_total{reason="start"} 1.0' in metrics
+    # The fixture has called it to see whether it serves.
+    assert re.search(r'tokenbroker_rpcs_total\{code="OK",method="GetBucket"\} [1-9]', metrics)
+    assert 'tokenbroker_rpc_seconds_count{method="GetBucket"}' in metrics
+    assert f'tokenbroker_build_info{{python="{platform.python_version()}"' in metrics
+    assert "tokenbroker_event_loop_lag_seconds_bucket" in metrics
 
 
 def test_it_is_small(broker: RunningBroker) -> None:

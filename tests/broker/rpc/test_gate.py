@@ -1,5 +1,7 @@
 """Access to a real broker process, with real certificates and tokens."""
 
+import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from broker.access.identities import METHODS
 from broker.rpc.gate import LOG_EVERY_MS, PEERS_MAX, RefusalLog
 from protos.channel.access import Access
 from protos.channel.reasons import REASON_KEY, Reason
+from protos.process.watched_files import file_version
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, launch_broker
@@ -320,13 +323,22 @@ def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: P
     viewer = company.token("viewer")
     successor = Company(tmp_path / "successor")
     pair, files = successor.issue("broker", "127.0.0.1"), changing.server
+    refused = 'tokenbroker_followed_file_refused{file="certificates"}'
+    before = scraped(broker, refused)
     files.cert.write_bytes(pair.cert.read_bytes())
     without_key = outcome(broker, company.access(token=viewer))[0]
+    half = scraped(broker, refused)
     files.key.write_bytes(pair.key.read_bytes())
     renewed = outcome(broker, successor.access(token=viewer))[0]
     distrusted = outcome(broker, company.access(token=viewer))[0]
+    expiry = scraped(broker, 'tokenbroker_certificate_expiry_timestamp_seconds{file="broker"}')
+    with urlopen(f"{broker.http_url}/healthz", timeout=TIMEOUT_S) as reply:
+        state = json.load(reply)["files"]["certificates"]
 
     assert (without_key, renewed, distrusted) == (Code.OK, Code.OK, Code.UNAVAILABLE)
+    assert (before, half, scraped(broker, refused)) == (0, 1, 0)
+    assert expiry > time.time()
+    assert state == {"version": file_version([files.cert, files.key]), "trouble": ""}
     wait_until(lambda: "the old ones stay" in changing.log.read_text(), "the broker logs it")
 
 

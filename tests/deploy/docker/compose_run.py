@@ -21,6 +21,12 @@ ROOT = Path(__file__).parents[3]
 FILES = ("docker-compose.yml", "deploy/docker/simulator.yml")
 TLS_FILE = "deploy/docker/tls.yml"
 PGBOUNCER_FILE = "deploy/docker/pgbouncer.yml"
+NEWER_POSTGRES_FILE = "deploy/docker/postgres-18.yml"
+DUMP = ("pg_dump", "--username=deals", "--format=custom", "deals")
+RESTORE = (
+    *("pg_restore", "--username=deals", "--dbname=deals"),
+    *("--clean", "--if-exists", "--single-transaction"),
+)
 BASE_IMAGE = "python:3.12-slim"
 ABOVE_BASE_MAX_BYTES = 120_000_000
 BUILD_TIMEOUT_S = 1_200
@@ -73,6 +79,37 @@ class Stack:
         files = [part for file in self._files for part in ("--file", file)]
         project = ("compose", "--project-name", "keepa-test", *files)
         return docker(*project, *arguments, timeout_s=timeout_s, **self._settings)
+
+    def stream(
+        self, *command: str, source: Path | None = None, target: Path | None = None
+    ) -> None:
+        """Runs a command beside Postgres, its input from *source* or its output to *target*."""
+        files = [part for file in self._files for part in ("--file", file)]
+        with (
+            (source or Path(os.devnull)).open("rb") as given,
+            (target or Path(os.devnull)).open("wb") as taken,
+        ):
+            run = subprocess.run(
+                [
+                    "docker",
+                    "compose",
+                    "--project-name",
+                    "keepa-test",
+                    *files,
+                    "exec",
+                    "--no-TTY",
+                    "postgres",
+                    *command,
+                ],
+                cwd=ROOT,
+                env=os.environ | self._settings,
+                stdin=given,
+                stdout=taken,
+                stderr=subprocess.PIPE,
+                timeout=120,
+                check=False,
+            )
+        assert run.returncode == 0, run.stderr.decode()
 
     def containers(self, service: str) -> list[str]:
         """Ids of the running containers of *service*."""
@@ -205,6 +242,86 @@ def test_a_pooler_in_transaction_mode_carries_all_work(stack: Stack) -> None:
     assert "login attempt" in pooled.run("logs", "pgbouncer")
     assert "prepared statement" not in logs
     assert "Postgres is away" not in logs
+
+
+def test_roles_have_the_least_rights(stack: Stack) -> None:
+    """No fetcher is the owner of the tables, and none can read the owner's password."""
+    owner = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dealfetcher' AND"
+    seen = stack.run("exec", "--no-TTY", "fetcher", "python", "-c", READ_CREDENTIALS)
+
+    assert stack.number(f"{owner} usename <> 'fetcher'") == 0
+    assert stack.number(f"{owner} usename = 'fetcher'") > 0
+    assert seen.split() == ["fetcher"]
+
+
+def test_old_deals_are_pruned(stack: Stack) -> None:
+    """The command of the profile deletes them, as the fetchers' role."""
+    stack.run("stop", "fetcher")
+    old = (
+        "WITH old AS (UPDATE deals SET reply_time = now() - interval '400 days' WHERE asin IN"
+        " (SELECT asin FROM deals ORDER BY asin LIMIT 10) RETURNING 1) SELECT count(*) FROM old"
+    )
+    count = stack.number(old)
+    deleted = json.loads(stack.run("run", "--rm", "prune", "prune", "--output", "json"))
+    stack.run("--profile", "retention", "up", "--detach", "--no-build", "prune")
+    wait_for(lambda: "deleted: " in stack.run("logs", "prune"), "a run of the profile")
+    stack.run("--profile", "retention", "stop", "prune")
+
+    assert count > 0
+    assert deleted["deals"] == count
+
+
+def test_a_backup_restores_what_was_deleted(stack: Stack, tmp_path: Path) -> None:
+    """README's lines: dump while all runs, restore, and fetchers go on."""
+    stack.run("up", "--detach", "--no-build", "--scale", "fetcher=1")
+    wait_for(lambda: stack.number("SELECT count(*) FROM deals") > 0, "deals")
+    stack.stream(*DUMP, target=tmp_path / "deals.dump")
+    stack.run("stop", "fetcher", "broker")
+    before = stack.number("SELECT count(*) FROM deals")
+    stack.number("WITH gone AS (DELETE FROM listings RETURNING 1) SELECT count(*) FROM gone")
+    lost = stack.number("SELECT count(*) FROM deals")
+    restore(stack, tmp_path / "deals.dump")
+
+    assert lost == 0
+    # Pages that were read after the dump are read again.
+    assert 0 < stack.number("SELECT count(*) FROM deals") <= before
+    expect_new_pages(stack)
+
+
+def test_a_newer_postgres_takes_over_the_data(stack: Stack, tmp_path: Path) -> None:
+    """README's lines: dump, another folder of data, restore; the old volume stays."""
+    newer = Stack(NEWER_POSTGRES_FILE)
+    stack.run("stop", "fetcher", "broker")
+    before = stack.number("SELECT count(*) FROM deals")
+    stack.stream(*DUMP, target=tmp_path / "deals.dump")
+    stack.run("down", "--timeout", "5")
+    restore(newer, tmp_path / "deals.dump")
+
+    assert newer.number("SELECT count(*) FROM deals") == before > 0
+    expect_new_pages(newer)
+    newer.run("down", "--volumes", "--timeout", "5")
+
+
+READ_CREDENTIALS = """
+from pathlib import Path
+for found in Path("/run").rglob("database_url"):
+    print(found.read_text().partition("://")[2].partition(":")[0])
+"""
+
+
+def restore(stack: Stack, dump: Path) -> None:
+    """Restores *dump* as README has it, and starts the rest."""
+    stack.run("up", "--detach", "--no-build", "--wait", "postgres")
+    stack.run("run", "--rm", "migrate")
+    stack.stream(*RESTORE, source=dump)
+
+
+def expect_new_pages(stack: Stack) -> None:
+    """Starts the stack, and waits until a fetcher has read another page."""
+    begun_at = stack.number("SELECT extract(epoch FROM now())::bigint")
+    stack.run("up", "--detach", "--no-build", "--scale", "fetcher=1")
+    read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({begun_at})"
+    wait_for(lambda: stack.number(read) > 0, "a page read after the restore")
 
 
 def stop_time_s(stack: Stack, service: str) -> float:

@@ -66,7 +66,11 @@ def stack(
     queries.mkdir()
     (queries / "books.json").write_text(json.dumps(QUERY), encoding="utf-8")
     simulator = start_simulator(tick_seconds=1, deal_speed=60)
-    broker: RunningBroker = start_broker(simulator.base_url, simulator.api_key)
+    budgets = tmp_path / "budgets.toml"
+    budgets.write_text("[budgets.all]\ntokens_per_hour = 1000000\n", encoding="utf-8")
+    broker: RunningBroker = start_broker(
+        simulator.base_url, simulator.api_key, broker_budgets_file=budgets
+    )
     shared = {"database_url": database_url, "queries": queries}
     start_program(
         "fetcher",

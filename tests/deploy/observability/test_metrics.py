@@ -56,6 +56,12 @@ WATCHED = {
     "dead pages": "dealfetcher_dead_pages",
     "database size": "dealfetcher_database_size_bytes",
     "oldest row": "dealfetcher_oldest_deal_age_seconds",
+    "Keepa's errors": "dealfetcher_keepa_errors_total",
+    "statuses of RPCs": "tokenbroker_rpcs_total",
+    "times of RPCs": "tokenbroker_rpc_seconds_bucket",
+    "event loop": "tokenbroker_event_loop_lag_seconds_bucket",
+    "versions": "tokenbroker_build_info",
+    "followed files": "tokenbroker_followed_file_info",
     "Postgres latency": "dealfetcher_database_latency_seconds",
 }
 
@@ -90,10 +96,10 @@ def scaling_queries() -> list[str]:
 
 
 def scraped_names(exposition: str) -> set[str]:
-    """The names of all series in *exposition*, and of counters by label without a series yet."""
+    """The names of all series in *exposition*, and of those by label without a series yet."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
-    counters = re.findall(r"^# TYPE (\S+) counter$", exposition, re.MULTILINE)
-    return {re.split(r"[ {]", line, maxsplit=1)[0] for line in lines} | set(counters)
+    empty = re.findall(r"^# TYPE (\S+) (?:counter|gauge)$", exposition, re.MULTILINE)
+    return {re.split(r"[ {]", line, maxsplit=1)[0] for line in lines} | set(empty)
 
 
 @contextmanager
