@@ -22,6 +22,8 @@ RPC_TIMEOUT_S = 60.0
 OWN_PREFIXES = (
     "KEEPA_",
     "BROKER_",
+    "GATEWAY_",
+    "MCP_",
     "DATABASE_",
     "SIMULATOR_",
     "LOG_",

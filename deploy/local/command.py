@@ -10,7 +10,7 @@ from deploy.local.screen import Screen
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.tether import tether_to_make
-from protos.process.addresses import ListenError
+from protos.process.addresses import Listen, ListenError
 from protos.process.extras import PACKAGE
 from protos.process.settings import SettingsError
 
@@ -23,6 +23,8 @@ def main() -> int:
         settings = StackSettings.load()
         settings.rpc.check_free("BROKER_LISTEN")
         settings.http.check_free("BROKER_HTTP_LISTEN")
+        Listen.parse(settings.gateway_listen).check_free("GATEWAY_LISTEN")
+        Listen.parse(settings.gateway_http_listen).check_free("GATEWAY_HTTP_LISTEN")
         with DataDir(settings.data_dir) as data_dir:
             Stack(settings, data_dir, Screen()).run()
     except SettingsError as exc:

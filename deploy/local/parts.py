@@ -50,6 +50,10 @@ class Parts:
         """The broker, the owner of the tokens."""
         return self._program("broker", "broker", "serve")
 
+    def gateway(self) -> Program:
+        """The gateway: Keepa's API for other programs."""
+        return self._program("gateway", "fetcher.gateway", "serve")
+
     def fetcher(self, number: int) -> Program:
         """Fetcher *number*."""
         return self._program(f"fetcher-{number}", "fetcher", "run")

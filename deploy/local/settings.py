@@ -60,6 +60,10 @@ class StackSettings(Environment):
     """Address of the broker's gRPC server."""
     broker_http_listen: Address = "127.0.0.1:9464"
     """Address of the broker's metrics and health endpoints."""
+    gateway_listen: Address = "127.0.0.1:8902"
+    """Address of the gateway, which serves Keepa's API to other programs."""
+    gateway_http_listen: Address = "127.0.0.1:9467"
+    """Address of the gateway's metrics and health endpoints."""
     data_dir: Path = Path(".local")
     """Folder of Postgres data and logs."""
     queries: Path = Path("deploy/queries")
@@ -73,7 +77,9 @@ class StackSettings(Environment):
     simulator_tokens: int = 20
     """Without a key: tokens at the start; few, to show waits."""
 
-    @field_validator("broker_listen", "broker_http_listen")
+    @field_validator(
+        "broker_listen", "broker_http_listen", "gateway_listen", "gateway_http_listen"
+    )
     @classmethod
     def _choose_port(cls, text: str) -> str:
         # The other programs need the port before the broker starts.

@@ -81,6 +81,7 @@ class Stack:
         self._simulator: Program | None = None
         self._broker = Crew(screen.note)
         self._fetchers = Crew(screen.note)
+        self._gateway = Crew(screen.note)
         self._surveyor: Surveyor | None = None
         self._totals = RunTotals()
         self._stop_signals = 0
@@ -117,6 +118,7 @@ class Stack:
         migration.check(migration.wait(_READY_TIMEOUT_S))
         for number in range(1, self._settings.fetchers + 1):
             self._fetchers.start(parts.fetcher(number))
+        self._gateway.start(parts.gateway())
         self._surveyor = Surveyor(
             environment["BROKER_ADDRESS"], database_url, simulator_url, access
         )
@@ -129,6 +131,8 @@ class Stack:
         return {
             "BROKER_LISTEN": str(settings.rpc),
             "BROKER_HTTP_LISTEN": str(settings.http),
+            "GATEWAY_LISTEN": settings.gateway_listen,
+            "GATEWAY_HTTP_LISTEN": settings.gateway_http_listen,
             "BROKER_ADDRESS": settings.broker_address,
             "QUERIES": str(settings.queries),
             "LOG_LEVEL": settings.log_level,
@@ -178,6 +182,7 @@ class Stack:
         else:
             note("Postgres: yours, by DATABASE_URL")
         note(f"broker: gRPC on {settings.rpc}, metrics on http://{settings.http}/metrics")
+        note(f"gateway: Keepa's API for any client on http://{settings.gateway_listen}")
         note(f"{settings.fetchers} fetchers, queries in {settings.queries}")
         note(f"logs in {self._data_dir.logs}")
         if settings.run_seconds is None:
@@ -235,6 +240,7 @@ class Stack:
             self._postgres.start()
         self._broker.tend()
         self._fetchers.tend()
+        self._gateway.tend()
 
     def _check_clock(self) -> None:
         limit_s = self._settings.run_seconds
@@ -263,8 +269,9 @@ class Stack:
         self._screen.note(f"stopping: {reason}")
         if self._surveyor is not None:
             self._surveyor.pause()
-        for program in self._fetchers.stop():
-            self._screen.note(f"{program.name} did not end by itself and was killed")
+        for crew in (self._gateway, self._fetchers):
+            for program in crew.stop():
+                self._screen.note(f"{program.name} did not end by itself and was killed")
         if self._surveyor is not None:
             self._totals.note(self._surveyor.take())
             self._surveyor.close()

@@ -66,6 +66,8 @@ def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory)
         "deploy.local",
         broker_listen="127.0.0.1:0",
         broker_http_listen="127.0.0.1:0",
+        gateway_listen="127.0.0.1:0",
+        gateway_http_listen="127.0.0.1:0",
         queries=ROOT / "deploy" / "queries",
         data_dir=data_dir,
     )

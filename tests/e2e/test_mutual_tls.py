@@ -84,6 +84,8 @@ def test_a_stack_with_mutual_tls_collects_deals(
         "deploy.local",
         broker_listen=address,
         broker_http_listen="127.0.0.1:0",
+        gateway_listen="127.0.0.1:0",
+        gateway_http_listen="127.0.0.1:0",
         keepa_base_url=simulator.base_url,
         keepa_api_key=KEY,
         database_url=empty_database_url,
@@ -122,6 +124,8 @@ def test_a_stack_names_a_wrong_certificate_at_once(tmp_path: Path) -> None:
         env=environment(
             broker_listen="127.0.0.1:0",
             broker_http_listen="127.0.0.1:0",
+            gateway_listen="127.0.0.1:0",
+            gateway_http_listen="127.0.0.1:0",
             queries=ROOT / "deploy/queries",
             data_dir=tmp_path / "data",
             broker_tls_ca_file=tmp_path / "missing.crt",

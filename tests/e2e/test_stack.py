@@ -22,7 +22,9 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 # Unlike any other text, so finding it in an output means a leak.
 KEY = "k3y" + "fedcba9876543210" * 4
-ANY_PORTS = {"broker_listen": "127.0.0.1:0", "broker_http_listen": "127.0.0.1:0"}
+ANY_PORTS = dict.fromkeys(
+    ("broker_listen", "broker_http_listen", "gateway_listen", "gateway_http_listen"), "127.0.0.1:0"
+)
 QUERIES = {"queries": ROOT / "deploy" / "queries"}
 
 

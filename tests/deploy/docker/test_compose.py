@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 
 from broker.settings import ServeSettings
 from deploy.keepa_simulator.options import DEMO_KEY
+from fetcher.gateway.settings import GatewaySettings
 from fetcher.settings import Settings
 from protos.process.addresses import Listen
 from protos.process.settings import ClientSettings, TracingSettings
@@ -29,11 +30,12 @@ LONG_RUNNING = sorted(SERVICES.keys() - {"credentials", "migrate"})
 OURS: dict[str, type[BaseSettings]] = {
     "broker": ServeSettings,
     "fetcher": Settings,
+    "gateway": GatewaySettings,
     "metrics": Settings,
     "migrate": Settings,
     "prune": Settings,
 }
-TRACED = dict.fromkeys(("broker", "fetcher"), TracingSettings.model_fields)
+TRACED = dict.fromkeys(("broker", "fetcher", "gateway"), TracingSettings.model_fields)
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
