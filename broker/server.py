@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,8 +21,9 @@ import structlog
 import uvloop
 
 from broker.access.budgets_file import POLL_S, BudgetsFile
-from broker.access.identities import IdentityBook
+from broker.access.identities import SETTING, IdentityBook
 from broker.access.tls import TlsFiles
+from broker.console.page import TokensPage
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
 from broker.core.elector import Elector, Term
@@ -40,9 +42,12 @@ from broker.telemetry.metrics import BrokerMetrics
 from broker.telemetry.process_metrics import ProcessMetrics
 from protos.channel import options
 from protos.process.addresses import Listen, ListenError
+from protos.process.identities import IdentityFile, Role
 from protos.process.watched_files import FileState, Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from protos.web.door import Door
 from protos.web.serving import serving
+from protos.web.tls import HttpTls
 
 if TYPE_CHECKING:
     from broker.journal.leadership import Leadership
@@ -80,25 +85,17 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     runtime = BrokerRuntime(allocator, keepa, elector)
     metrics = BrokerMetrics(runtime)
     process = ProcessMetrics(metrics.registry, files.states, files.expiries_s)
-    routes = http.application(
-        runtime,
-        metrics.registry,
-        files.states,
-        keepa_url=settings.keepa_base_url,
-        key_fingerprint=settings.key_fingerprint,
-    )
     server = _grpc_server(
         settings, runtime, metrics, _interceptors(metrics, process, files.book, traced=traced)
     )
     introspection = Introspection(server)
     grpc_listen = _bind(server, settings, files)
-    http_listen = Listen.parse(settings.broker_http_listen)
-    async with serving(
-        routes, http_listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER
-    ) as http_listen:
+    page, http_port = _http_port(settings, runtime, metrics, files)
+    async with http_port as http_listen:
         following = [
             asyncio.create_task(introspection.follow(runtime)),
             asyncio.create_task(process.measure_lag()),
+            asyncio.create_task(page.series.follow()),
         ]
         await server.start()
         leadership: Leadership | None = None
@@ -205,6 +202,53 @@ def _grpc_server(
     )
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     return server
+
+
+def _http_port(
+    settings: ServeSettings,
+    runtime: BrokerRuntime,
+    metrics: BrokerMetrics,
+    files: FollowedFiles,
+) -> tuple[TokensPage, AbstractAsyncContextManager[Listen]]:
+    """The page of tokens, and the port that serves it with metrics and health."""
+    cert, key = settings.broker_http_tls_cert_file, settings.broker_http_tls_key_file
+    tls = None
+    if cert is not None and key is not None:
+        client_ca = settings.broker_http_tls_client_ca_file
+        tls = HttpTls("BROKER_HTTP_TLS", cert, key, client_ca).context()
+    routes = http.application(
+        runtime,
+        metrics.registry,
+        files.states,
+        keepa_url=settings.keepa_base_url,
+        key_fingerprint=settings.key_fingerprint,
+        secure=tls is not None,
+    )
+    page = TokensPage(runtime, metrics, _door(settings))
+    page.add_to(routes)
+    listen = Listen.parse(settings.broker_http_listen)
+    port = serving(routes, listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER, tls=tls)
+    return page, port
+
+
+def _door(settings: ServeSettings) -> Door:
+    """The door of the page on the HTTP port."""
+    identities = None
+    if (path := settings.broker_identities_file) is not None:
+        identities = Followed([path], partial(IdentityFile.read, SETTING, path))
+    if Listen.parse(settings.broker_http_listen).is_local:
+        open_role: Role | None = Role.OPERATOR
+    else:
+        open_role = Role.VIEWER if settings.broker_http_open else None
+    return Door(
+        http.SERVER,
+        identities=identities,
+        setting=SETTING,
+        open_role=open_role,
+        # The same at every start and in every standby: sessions survive both.
+        secret=settings.keepa_api_key.get_secret_value().encode(),
+        secure=settings.broker_http_tls_cert_file is not None,
+    )
 
 
 def _security(settings: ServeSettings) -> str:

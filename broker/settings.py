@@ -56,7 +56,16 @@ class ServeSettings(RequiredKeepaSettings, LogSettings):
     broker_listen: Address = "127.0.0.1:50051"
     """Where the broker serves gRPC."""
     broker_http_listen: Address = "127.0.0.1:9464"
-    """Where the broker serves metrics and health."""
+    """Where the broker serves its page (`/`), metrics and health."""
+    broker_http_open: bool = False
+    """Show the page to every caller that reaches an address other than loopback, to read only:
+    where the network is protected, and without `BROKER_IDENTITIES_FILE`."""
+    broker_http_tls_cert_file: Path | None = None
+    """The certificate of the HTTP port (PEM); with it the port speaks TLS."""
+    broker_http_tls_key_file: Path | None = None
+    """The key of this certificate (PEM)."""
+    broker_http_tls_client_ca_file: Path | None = None
+    """Client certificates of this CA (PEM) are identities on the HTTP port too."""
     broker_floor_tokens: NonNegativeInt = 0
     """Tokens that are never granted: room for other users of the key."""
     broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(duration)] = None
@@ -116,6 +125,14 @@ class ServeSettings(RequiredKeepaSettings, LogSettings):
         if (self.broker_tls_cert_file is None) != (self.broker_tls_key_file is None):
             raise ValueError(
                 "BROKER_TLS_CERT_FILE and BROKER_TLS_KEY_FILE belong together: set both or none"
+            )
+        http = self.broker_http_tls_cert_file, self.broker_http_tls_key_file
+        if (http[0] is None) != (http[1] is None) or (
+            self.broker_http_tls_client_ca_file is not None and http[0] is None
+        ):
+            raise ValueError(
+                "BROKER_HTTP_TLS_CERT_FILE and BROKER_HTTP_TLS_KEY_FILE belong together: set"
+                " both or none"
             )
         if self.broker_tls_client_ca_file is not None:
             if self.broker_tls_cert_file is None:

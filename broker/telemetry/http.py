@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from broker.runtime import BrokerRuntime
 from protos.process.watched_files import FileState
+from protos.web.pages import application as application_with_headers
 from protos.web.prometheus import PATH, metrics_handler
 
 # Without versions, which would show an attacker what to try.
@@ -55,8 +56,9 @@ def application(
     *,
     keepa_url: str,
     key_fingerprint: str,
+    secure: bool = False,
 ) -> web.Application:
-    """The routes over one runtime."""
+    """The routes over one runtime; *secure* if the port speaks TLS."""
 
     def health_response(status: HTTPStatus) -> web.Response:
         body = health(runtime, states, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
@@ -71,7 +73,7 @@ def application(
         ready = runtime.ready or (runtime.stands_by and not runtime.stopping)
         return health_response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    routes = web.Application()
+    routes = application_with_headers(secure=secure)
     routes.router.add_get("/healthz", healthz)
     routes.router.add_get("/readyz", readyz)
     routes.router.add_get(PATH, metrics_handler(registry))

@@ -164,6 +164,20 @@ class BrokerMetrics:
         self._operation_tokens.labels(self._operation(settlement.operation)).inc(spent)
         self._holder_tokens.labels(self._holder(settlement.holder)).inc(spent)
 
+    def spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Tokens spent since the start, by operation and by holder."""
+        return _by_label(self._operation_tokens), _by_label(self._holder_tokens)
+
+
+def _by_label(counter: Counter) -> dict[str, float]:
+    """The values of a *counter* with one label."""
+    return {
+        next(iter(sample.labels.values())): sample.value
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+
 
 class BucketCollector(Collector):
     """Reads the bucket, the ledger's sums and the probes at every scrape."""

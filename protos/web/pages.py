@@ -98,6 +98,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
             finalize=_plain,
+            auto_reload=False,
         )
         stamps = {
             name: hashlib.sha256((FOLDER / "assets" / name).read_bytes()).hexdigest()[:12]

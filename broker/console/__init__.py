@@ -1,0 +1,1 @@
+"""The broker's own page: tokens, leases, waits, spend."""

@@ -1,0 +1,1 @@
+"""Tests: broker/console."""
