@@ -8,11 +8,12 @@ import typer
 from broker.commands import inspect
 from broker.commands import watch as watching
 from broker.commands.connection import CommandError, Target
-from broker.settings import ServeSettings
+from broker.settings import BrokerSecrets, JournalSettings, ServeSettings, parse_span
 from protos.channel.credential_files import CredentialError
+from protos.postgres.errors import DatabaseError
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
-from protos.process.settings import ClientSettings, Secrets, SettingsError, TracingSettings
+from protos.process.settings import ClientSettings, SettingsError, TracingSettings
 from protos.process.version import Version
 
 
@@ -64,7 +65,7 @@ def serve() -> None:
     logs.configure(
         settings.log_level,
         settings.log_format,
-        secrets=Secrets.known(),
+        secrets=BrokerSecrets.known(),
     )
     try:
         with tracing.exporting(SERVICE, protocol):
@@ -133,6 +134,74 @@ def resume(address: Address = None, output: Output = Format.TABLE) -> None:
     inspect.resume(_target(address), as_json=output is Format.JSON)
 
 
+class By(StrEnum):
+    """What `tokenbroker spend` sums up by."""
+
+    HOLDER = "holder"
+    IDENTITY = "identity"
+    OPERATION = "operation"
+    HOUR = "hour"
+    DAY = "day"
+
+
+@app.command()
+def spend(
+    by: Annotated[By, typer.Option(help="Sum up by this.")] = By.HOLDER,
+    since: Annotated[
+        str, typer.Option(help="How far back: 90m, 24h or 7d.", metavar="DURATION")
+    ] = "24h",
+    address: Address = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the tokens spent, from the broker's journal.
+
+    Counts whole quarters of an hour; hours and days are UTC.
+
+    Example: tokenbroker spend --by operation --since 7d -o json | jq .total_tokens
+    """
+    from broker.commands import accounting  # noqa: PLC0415 - other commands start faster
+
+    back = parse_span("--since", since)
+    accounting.spend(_target(address), by.value, back, as_json=output is Format.JSON)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="LEASE_ID|HOLDER")],
+    address: Address = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the story of a lease, or the latest records of a holder.
+
+    What it asked for, why it waited, what it was granted and what its call cost, with the
+    count in Keepa's reply; from the broker's journal.
+
+    Example: tokenbroker explain fetcher-1/7f3a
+    """
+    from broker.commands import accounting  # noqa: PLC0415 - as above
+
+    accounting.explain(_target(address), name, as_json=output is Format.JSON)
+
+
+@app.command()
+def migrate() -> None:
+    """Make or update the journal's tables.
+
+    `tokenbroker serve` does the same at its start; this command serves where its role may
+    not create tables.
+
+    Example: BROKER_DATABASE_URL_FILE=/run/secrets/owner tokenbroker migrate
+    """
+    from broker.journal import schema  # noqa: PLC0415 - as above
+
+    settings = JournalSettings.load()
+    names = schema.migrate(settings.require_database_url(), settings.broker_journal_months)
+    for name in names:
+        print(f"applied {name}")
+    if not names:
+        print("The journal's tables are up to date.")
+
+
 def _target(option: str | None) -> Target:
     settings = ClientSettings.load()
     return Target(option or settings.broker_address, settings.access)
@@ -148,8 +217,9 @@ def main() -> None:
             CredentialError: EXIT_USAGE,
             ListenError: EXIT_FAILED,
             CommandError: EXIT_FAILED,
+            DatabaseError: EXIT_FAILED,
         },
-        secrets=Secrets.known,
+        secrets=BrokerSecrets.known,
     )
 
 

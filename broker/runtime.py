@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -36,9 +36,14 @@ from broker.core.leases import (
 )
 from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
 from broker.daemon_thread import in_daemon_thread
+from broker.journal.status import JournalStatus
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.telemetry.eta_accuracy import Listener, Promises
 from broker.telemetry.notices import Notices
+
+if TYPE_CHECKING:
+    # A broker without a database does without the driver's memory.
+    from broker.journal.journal import Journal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -98,12 +103,18 @@ class BrokerRuntime:
         allocator: Decides; its epoch is that of this broker's time as leader.
         keepa: Asks Keepa for its count.
         elector: Decides whether this broker leads; without one it always does.
+        journal: Takes the records of each step, if there is one.
     """
 
     def __init__(
-        self, allocator: Allocator, keepa: KeepaSync, elector: Elector | None = None
+        self,
+        allocator: Allocator,
+        keepa: KeepaSync,
+        elector: Elector | None = None,
+        journal: "Journal | None" = None,
     ) -> None:
         self.allocator = allocator
+        self.journal = journal
         self._elector = elector
         self._conceded = elector is not None
         # Waits that ended with the time as leader; they keep their places.
@@ -266,13 +277,13 @@ class BrokerRuntime:
         if trouble is not None:
             raise trouble
 
-    def pause(self) -> None:
-        """Stops granting; requests wait."""
-        self._decide(self.allocator.pause)
+    def pause(self, by: str = "") -> None:
+        """Stops granting for the operator *by*; requests wait."""
+        self._decide(lambda now_ms: self.allocator.pause(now_ms, by=by))
 
-    def resume(self) -> None:
-        """Resumes granting."""
-        self._decide(self.allocator.resume)
+    def resume(self, by: str = "") -> None:
+        """Resumes granting for the operator *by*."""
+        self._decide(lambda now_ms: self.allocator.resume(now_ms, by=by))
 
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
         """Replaces the budgets of the budgets file."""
@@ -302,6 +313,11 @@ class BrokerRuntime:
         now_ms = self.now_ms()
         view = snapshot(self.allocator, now_ms)
         return view if self.leads(now_ms) else replace(view, state=BucketState.STANDBY)
+
+    @property
+    def journal_status(self) -> JournalStatus:
+        """What the journal does; off without one."""
+        return JournalStatus() if self.journal is None else self.journal.status
 
     def leases(self, most: int | None = None) -> list[Lease]:
         """The first *most* leases that hold tokens: open and lapsed by age, then settled ones.
@@ -355,6 +371,9 @@ class BrokerRuntime:
             self._decide(self.allocator.advance)
 
     def _follow_up(self) -> None:
+        made = self.allocator.take_records()
+        if self.journal is not None and made:
+            self.journal.put(self.allocator.ledger.epoch, made)
         for answer in self.allocator.take_outcomes():
             self._deliver(answer)
         self._notices.log(self.allocator.take_events())

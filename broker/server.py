@@ -50,12 +50,14 @@ from protos.web.serving import serving
 from protos.web.tls import HttpTls
 
 if TYPE_CHECKING:
+    from broker.journal.journal import Journal
     from broker.journal.leadership import Leadership
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The broker may take 5 s to stop; RPCs in progress get most of it.
 STOP_GRACE_S: Final = 3.0
+FLUSH_S: Final = 0.5
 MS: Final = timedelta(milliseconds=1)
 
 
@@ -66,6 +68,7 @@ def run(settings: ServeSettings, *, traced: bool = False) -> None:
         BudgetsFileError: the budgets can't be used.
         ListenError: an address can't be listened on.
         CredentialError: a file of certificates or identities can't be used.
+        DatabaseNotSetUpError: the journal's tables or rights are missing.
     """
     uvloop.run(serve(settings, traced=traced))
 
@@ -77,12 +80,13 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
     files = FollowedFiles.of(settings)
-    elector = _elector(settings) if settings.broker_database_url.get_secret_value() else None
+    elector = _elector(settings) if settings.database_url else None
+    journal = await _journal(settings) if settings.database_url else None
     # Without a database, only the wall clock makes epochs grow across restarts.
     epoch = 0 if elector else _now_epoch()
     budgets = files.budgets.budgets if files.budgets else ()
     allocator = _allocator(settings, budgets, epoch)
-    runtime = BrokerRuntime(allocator, keepa, elector)
+    runtime = BrokerRuntime(allocator, keepa, elector, journal)
     metrics = BrokerMetrics(runtime)
     process = ProcessMetrics(metrics.registry, files.states, files.expiries_s)
     server = _grpc_server(
@@ -112,6 +116,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             keepa=settings.keepa_base_url,
             key_fingerprint=settings.key_fingerprint,
             epoch=epoch or None,
+            journal="off: set BROKER_DATABASE_URL" if journal is None else "on",
         )
         if settings.broker_start_paused:
             log.warning("granting paused by BROKER_START_PAUSED; `tokenbroker resume` ends it")
@@ -121,13 +126,26 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         for task in following:
             task.cancel()
         await introspection.stop()
-        runtime.stop()
-        # Nothing is granted any more, so a standby may take over before the ports close.
-        if leadership is not None:
-            await leadership.hand_over()
-        await server.stop(STOP_GRACE_S)
+        await _stop(runtime, leadership, server)
     keepa.close()
     log.info("broker stopped")
+
+
+async def _stop(
+    runtime: BrokerRuntime, leadership: "Leadership | None", server: grpc.aio.Server
+) -> None:
+    """Ends the waits, writes the journal, hands over, and lets RPCs in progress finish."""
+    journal = runtime.journal
+    runtime.stop()
+    # Before another broker leads: from then on nothing of this one is written.
+    if journal is not None:
+        await journal.flush(FLUSH_S)
+    # Nothing is granted any more, so a standby may take over before the ports close.
+    if leadership is not None:
+        await leadership.hand_over()
+    await server.stop(STOP_GRACE_S)
+    if journal is not None:
+        await journal.stop(FLUSH_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +312,26 @@ def _elector(settings: ServeSettings) -> Elector:
     )
 
 
+async def _journal(settings: ServeSettings) -> "Journal":
+    """The journal, ready to write; Postgres may be away.
+
+    Raises:
+        DatabaseNotSetUpError: the role may not create what is missing.
+    """
+    # Imported here: as for the leadership.
+    from broker.journal.journal import Journal  # noqa: PLC0415 - see above
+
+    journal = Journal(
+        settings.database_url,
+        settings.key_fingerprint,
+        BrokerRuntime.now_ms,
+        signed=settings.broker_identities_file is not None,
+        months_kept=settings.broker_journal_months,
+    )
+    await journal.prepare()
+    return journal
+
+
 def _leadership(
     settings: ServeSettings, elector: Elector, runtime: BrokerRuntime, listen: str
 ) -> "Leadership":
@@ -302,14 +340,17 @@ def _leadership(
     from broker.journal.leadership import Leadership  # noqa: PLC0415 - see above
 
     row = LeaderRow(
-        settings.broker_database_url.get_secret_value(),
+        settings.database_url,
         account=settings.key_fingerprint,
         holder=elector.holder,
         address=settings.broker_advertise or listen,
     )
 
     async def succeed(term: Term) -> Allocator:
-        return _allocator(settings, (), term.epoch)
+        allocator = _allocator(settings, (), term.epoch)
+        if runtime.journal is not None:
+            await runtime.journal.restore(allocator)
+        return allocator
 
     return Leadership(elector, row, runtime, succeed)
 

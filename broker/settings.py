@@ -1,5 +1,7 @@
 """Settings of the broker, from the environment, then from `.env`; no other module reads them."""
 
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -17,16 +19,39 @@ from pydantic import (
 from protos.process.addresses import Listen
 from protos.process.settings import (
     Address,
+    Environment,
     LogSettings,
     RequiredKeepaSettings,
+    Secrets,
+    SettingsError,
+    content_of,
     duration,
     key_fingerprint,
+    read_secret,
 )
 
 LEASE_AGE_MIN: Final = timedelta(minutes=2)
 LEASE_AGE_MAX: Final = timedelta(days=1)
 LEADER_TTL_MIN: Final = timedelta(seconds=1)
 LEADER_TTL_MAX: Final = timedelta(minutes=1)
+SPAN: Final = re.compile(r"(\d{1,5})([mhd])")
+SPAN_UNITS: Final = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+
+
+def parse_span(option: str, text: str) -> timedelta:
+    """Returns a command's *text* such as 90m, 24h or 7d as a time span.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    match = SPAN.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise SettingsError([f"{option} {text}: write a time span such as 90m, 24h or 7d"])
+    return int(match[1]) * SPAN_UNITS[match[2]]
 
 
 def _age(value: timedelta) -> timedelta:
@@ -50,7 +75,81 @@ def _replaced_by_horizon(value: object) -> None:
     )
 
 
-class ServeSettings(RequiredKeepaSettings, LogSettings):
+def _postgres_url(value: SecretStr) -> SecretStr:
+    if value.get_secret_value():
+        # Only brokers with a database pay for its driver.
+        from protos.postgres.url import check_database_url  # noqa: PLC0415 - see above
+
+        check_database_url(value.get_secret_value())
+    return value
+
+
+class JournalSettings(Environment):
+    """The broker's database: journal and leadership."""
+
+    broker_database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = SecretStr("")
+    """Postgres for the journal, and for leadership among several brokers; unset, the broker
+    remembers nothing over a restart, and is the only one."""
+    broker_database_url_file: Path | None = None
+    """A file that holds the URL, such as a mounted secret."""
+    broker_journal_months: PositiveInt = 12
+    """Whole months for which the journal keeps single records; its sums stay."""
+
+    @model_validator(mode="after")
+    def _read_database_url(self) -> Self:
+        name = "BROKER_DATABASE_URL_FILE"
+        if not self.broker_database_url.get_secret_value() and self.broker_database_url_file:
+            text = read_secret(name, self.broker_database_url_file, "the URL")
+            try:
+                self.broker_database_url = _postgres_url(SecretStr(text))
+            except ValueError as exc:
+                problem = f"{name}: {exc}"
+            else:
+                return self
+            raise SettingsError([problem])
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database; empty without one."""
+        return self.broker_database_url.get_secret_value()
+
+    def require_database_url(self) -> str:
+        """The URL of the database.
+
+        Raises:
+            SettingsError: None is set.
+        """
+        if not self.database_url:
+            problem = (
+                "BROKER_DATABASE_URL is not set: set it, or BROKER_DATABASE_URL_FILE, to the"
+                " broker's database, for example postgresql://user:password@127.0.0.1:5432/deals"
+            )
+            raise SettingsError([problem])
+        return self.database_url
+
+
+class BrokerSecrets(Secrets):
+    """The broker's secrets: the database's password too."""
+
+    broker_database_url: str = ""
+    broker_database_url_file: Path | None = None
+    # libpq's own variable.
+    pgpassword: str = ""
+
+    def texts(self) -> Iterator[str]:
+        """Yields each secret; some may be empty."""
+        yield from super().texts()
+        yield self.pgpassword
+        for url in (self.broker_database_url, content_of(self.broker_database_url_file)):
+            if url:
+                # As in _postgres_url.
+                from protos.postgres.url import secrets_of  # noqa: PLC0415 - see there
+
+                yield from secrets_of(url)
+
+
+class ServeSettings(RequiredKeepaSettings, JournalSettings, LogSettings):
     """Settings of `tokenbroker serve`."""
 
     broker_listen: Address = "127.0.0.1:50051"
@@ -92,11 +191,10 @@ class ServeSettings(RequiredKeepaSettings, LogSettings):
     broker_recovery_grace_ms: NonNegativeInt = 3_000
     """How long a restarted broker waits for living clients to renew."""
     broker_start_paused: bool = False
-    """Grant nothing until `tokenbroker resume`; an operator's pause ends with the process."""
+    """Grant nothing until `tokenbroker resume`; without a journal, an operator's pause ends with
+    the process."""
     broker_budgets_file: Path | None = None
     """Limits for holders and operations, see below."""
-    broker_database_url: SecretStr = SecretStr("")
-    """Postgres for leadership among several brokers; unset, this is the only one."""
     broker_leadership: Literal["shared", "sole"] = "shared"
     """With a database: `shared` for a leader and standbys, which grants nothing while Postgres
     is away for longer than BROKER_LEADER_TTL; `sole` for a broker without standbys, which

@@ -10,6 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = [
     "tests.fix_postgres",
     "tests.fix_pgbouncer",
+    "tests.fix_journal",
     "tests.fix_simulator",
     "tests.fix_broker",
     "tests.fix_proxy",

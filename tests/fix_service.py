@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from broker.core.allocator import Allocator, AllocatorConfig
+from broker.journal.journal import Journal
 from broker.keepa_status import KeepaSync
 from broker.rpc.service import TokenBrokerService
 from broker.runtime import BrokerRuntime
@@ -44,12 +45,13 @@ async def running(
     key: str = "",
     config: AllocatorConfig | None = None,
     fingerprint: str = FINGERPRINT,
+    journal: Journal | None = None,
 ) -> AsyncIterator[ServedBroker]:
     """Serve the account of *simulator*, or of *key* there, until the context ends."""
     config = config or AllocatorConfig(recovery_grace_ms=0)
     allocator = Allocator(config, epoch=7, started_ms=BrokerRuntime.now_ms())
     keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))
-    runtime = BrokerRuntime(allocator, keepa)
+    runtime = BrokerRuntime(allocator, keepa, journal=journal)
     metrics = BrokerMetrics(runtime)
     server = grpc.aio.server(options=options.SERVER)
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)

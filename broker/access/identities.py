@@ -48,6 +48,8 @@ METHODS: Final = {
     "WatchBucket": READ,
     "ListLeases": READ,
     "ListCosts": READ,
+    "ExplainLease": READ,
+    "ListSpend": READ,
     "SyncBucket": STEER,
     "PauseGrants": STEER,
     "ResumeGrants": STEER,

@@ -13,7 +13,8 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 PAGE_SIZE = 1_000
 PAUSE_NOTE = (
-    "A restart of the broker ends the pause, unless BROKER_START_PAUSED=true is set for it."
+    "A restart of the broker ends the pause, unless it keeps a journal (BROKER_DATABASE_URL) or"
+    " BROKER_START_PAUSED=true is set for it."
 )
 
 

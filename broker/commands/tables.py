@@ -70,6 +70,7 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         used = f"{budget.used_tokens} of {budget.tokens_per_hour} tokens used within the last hour"
         value = escape(f"{used} ({budget.operation} of {budget.holder})")
         rows.append((f"Budget {escape(budget.name)}", value))
+    rows.append(("Journal", _journal(bucket.journal)))
     if bucket.budgets_trouble:
         rows.append(
             ("Budgets", Text(f"not reloaded: {visible(bucket.budgets_trouble)}", style="red"))
@@ -81,6 +82,20 @@ def bucket_table(bucket: pb.Bucket) -> Table:
     for name, cell in rows:
         table.add_row(name, cell)
     return table
+
+
+def _journal(journal: pb.Journal) -> str | Text:
+    lost = f", {journal.lost} lost" if journal.lost else ""
+    match journal.state:
+        case pb.JOURNAL_STATE_WRITING:
+            words = f"{journal.written} records written{lost}"
+            return Text(words, style="red") if lost else words
+        case pb.JOURNAL_STATE_BUFFERING:
+            waits = f"{journal.buffered} records wait, {span(journal.lag)} old at most{lost}"
+            return Text(f"{waits}: {visible(journal.trouble)}", style="red")
+        case pb.JOURNAL_STATE_FENCED:
+            return Text(f"another broker leads: not written{lost}", style="yellow")
+    return "off (BROKER_DATABASE_URL turns it on)"
 
 
 def _refill(bucket: pb.Bucket) -> str:

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 from itertools import islice
 from typing import Final
 
@@ -19,6 +18,7 @@ import structlog
 from broker.core.records import Lost, Record
 from broker.journal.encoding import Row, encode
 from broker.journal.schema import ADVICE, PROGRAM, keep_partitions
+from broker.journal.status import JournalState, JournalStatus
 from protos.postgres.connections import Connection, connect, explaining
 from protos.postgres.errors import DatabaseError, DatabaseRefusedError
 
@@ -84,30 +84,6 @@ SELECT (SELECT count(*) FROM leads)
 """
 
 
-class JournalState(Enum):
-    """What the journal does."""
-
-    # There is none.
-    OFF = "off"
-    WRITING = "writing"
-    # Postgres is away; records gather.
-    BUFFERING = "buffering"
-    # Another broker leads: records of this one are not written.
-    FENCED = "fenced"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStatus:
-    """The journal at one moment: numbers of records, ms, and the trouble for people."""
-
-    state: JournalState = JournalState.OFF
-    written: int = 0
-    lost: int = 0
-    buffered: int = 0
-    lag_ms: int = 0
-    trouble: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A record that waits to be written."""
@@ -163,14 +139,13 @@ class JournalWriter:
         """Begins to write."""
         self._thread.start()
 
-    def lead(self, epoch: int) -> None:
-        """From now on the leader row must hold *epoch* for anything to be written."""
-        with self._lock:
-            self._leader, self._fenced = epoch, False
-
     def put(self, epoch: int, made: Iterable[Record]) -> None:
-        """Takes records, in their order; those that find no place are counted as lost."""
+        """Takes records, in their order; those that find no place are counted as lost.
+
+        From now on the leader row must hold *epoch* for anything to be written.
+        """
         with self._lock:
+            self._leader = epoch
             for record in made:
                 if len(self._buffer) >= self._buffer_max:
                     self._miss(record)

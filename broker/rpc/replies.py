@@ -12,6 +12,7 @@ from broker.core.leases import BucketState, DenialReason, Denied, Granted, Lease
 from broker.core.ledger import Totals
 from broker.core.pace import Outlook
 from broker.core.snapshot import BucketView, WaitingView
+from broker.journal.status import JournalState, JournalStatus
 from broker.rpc.requests import PRIORITIES
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
@@ -28,6 +29,12 @@ BUCKET_STATES: Final = {
     BucketState.SERVING: pb.BUCKET_STATE_SERVING,
     BucketState.PAUSED: pb.BUCKET_STATE_PAUSED,
     BucketState.STANDBY: pb.BUCKET_STATE_STANDBY,
+}
+JOURNAL_STATES: Final = {
+    JournalState.OFF: pb.JOURNAL_STATE_OFF,
+    JournalState.WRITING: pb.JOURNAL_STATE_WRITING,
+    JournalState.BUFFERING: pb.JOURNAL_STATE_BUFFERING,
+    JournalState.FENCED: pb.JOURNAL_STATE_FENCED,
 }
 LEASE_STATES: Final = {
     LeaseState.OPEN: pb.LEASE_STATE_OPEN,
@@ -124,12 +131,14 @@ def bucket(
     fingerprint: str,
     trouble: str,
     budgets_trouble: str,
+    journal: JournalStatus,
     leader: str = "",
 ) -> pb.Bucket:
     """The bucket as an operator sees it.
 
     *trouble* is why Keepa's balance can't be read, *budgets_trouble* why changed budgets
-    were refused, and *leader* where another broker that leads is reached.
+    were refused, *journal* what is written, and *leader* where another broker that leads
+    is reached.
     """
     message = pb.Bucket(
         balance=view.balance,
@@ -172,6 +181,14 @@ def bucket(
         ],
         budgets_trouble=budgets_trouble,
         leader=leader,
+        journal=pb.Journal(
+            state=JOURNAL_STATES[journal.state],
+            written=journal.written,
+            lost=journal.lost,
+            buffered=journal.buffered,
+            lag=duration(journal.lag_ms),
+            trouble=journal.trouble,
+        ),
     )
     if view.outlook is not None:
         message.forecast.CopyFrom(_forecast(view.outlook))

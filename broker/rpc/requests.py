@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from broker.core.bucket import Envelope
 from broker.core.leases import LeaseRequest, Outcome, Priority, Renewal, Settlement
+from broker.journal.questions import By
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 ID_LENGTH_MAX: Final = 128
@@ -17,6 +18,8 @@ ID_LENGTH_MAX: Final = 128
 DURATION_S_MAX: Final = 366 * 86_400
 TOKENS_MAX: Final = 10**9
 NANOS: Final = 1_000_000_000
+# Of the number of a list's entry.
+PAGE_DIGITS_MAX: Final = 15
 # The year 2201. A later time is noise and might not fit into a reply's Timestamp.
 SERVER_TIME_S_MAX: Final = 7_293_840_000
 
@@ -41,6 +44,15 @@ class Ttl(NamedTuple):
 
 
 DEFAULT_TTL: Final = Ttl()
+SPEND_KEYS: Final = {
+    pb.SPEND_KEY_UNSPECIFIED: By.HOLDER,
+    pb.SPEND_KEY_HOLDER: By.HOLDER,
+    pb.SPEND_KEY_IDENTITY: By.IDENTITY,
+    pb.SPEND_KEY_OPERATION: By.OPERATION,
+    pb.SPEND_KEY_HOUR: By.HOUR,
+    pb.SPEND_KEY_DAY: By.DAY,
+}
+DAY_MS: Final = 86_400_000
 
 
 class InvalidRequestError(Exception):
@@ -157,8 +169,11 @@ def interval_ms(message: pb.WatchBucketRequest, field: str, default_ms: int) -> 
     return _milliseconds(getattr(message, field), field)
 
 
-def page(request: pb.ListLeasesRequest, *, size: int, size_max: int) -> tuple[int, int]:
-    """Reads a ListLeases; returns the first entry's number and the maximum of entries.
+Paged = pb.ListLeasesRequest | pb.ExplainLeaseRequest | pb.ListSpendRequest
+
+
+def page(request: Paged, *, size: int, size_max: int) -> tuple[int, int]:
+    """Reads the page of a list; returns the first entry's number and the maximum of entries.
 
     Raises:
         InvalidRequestError: a field is invalid.
@@ -166,11 +181,39 @@ def page(request: pb.ListLeasesRequest, *, size: int, size_max: int) -> tuple[in
     _require(request.page_size >= 0, "page_size", "must not be negative")
     token = request.page_token
     _require(
-        not token or (token.isascii() and token.isdecimal() and len(token) < ID_LENGTH_MAX),
+        not token or (token.isascii() and token.isdecimal() and len(token) <= PAGE_DIGITS_MAX),
         "page_token",
         "must be a next_page_token",
     )
     return int(token or 0), min(request.page_size or size, size_max)
+
+
+def story(request: pb.ExplainLeaseRequest) -> None:
+    """Checks an ExplainLease.
+
+    Raises:
+        InvalidRequestError: not exactly one of lease and holder is set, or it can't be one.
+    """
+    one = bool(request.lease_id) != bool(request.holder)
+    _require(one, "lease_id", "or holder must be set, and not both")
+    name = "lease_id" if request.lease_id else "holder"
+    text = request.lease_id or request.holder
+    _require(len(text) <= ID_LENGTH_MAX * 2, name, "is too long")
+    _require(text.isprintable(), name, "must be printable")
+
+
+def spend(request: pb.ListSpendRequest) -> tuple[By, int]:
+    """Reads a ListSpend; returns what to sum up by, and how far back in milliseconds.
+
+    Raises:
+        InvalidRequestError: a field is invalid.
+    """
+    _require(request.by in SPEND_KEYS, "by", "must be one of the named keys")
+    if not request.HasField("since"):
+        return SPEND_KEYS[request.by], DAY_MS
+    since_ms = _milliseconds(request.since, "since")
+    _require(since_ms > 0, "since", "must be positive")
+    return SPEND_KEYS[request.by], since_ms
 
 
 def _require(condition: bool, field: str, problem: str) -> None:  # noqa: FBT001 - reads as a rule

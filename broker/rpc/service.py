@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -27,15 +27,20 @@ from broker.core.errors import (
 )
 from broker.core.leases import Denied, Granted, LeaseRequest, Renewal, Settlement
 from broker.keepa_status import KeepaSyncError
-from broker.rpc import replies, requests
+from broker.rpc import replies, requests, stories
 from broker.rpc.gate import STATUSES as GATE_STATUSES
 from broker.rpc.gate import RefusalLog
 from broker.rpc.requests import InvalidRequestError
 from broker.runtime import BrokerRuntime, BrokerStoppingError, NotLeadingError
 from broker.telemetry.metrics import BrokerMetrics
 from protos.channel.reasons import LEADER_KEY, REASON_KEY, Reason
+from protos.postgres.errors import DatabaseError
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    # A broker without a database does without the driver's memory.
+    from broker.journal.journal import Journal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -64,6 +69,15 @@ PAGE_SIZE: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
 
 
+class NoJournalError(Exception):
+    """The broker keeps no journal."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this broker keeps no journal: set BROKER_DATABASE_URL for it, and restart it"
+        )
+
+
 @asynccontextmanager
 async def refusals(context: Context) -> AsyncIterator[None]:
     """Converts the broker's exceptions to a status with a reason."""
@@ -79,6 +93,11 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         await refuse(context, GATE_STATUSES[exc.reason], str(exc), exc.reason.value)
     except KeepaSyncError as exc:
         await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
+    except NoJournalError as exc:
+        await refuse(context, Code.FAILED_PRECONDITION, str(exc), Reason.NO_JOURNAL)
+    except DatabaseError as exc:
+        message = f"the journal can't be read: {exc}"
+        await refuse(context, Code.UNAVAILABLE, message, Reason.JOURNAL_AWAY)
 
 
 async def refuse(
@@ -219,6 +238,43 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         """Lists what calls have cost lately."""
         return replies.costs(self._runtime.allocator.costs.learned())
 
+    async def ExplainLease(  # noqa: N802 - gRPC's name
+        self, request: pb.ExplainLeaseRequest, context: Context
+    ) -> pb.ExplainLeaseResponse:
+        """Returns the story of a lease, or of a holder."""
+        async with refusals(context):
+            requests.story(request)
+            start, size = requests.page(request, size=PAGE_SIZE, size_max=PAGE_SIZE_MAX)
+            lease_id, holder, most = request.lease_id, request.holder, size + 1
+            told = await self._journal().ask(
+                lambda reader: reader.story(
+                    lease_id=lease_id, holder=holder, start=start, most=most
+                )
+            )
+        return stories.story(told, start=start, size=size)
+
+    async def ListSpend(  # noqa: N802 - gRPC's name
+        self, request: pb.ListSpendRequest, context: Context
+    ) -> pb.ListSpendResponse:
+        """Sums up the tokens spent."""
+        async with refusals(context):
+            by, since_ms = requests.spend(request)
+            start, size = requests.page(request, size=PAGE_SIZE, size_max=PAGE_SIZE_MAX)
+            total, rows = await self._journal().ask(
+                lambda reader: reader.spend(by, since_ms=since_ms, start=start, most=size + 1)
+            )
+        return stories.spend(total, rows, start=start, size=size)
+
+    def _journal(self) -> "Journal":
+        """The journal.
+
+        Raises:
+            NoJournalError: there is none.
+        """
+        if self._runtime.journal is None:
+            raise NoJournalError
+        return self._runtime.journal
+
     async def SyncBucket(  # noqa: N802 - gRPC's name
         self, _request: pb.SyncBucketRequest, context: Context
     ) -> pb.SyncBucketResponse:
@@ -232,7 +288,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.PauseGrantsResponse:
         """Stops granting."""
         async with refusals(context):
-            self._runtime.pause()
+            self._runtime.pause(_caller_name(context))
         log.info("granting paused", by=_caller_name(context))
         return pb.PauseGrantsResponse(bucket=self._bucket())
 
@@ -241,7 +297,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
     ) -> pb.ResumeGrantsResponse:
         """Resumes granting."""
         async with refusals(context):
-            self._runtime.resume()
+            self._runtime.resume(_caller_name(context))
         log.info("granting resumed", by=_caller_name(context))
         return pb.ResumeGrantsResponse(bucket=self._bucket())
 
@@ -279,6 +335,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             fingerprint=self._fingerprint,
             trouble=str(self._runtime.probes.trouble or ""),
             budgets_trouble=self._runtime.budgets_trouble,
+            journal=self._runtime.journal_status,
             leader=self._runtime.leader,
         )
 

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from broker.core.leases import BucketState, DenialReason, Outcome, Priority, Settled, Settlement
+from broker.journal.status import JournalState
 from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import Reason
@@ -193,6 +194,7 @@ class BucketCollector(Collector):
         """All series of this moment."""
         yield from self._gauges()
         yield from self._counters()
+        yield from self._journal()
         yield from self._by_label()
 
     def _gauges(self) -> Iterator[Metric]:
@@ -235,6 +237,17 @@ class BucketCollector(Collector):
         yield counter("observations", "Balances observed at Keepa.", totals.observations)
         yield counter("stale_observations", "Balances older than one already seen.",
                        totals.stale_observations)  # fmt: skip
+
+    def _journal(self) -> Iterator[Metric]:
+        journal = self._runtime.journal_status
+        states = {state.value: state is journal.state for state in JournalState}
+        yield gauges("journal_state", "1 for the journal's present state.", "state", states)
+        yield counter("journal_written_records", "Records written.", journal.written)
+        yield counter("journal_lost_records", "Records that could not be kept.", journal.lost)
+        yield gauge("journal_buffered_records", "Records that wait to be written.",
+                    journal.buffered)  # fmt: skip
+        yield gauge("journal_lag_seconds", "Age of the oldest record that is not written.",
+                    journal.lag_ms / 1e3)  # fmt: skip
 
     def _by_label(self) -> Iterator[Metric]:
         view, failures = self._runtime.bucket(), self._runtime.probes.failures

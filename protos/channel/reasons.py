@@ -33,6 +33,8 @@ class Reason(StrEnum):
     UNKNOWN_CERTIFICATE = "unknown_certificate"
     WRONG_ROLE = "wrong_role"
     FOREIGN_LEASE = "foreign_lease"
+    NO_JOURNAL = "no_journal"
+    JOURNAL_AWAY = "journal_away"
 
 
 def reason_of(exc: grpc.RpcError) -> str:

@@ -25,6 +25,8 @@ its trailing metadata. An error without it comes from the network, a proxy or gR
   unknown_certificate  UNAUTHENTICATED      no identity has this certificate
   wrong_role           PERMISSION_DENIED    the identity's role does not allow the call
   foreign_lease        PERMISSION_DENIED    the lease is another identity's
+  no_journal           FAILED_PRECONDITION  the broker keeps no journal to read
+  journal_away         UNAVAILABLE          the journal's database can't be read now
 """
 
 from collections import abc as _abc
@@ -205,6 +207,38 @@ OBSERVATION_SOURCE_SETTLE: ObservationSource.ValueType  # 2
 """The envelope of a settled call."""
 Global___ObservationSource: _TypeAlias = ObservationSource  # noqa: Y015
 
+class _JournalState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JournalStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JournalState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOURNAL_STATE_UNSPECIFIED: _JournalState.ValueType  # 0
+    """Never sent."""
+    JOURNAL_STATE_OFF: _JournalState.ValueType  # 1
+    """There is no database: a restart forgets what is not in flight."""
+    JOURNAL_STATE_WRITING: _JournalState.ValueType  # 2
+    """Records are written as they come."""
+    JOURNAL_STATE_BUFFERING: _JournalState.ValueType  # 3
+    """The database is away: records gather until it is back."""
+    JOURNAL_STATE_FENCED: _JournalState.ValueType  # 4
+    """Another broker leads: this one writes nothing."""
+
+class JournalState(_JournalState, metaclass=_JournalStateEnumTypeWrapper):
+    """Lifecycle of the journal."""
+
+JOURNAL_STATE_UNSPECIFIED: JournalState.ValueType  # 0
+"""Never sent."""
+JOURNAL_STATE_OFF: JournalState.ValueType  # 1
+"""There is no database: a restart forgets what is not in flight."""
+JOURNAL_STATE_WRITING: JournalState.ValueType  # 2
+"""Records are written as they come."""
+JOURNAL_STATE_BUFFERING: JournalState.ValueType  # 3
+"""The database is away: records gather until it is back."""
+JOURNAL_STATE_FENCED: JournalState.ValueType  # 4
+"""Another broker leads: this one writes nothing."""
+Global___JournalState: _TypeAlias = JournalState  # noqa: Y015
+
 class _BudgetSpan:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -284,6 +318,42 @@ LEASE_STATE_LAPSED: LeaseState.ValueType  # 2
 LEASE_STATE_SETTLED: LeaseState.ValueType  # 3
 """Settled, but the last observation may not include it yet."""
 Global___LeaseState: _TypeAlias = LeaseState  # noqa: Y015
+
+class _SpendKey:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpendKeyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpendKey.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPEND_KEY_UNSPECIFIED: _SpendKey.ValueType  # 0
+    """By holder."""
+    SPEND_KEY_HOLDER: _SpendKey.ValueType  # 1
+    """By holder."""
+    SPEND_KEY_IDENTITY: _SpendKey.ValueType  # 2
+    """By identity; empty without identities."""
+    SPEND_KEY_OPERATION: _SpendKey.ValueType  # 3
+    """By operation."""
+    SPEND_KEY_HOUR: _SpendKey.ValueType  # 4
+    """By hour, in UTC."""
+    SPEND_KEY_DAY: _SpendKey.ValueType  # 5
+    """By day, in UTC."""
+
+class SpendKey(_SpendKey, metaclass=_SpendKeyEnumTypeWrapper):
+    """What spending is summed up by."""
+
+SPEND_KEY_UNSPECIFIED: SpendKey.ValueType  # 0
+"""By holder."""
+SPEND_KEY_HOLDER: SpendKey.ValueType  # 1
+"""By holder."""
+SPEND_KEY_IDENTITY: SpendKey.ValueType  # 2
+"""By identity; empty without identities."""
+SPEND_KEY_OPERATION: SpendKey.ValueType  # 3
+"""By operation."""
+SPEND_KEY_HOUR: SpendKey.ValueType  # 4
+"""By hour, in UTC."""
+SPEND_KEY_DAY: SpendKey.ValueType  # 5
+"""By day, in UTC."""
+Global___SpendKey: _TypeAlias = SpendKey  # noqa: Y015
 
 @_typing.final
 class AcquireLeaseRequest(_message.Message):
@@ -846,6 +916,7 @@ class Bucket(_message.Message):
     BUDGETS_TROUBLE_FIELD_NUMBER: _builtins.int
     FORECAST_FIELD_NUMBER: _builtins.int
     LEADER_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """Projected balance; may be negative."""
     reserved: _builtins.int
@@ -906,6 +977,10 @@ class Bucket(_message.Message):
     def forecast(self) -> Global___Forecast:
         """When the bucket runs dry or full; unset until the broker has counted for a minute."""
 
+    @_builtins.property
+    def journal(self) -> Global___Journal:
+        """What the broker writes to its database."""
+
     def __init__(
         self,
         *,
@@ -932,14 +1007,59 @@ class Bucket(_message.Message):
         budgets_trouble: _builtins.str = ...,
         forecast: Global___Forecast | None = ...,
         leader: _builtins.str = ...,
+        journal: Global___Journal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "journal", b"journal", "last_observation", b"last_observation", "next_refill_in", b"next_refill_in", "refill_period", b"refill_period", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "forecast", b"forecast", "foreign_tokens", b"foreign_tokens", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "leader", b"leader", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "budgets", b"budgets", "budgets_trouble", b"budgets_trouble", "capacity", b"capacity", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "floor_tokens", b"floor_tokens", "forecast", b"forecast", "foreign_tokens", b"foreign_tokens", "journal", b"journal", "key_fingerprint", b"key_fingerprint", "last_observation", b"last_observation", "leader", b"leader", "max_debt_tokens", b"max_debt_tokens", "next_refill_in", b"next_refill_in", "open_leases", b"open_leases", "refill_period", b"refill_period", "refill_rate", b"refill_rate", "reserved", b"reserved", "state", b"state", "totals", b"totals", "upstream_trouble", b"upstream_trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bucket: _TypeAlias = Bucket  # noqa: Y015
+
+@_typing.final
+class Journal(_message.Message):
+    """The journal; numbers of records since the start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    BUFFERED_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    state: Global___JournalState.ValueType
+    """Lifecycle."""
+    written: _builtins.int
+    """Written."""
+    lost: _builtins.int
+    """Not written, and never will be."""
+    buffered: _builtins.int
+    """Waiting to be written."""
+    trouble: _builtins.str
+    """Why nothing can be written, for people; else empty."""
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """Age of the oldest of these."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___JournalState.ValueType = ...,
+        written: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        buffered: _builtins.int = ...,
+        lag: _duration_pb2.Duration | None = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffered", b"buffered", "lag", b"lag", "lost", b"lost", "state", b"state", "trouble", b"trouble", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Journal: _TypeAlias = Journal  # noqa: Y015
 
 @_typing.final
 class Forecast(_message.Message):
@@ -1566,3 +1686,266 @@ class ResumeGrantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeGrantsResponse: _TypeAlias = ResumeGrantsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainLeaseRequest(_message.Message):
+    """Asks for a story; one of the two is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """A lease: its records in their order."""
+    holder: _builtins.str
+    """A holder: its records, the latest first."""
+    page_size: _builtins.int
+    """Most records; 0 means 100, at most 1000."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "lease_id", b"lease_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainLeaseRequest: _TypeAlias = ExplainLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ExplainLeaseResponse(_message.Message):
+    """A story."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Set when there is more."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseEvent]:
+        """What happened."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___LeaseEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainLeaseResponse: _TypeAlias = ExplainLeaseResponse  # noqa: Y015
+
+@_typing.final
+class LeaseEvent(_message.Message):
+    """One record of the journal. Fields that do not apply to its kind are unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The broker's incarnation."""
+    kind: _builtins.str
+    """waited, granted, denied, settled, expired, written_off and the like."""
+    text: _builtins.str
+    """The same in words, for people."""
+    lease_id: _builtins.str
+    """The lease."""
+    holder: _builtins.str
+    """Its holder."""
+    operation: _builtins.str
+    """Its operation."""
+    units: _builtins.int
+    """Units asked for, granted or called."""
+    tokens: _builtins.int
+    """Tokens needed, granted, or held."""
+    cost: _builtins.int
+    """What the call cost."""
+    available: _builtins.int
+    """Tokens that were available then."""
+    reason: _builtins.str
+    """Why it waited or was denied, or why an envelope was doubted."""
+    outcome: Global___Outcome.ValueType
+    """How the call ended."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it happened, on the clock of the journal's database."""
+
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """Time from the request to its answer."""
+
+    @_builtins.property
+    def envelope(self) -> Global___Envelope:
+        """The upstream's count in the call's reply."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        units: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        cost: _builtins.int | None = ...,
+        available: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        waited: _duration_pb2.Duration | None = ...,
+        outcome: Global___Outcome.ValueType = ...,
+        envelope: Global___Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available", b"_available", "_cost", b"_cost", "available", b"available", "cost", b"cost", "envelope", b"envelope", "time", b"time", "waited", b"waited"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available", b"_available", "_cost", b"_cost", "available", b"available", "cost", b"cost", "envelope", b"envelope", "epoch", b"epoch", "holder", b"holder", "kind", b"kind", "lease_id", b"lease_id", "operation", b"operation", "outcome", b"outcome", "reason", b"reason", "text", b"text", "time", b"time", "tokens", b"tokens", "units", b"units", "waited", b"waited"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available: _TypeAlias = _typing.Literal["available"]  # noqa: Y015
+    _WhichOneofArgType__available: _TypeAlias = _typing.Literal["_available", b"_available"]  # noqa: Y015
+    _WhichOneofReturnType__cost: _TypeAlias = _typing.Literal["cost"]  # noqa: Y015
+    _WhichOneofArgType__cost: _TypeAlias = _typing.Literal["_cost", b"_cost"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available) -> _WhichOneofReturnType__available | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost) -> _WhichOneofReturnType__cost | None: ...
+
+Global___LeaseEvent: _TypeAlias = LeaseEvent  # noqa: Y015
+
+@_typing.final
+class ListSpendRequest(_message.Message):
+    """Asks where the tokens went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    by: Global___SpendKey.ValueType
+    """What to sum up by."""
+    page_size: _builtins.int
+    """Most rows; 0 means 100, at most 1000."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    @_builtins.property
+    def since(self) -> _duration_pb2.Duration:
+        """How far back, in whole quarters of an hour; unset means 24 hours."""
+
+    def __init__(
+        self,
+        *,
+        by: Global___SpendKey.ValueType = ...,
+        since: _duration_pb2.Duration | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "page_size", b"page_size", "page_token", b"page_token", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSpendRequest: _TypeAlias = ListSpendRequest  # noqa: Y015
+
+@_typing.final
+class ListSpendResponse(_message.Message):
+    """Where the tokens went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    total_tokens: _builtins.int
+    """Tokens of the whole time, all rows of all pages together."""
+    next_page_token: _builtins.str
+    """Set when there is more."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpendRow]:
+        """The dearest first, or by time."""
+
+    def __init__(
+        self,
+        *,
+        total_tokens: _builtins.int = ...,
+        rows: _abc.Iterable[Global___SpendRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows", "total_tokens", b"total_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSpendResponse: _TypeAlias = ListSpendResponse  # noqa: Y015
+
+@_typing.final
+class SpendRow(_message.Message):
+    """The spending of one holder, identity, operation, hour or day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    DENIALS_FIELD_NUMBER: _builtins.int
+    WRITTEN_OFF_TOKENS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its name, or its begin as 2026-11-25T21:00Z or 2026-11-25."""
+    tokens: _builtins.int
+    """Tokens spent, those written off included."""
+    calls: _builtins.int
+    """Calls that were settled or written off."""
+    refusals: _builtins.int
+    """Calls that the upstream refused."""
+    denials: _builtins.int
+    """Requests denied."""
+    written_off_tokens: _builtins.int
+    """Tokens of calls whose cost was never reported, as far as the upstream's count shows them."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        refusals: _builtins.int = ...,
+        denials: _builtins.int = ...,
+        written_off_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "denials", b"denials", "key", b"key", "refusals", b"refusals", "tokens", b"tokens", "written_off_tokens", b"written_off_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpendRow: _TypeAlias = SpendRow  # noqa: Y015

@@ -75,6 +75,16 @@ class TokenBrokerServiceStub:
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.SerializeToString,
                 response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.FromString,
                 _registered_method=True)
+        self.ExplainLease = channel.unary_unary(
+                '/tokenbroker.v1.TokenBrokerService/ExplainLease',
+                request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseRequest.SerializeToString,
+                response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseResponse.FromString,
+                _registered_method=True)
+        self.ListSpend = channel.unary_unary(
+                '/tokenbroker.v1.TokenBrokerService/ListSpend',
+                request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendRequest.SerializeToString,
+                response_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendResponse.FromString,
+                _registered_method=True)
         self.SyncBucket = channel.unary_unary(
                 '/tokenbroker.v1.TokenBrokerService/SyncBucket',
                 request_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.SyncBucketRequest.SerializeToString,
@@ -158,6 +168,20 @@ class TokenBrokerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainLease(self, request, context):
+        """The story of a lease, or the latest records of a holder, from the journal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSpend(self, request, context):
+        """Tokens spent, by holder, identity, operation, hour or day, from the journal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SyncBucket(self, request, context):
         """Asks the upstream for its count now; shares a probe already in flight.
         """
@@ -222,6 +246,16 @@ def add_TokenBrokerServiceServicer_to_server(servicer, server):
                     servicer.ListCosts,
                     request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.FromString,
                     response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.SerializeToString,
+            ),
+            'ExplainLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainLease,
+                    request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseRequest.FromString,
+                    response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseResponse.SerializeToString,
+            ),
+            'ListSpend': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSpend,
+                    request_deserializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendRequest.FromString,
+                    response_serializer=protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendResponse.SerializeToString,
             ),
             'SyncBucket': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncBucket,
@@ -456,6 +490,60 @@ class TokenBrokerService:
             '/tokenbroker.v1.TokenBrokerService/ListCosts',
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsRequest.SerializeToString,
             protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListCostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenbroker.v1.TokenBrokerService/ExplainLease',
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseRequest.SerializeToString,
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ExplainLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSpend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenbroker.v1.TokenBrokerService/ListSpend',
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendRequest.SerializeToString,
+            protos_dot_tokenbroker_dot_v1_dot_token__broker__pb2.ListSpendResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,6 +25,8 @@ its trailing metadata. An error without it comes from the network, a proxy or gR
   unknown_certificate  UNAUTHENTICATED      no identity has this certificate
   wrong_role           PERMISSION_DENIED    the identity's role does not allow the call
   foreign_lease        PERMISSION_DENIED    the lease is another identity's
+  no_journal           FAILED_PRECONDITION  the broker keeps no journal to read
+  journal_away         UNAVAILABLE          the journal's database can't be read now
 """
 
 from collections import abc as _abc
@@ -82,6 +84,10 @@ class TokenBrokerServiceStub:
     """Lists the leases, and the waiting requests in the order of service."""
     ListCosts: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ListCostsRequest, _token_broker_pb2.ListCostsResponse]
     """Lists what calls have cost lately, by operation and size of the batch."""
+    ExplainLease: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ExplainLeaseRequest, _token_broker_pb2.ExplainLeaseResponse]
+    """The story of a lease, or the latest records of a holder, from the journal."""
+    ListSpend: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.ListSpendRequest, _token_broker_pb2.ListSpendResponse]
+    """Tokens spent, by holder, identity, operation, hour or day, from the journal."""
     SyncBucket: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _grpc.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]
@@ -121,6 +127,10 @@ class TokenBrokerServiceAsyncStub(TokenBrokerServiceStub):
     """Lists the leases, and the waiting requests in the order of service."""
     ListCosts: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ListCostsRequest, _token_broker_pb2.ListCostsResponse]  # type: ignore[assignment]
     """Lists what calls have cost lately, by operation and size of the batch."""
+    ExplainLease: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ExplainLeaseRequest, _token_broker_pb2.ExplainLeaseResponse]  # type: ignore[assignment]
+    """The story of a lease, or the latest records of a holder, from the journal."""
+    ListSpend: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.ListSpendRequest, _token_broker_pb2.ListSpendResponse]  # type: ignore[assignment]
+    """Tokens spent, by holder, identity, operation, hour or day, from the journal."""
     SyncBucket: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.SyncBucketRequest, _token_broker_pb2.SyncBucketResponse]  # type: ignore[assignment]
     """Asks the upstream for its count now; shares a probe already in flight."""
     PauseGrants: _aio.UnaryUnaryMultiCallable[_token_broker_pb2.PauseGrantsRequest, _token_broker_pb2.PauseGrantsResponse]  # type: ignore[assignment]
@@ -205,6 +215,22 @@ class TokenBrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_token_broker_pb2.ListCostsResponse, _abc.Awaitable[_token_broker_pb2.ListCostsResponse]]:
         """Lists what calls have cost lately, by operation and size of the batch."""
+
+    @_abc_1.abstractmethod
+    def ExplainLease(
+        self,
+        request: _token_broker_pb2.ExplainLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_broker_pb2.ExplainLeaseResponse, _abc.Awaitable[_token_broker_pb2.ExplainLeaseResponse]]:
+        """The story of a lease, or the latest records of a holder, from the journal."""
+
+    @_abc_1.abstractmethod
+    def ListSpend(
+        self,
+        request: _token_broker_pb2.ListSpendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_broker_pb2.ListSpendResponse, _abc.Awaitable[_token_broker_pb2.ListSpendResponse]]:
+        """Tokens spent, by holder, identity, operation, hour or day, from the journal."""
 
     @_abc_1.abstractmethod
     def SyncBucket(

@@ -9,7 +9,7 @@ from broker.core.recovery import Recovered
 from broker.journal.restart import load
 from broker.journal.writer import JournalWriter
 from tests.broker.builders import envelope, request, settlement
-from tests.broker.journal.conftest import ACCOUNT, EPOCH, now_ms
+from tests.fix_journal import ACCOUNT, EPOCH, now_ms
 from tests.waiting import DEADLINE_S
 
 

@@ -12,10 +12,11 @@ from broker.core import records
 from broker.core.leases import Outcome
 from broker.core.records import Record
 from broker.journal.schema import keep_partitions, migrate
-from broker.journal.writer import JournalState, JournalWriter
+from broker.journal.status import JournalState
+from broker.journal.writer import JournalWriter
 from protos.postgres.errors import DatabaseNotSetUpError
 from tests.broker.builders import envelope, request, settlement
-from tests.broker.journal.conftest import ACCOUNT, EPOCH, lead, now_ms
+from tests.fix_journal import ACCOUNT, EPOCH, lead, now_ms
 from tests.waiting import DEADLINE_S, wait_until
 
 HOLDER = "ann/host-1"
@@ -67,7 +68,6 @@ def test_a_batch_that_is_sent_twice_counts_once(journal_url: str) -> None:
     for _ in range(2):
         journal = JournalWriter(journal_url, ACCOUNT, lambda: 5_000, signed=True)
         journal._offset_ms = offset_ms
-        journal.lead(EPOCH)
         journal.put(EPOCH, batch)
         journal.start()
         assert journal.flushed(DEADLINE_S)
@@ -84,7 +84,6 @@ def test_a_deposed_leader_writes_nothing(writer: JournalWriter, journal_url: str
     wait_until(lambda: writer.status.state is JournalState.FENCED, "the writer is fenced off")
     assert writer.status.lost == 2
     lead(journal_url, EPOCH + 2)
-    writer.lead(EPOCH + 2)
     writer.put(EPOCH + 2, call("b", 3))
     assert writer.flushed(DEADLINE_S)
 
@@ -99,7 +98,6 @@ def test_while_postgres_is_away_records_gather_and_the_loss_is_recorded(
 ) -> None:
     """Nothing waits; what finds no place is counted, and is a record once Postgres is back."""
     journal = JournalWriter(journal_url, ACCOUNT, now_ms, buffer_max=3)
-    journal.lead(EPOCH)
     name = str(conninfo_to_dict(journal_url)["dbname"])
     admin = make_conninfo(journal_url, dbname="postgres")
     allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
@@ -146,7 +144,6 @@ def test_a_lost_connection_is_replaced(writer: JournalWriter, journal_url: str) 
 def test_stopping_writes_what_is_left(journal_url: str) -> None:
     """SIGTERM loses nothing."""
     journal = JournalWriter(journal_url, ACCOUNT, now_ms)
-    journal.lead(EPOCH)
     journal.start()
     journal.put(EPOCH, call("a", 7))
 

@@ -34,7 +34,15 @@ TIMEOUT_S = 60.0
 SPIFFE = "spiffe://company.example/fetcher"
 SERVICE = pb.DESCRIPTOR.services_by_name["TokenBrokerService"]
 
-LOOKS = {"GetCaller", "GetBucket", "WatchBucket", "ListLeases", "ListCosts"}
+LOOKS = {
+    "GetCaller",
+    "GetBucket",
+    "WatchBucket",
+    "ListLeases",
+    "ListCosts",
+    "ExplainLease",
+    "ListSpend",
+}
 READING = LOOKS | {"reflection", "channelz", "health"}
 MAY = {
     "fetcher": READING | {"AcquireLease", "RenewLease", "SettleLease"},

@@ -50,7 +50,6 @@ def journal_url(postgres_server: PostgresServer, journal_template: str) -> Itera
 def writer(journal_url: str) -> Iterator[JournalWriter]:
     """A journal that writes for epoch 7."""
     journal = JournalWriter(journal_url, ACCOUNT, now_ms, signed=True)
-    journal.lead(EPOCH)
     journal.start()
     yield journal
     journal.stop(5.0)
