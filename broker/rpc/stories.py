@@ -62,7 +62,7 @@ def event(told: Told) -> pb.LeaseEvent:
         kind=told.kind,
         text=text(told.record),
     )
-    # What a record says itself goes before the request or settlement that it refers to.
+    # A field of the record itself goes before the request or settlement that it refers to.
     for part in (getattr(record, "request", None), getattr(record, "settlement", None), record):
         for name in PLAIN:
             value = getattr(part, name, None)
