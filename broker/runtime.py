@@ -1,6 +1,6 @@
 """The allocator in real time: the clock, the waits, the wake-up and the probe.
 
-Rule 1: only `now_ms` reads the clock.
+Rule 1: only `now_ms` reads the clock; the time of day stays in calendar.py.
 Rule 2: `_follow_up` follows every call into the allocator, with no await between. It
         delivers outcomes, starts a wanted probe and sets the next wake-up. The event
         loop is the allocator's lock.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
+from broker.calendar import alike, present
 from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
@@ -49,6 +50,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A timer that fires a moment early must not spin.
 WAKE_MS_MIN: Final = 1
+# So soon a wall clock that was set is noticed.
+CALENDAR_EVERY_S: Final = 5.0
 # Minimum time between two corrections of the sampled ETAs; longer while very many wait.
 ETA_EVERY_MS: Final = 1_000
 # Goes on while the machine is suspended, where there is such a clock: a leader that slept
@@ -137,6 +140,8 @@ class BrokerRuntime:
         self.eta_listeners: list[Listener] = []
         self._promises = Promises(self.eta_listeners)
         self._promised_ms = 0
+        budgets = allocator.budgets
+        budgets.set_periods(present(budgets.time_zones, self.now_ms()))
 
     @staticmethod
     def now_ms() -> int:
@@ -296,12 +301,35 @@ class BrokerRuntime:
         self._budgets["identities"] = tuple(budgets)
         self._apply_budgets()
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets of both files."""
+        return tuple(budget for group in self._budgets.values() for budget in group)
+
     def _apply_budgets(self) -> None:
         if self._conceded:
             # Applied when this broker leads.
             return
-        budgets = [budget for group in self._budgets.values() for budget in group]
-        self._decide(lambda now_ms: self.allocator.set_budgets(budgets, now_ms))
+        self._decide(lambda now_ms: self.allocator.set_budgets(self.budgets, now_ms))
+        self.renew_calendar()
+
+    def renew_calendar(self) -> None:
+        """Passes on when the days and months of the budgets' time zones end.
+
+        Wall clocks are set, and a machine that sleeps stops the broker's clock but not the
+        day: so this is repeated every few seconds.
+        """
+        budgets = self.allocator.budgets
+        known = present(budgets.time_zones, self.now_ms())
+        if not alike(known, budgets.periods):
+            budgets.set_periods(known)
+            self._advance()
+
+    async def follow_calendar(self) -> None:
+        """Renews the calendar until cancelled."""
+        while True:
+            await asyncio.sleep(CALENDAR_EVERY_S)
+            self.renew_calendar()
 
     def budgets_failed(self, trouble: str) -> None:
         """Reports that the changed budgets can't be used, and why; the old ones stay."""

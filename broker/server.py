@@ -23,6 +23,7 @@ import uvloop
 from broker.access.budgets_file import POLL_S, BudgetsFile
 from broker.access.identities import SETTING, IdentityBook
 from broker.access.tls import TlsFiles
+from broker.calendar import present
 from broker.console.page import TokensPage
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
@@ -100,6 +101,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
             asyncio.create_task(introspection.follow(runtime)),
             asyncio.create_task(process.measure_lag()),
             asyncio.create_task(page.series.follow()),
+            asyncio.create_task(runtime.follow_calendar()),
         ]
         await server.start()
         leadership: Leadership | None = None
@@ -294,6 +296,9 @@ def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...], epoch: int)
     )
     allocator = Allocator(config, epoch=epoch, started_ms=BrokerRuntime.now_ms())
     allocator.paused = settings.broker_start_paused
+    # What a journal remembers can then be counted for the days it belongs to.
+    zones = allocator.budgets.time_zones
+    allocator.budgets.set_periods(present(zones, BrokerRuntime.now_ms()))
     return allocator
 
 
@@ -347,7 +352,7 @@ def _leadership(
     )
 
     async def succeed(term: Term) -> Allocator:
-        allocator = _allocator(settings, (), term.epoch)
+        allocator = _allocator(settings, runtime.budgets, term.epoch)
         if runtime.journal is not None:
             await runtime.journal.restore(allocator)
         return allocator

@@ -194,7 +194,7 @@ class ServeSettings(RequiredKeepaSettings, JournalSettings, LogSettings):
     """Grant nothing until `tokenbroker resume`; without a journal, an operator's pause ends with
     the process."""
     broker_budgets_file: Path | None = None
-    """Limits for holders and operations, see below."""
+    """Limits for groups of callers, see below."""
     broker_leadership: Literal["shared", "sole"] = "shared"
     """With a database: `shared` for a leader and standbys, which grants nothing while Postgres
     is away for longer than BROKER_LEADER_TTL; `sole` for a broker without standbys, which

@@ -14,6 +14,11 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 
 NOTHING: Final = "-"
 STATE_STYLES: Final = {"serving": "green", "paused": "yellow"}
+BUDGET_SPANS: Final = {
+    pb.BUDGET_SPAN_HOUR: "within the last hour",
+    pb.BUDGET_SPAN_DAY: "today",
+    pb.BUDGET_SPAN_MONTH: "this month",
+}
 MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
 # Shorter spans are shown with tenths.
@@ -66,10 +71,9 @@ def bucket_table(bucket: pb.Bucket) -> Table:
         ("Foreign spend", f"{bucket.foreign_tokens} tokens"),
         ("Key", f"{escape(bucket.key_fingerprint)} (fingerprint), epoch {bucket.epoch}"),
     ]
-    for budget in bucket.budgets:
-        used = f"{budget.used_tokens} of {budget.tokens_per_hour} tokens used within the last hour"
-        value = escape(f"{used} ({budget.operation} of {budget.holder})")
-        rows.append((f"Budget {escape(budget.name)}", value))
+    rows.extend(
+        (f"Budget {escape(budget.name)}", escape(_budget(budget))) for budget in bucket.budgets
+    )
     rows.append(("Journal", _journal(bucket.journal)))
     if bucket.budgets_trouble:
         rows.append(
@@ -120,6 +124,28 @@ def _forecast(bucket: pb.Bucket) -> str:
         f"{end} ({forecast.spent_tokens_per_hour:.0f} tokens an hour spent over"
         f" {span(forecast.window)}, {forecast.refilled_tokens_per_hour:.0f} refilled)"
     )
+
+
+def _budget(budget: pb.Budget) -> str:
+    """One limit of a budget: its use, what is left, its reset, and what it does."""
+    parts = []
+    if budget.span != pb.BUDGET_SPAN_UNSPECIFIED:
+        within = BUDGET_SPANS[budget.span]
+        parts.append(
+            f"{budget.used_tokens} of {budget.limit_tokens} tokens used {within},"
+            f" {budget.left_tokens} left"
+        )
+    if budget.HasField("resets_in"):
+        parts.append(f"resets in {span(budget.resets_in)} ({budget.time_zone})")
+    if budget.in_flight_max:
+        parts.append(f"at most {budget.in_flight_max} calls of each holder in flight")
+    covers = f"{budget.operation} of {budget.holder}"
+    parts.append(f"{covers} within {budget.within}" if budget.within else covers)
+    if budget.mode == pb.BUDGET_MODE_SHADOW:
+        parts.append(f"shadow: would have denied {budget.would_have_denied}")
+    else:
+        parts.append(f"denied {budget.denied}")
+    return "; ".join(parts)
 
 
 def _observation(bucket: pb.Bucket, source: str) -> str:

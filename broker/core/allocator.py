@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from broker.core import records
 from broker.core.bucket import Envelope, Observation, Source
-from broker.core.budgets import Budget, BudgetBook
+from broker.core.budgets import Budget, BudgetBook, Obstacle, Periods
 from broker.core.costs import CostBook
 from broker.core.drift import ROUNDING_TOKENS
 from broker.core.errors import LeaseConflictError, LeaseEndedError
@@ -52,6 +52,8 @@ from broker.core.waitlist import Deadlines, Waiting, Waitlist
 ABSENCE_MS: Final = 30_000
 # A forecast at every denial goes no further: its work must not grow with the waitlist.
 FORESEEN_MAX: Final = 100
+# Requests of a holder that are looked at while budgets keep its first ones waiting.
+LOOKED_PAST_MAX: Final = 50
 # Answers of one step; the rest follow a millisecond later, so that no step is long.
 ANSWERS_MAX: Final = 50
 # Costs that await a probe's judgement; more of them would teach nothing new.
@@ -94,7 +96,7 @@ class Allocator:
         self.ledger = Ledger(epoch, config.lease_age_ms_max, holds=Holds(caller))
         self.costs = CostBook()
         self.waitlist = Waitlist(caller)
-        self.budgets = BudgetBook(config.budgets)
+        self.budgets = BudgetBook(config.budgets, is_open=self.ledger.holds.is_open)
         self.quotes = Quotes(
             self.ledger, self.costs, self.budgets, config.floor_tokens, config.debt_horizon_ms
         )
@@ -124,7 +126,17 @@ class Allocator:
         Leases keep their ends, so that those which ran out meanwhile lapse.
         """
         for carried in recovered.leases:
-            self.ledger.carry(carried_lease(carried, self.ledger.epoch), now_ms)
+            lease = carried_lease(carried, self.ledger.epoch)
+            self.ledger.carry(lease, now_ms)
+            self.budgets.hold(
+                lease.lease_id,
+                lease.holder,
+                lease.operation,
+                lease.tokens,
+                lease.overrun if lease.proven else 0,
+                lease.granted_ms,
+                charged=True,
+            )
         for lease_id, ended in recovered.ended:
             self.ledger.remember_ended(lease_id, ended)
         for cost in recovered.costs:
@@ -236,6 +248,7 @@ class Allocator:
         if lease is None:
             return
         self._correct(lease, -lease.tokens)
+        self.budgets.give_back(lease_id)
         self.record(
             records.Revoked(
                 now_ms,
@@ -265,6 +278,7 @@ class Allocator:
             )
         else:
             self.record(records.Renewed(now_ms, lease_id, holder, expires_ms))
+        self._count_adopted(lease, now_ms)
         self._decide(now_ms)
         return lease
 
@@ -302,6 +316,9 @@ class Allocator:
                 elif len(self._claims) < CLAIMS_MAX:
                     self._claims.append(claim)
             self._correct(lease, cost - lease.tokens)
+            self.budgets.settle(lease_id, lease.holder, lease.operation, cost, now_ms)
+        elif lease is not None:
+            self._count_adopted(lease, now_ms)
         self._decide(now_ms)
         return settled
 
@@ -313,6 +330,13 @@ class Allocator:
         """
         if lease_id in self.waitlist:
             raise LeaseConflictError(lease_id)
+
+    def _count_adopted(self, lease: Lease, now_ms: int) -> None:
+        """A lease of an earlier epoch counts against the budgets as of its adoption."""
+        if lease.request is None:
+            self.budgets.hold(
+                lease.lease_id, lease.holder, lease.operation, lease.tokens, 0, now_ms
+            )
 
     def _abandons(self, settlement: Settlement) -> bool:
         """Whether this ends an id that holds nothing, so that it can't be used later."""
@@ -366,6 +390,9 @@ class Allocator:
         self.doubts.decided()
         if self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE)):
             self._judge_claims(now_ms)
+        for lease_id, tokens in self.ledger.written_off:
+            self.budgets.write_off(lease_id, tokens)
+        self.ledger.written_off.clear()
         self._decide(now_ms)
 
     def _judge_claims(self, now_ms: int) -> None:
@@ -408,6 +435,11 @@ class Allocator:
         budgets = tuple(budgets)
         self.budgets.replace(budgets)
         self.record(records.BudgetsChanged(now_ms, budgets))
+        self.advance(now_ms)
+
+    def set_periods(self, periods: Periods, now_ms: int) -> None:
+        """Take the present days and months of the budgets' time zones."""
+        self.budgets.set_periods(periods)
         self.advance(now_ms)
 
     def advance(self, now_ms: int) -> None:
@@ -501,11 +533,11 @@ class Allocator:
         etas = forecast.etas_ms(order)
         if self.budgets:
             for waiting in order:
-                lease_id = waiting.request.lease_id
-                free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
-                eta_ms = etas[lease_id]
-                if eta_ms is not None:
-                    etas[lease_id] = None if free_ms is None else max(eta_ms, free_ms - now_ms)
+                eta_ms, obstacle = etas[waiting.request.lease_id], self.obstacle(waiting, now_ms)
+                if eta_ms is not None and obstacle is not None:
+                    # Room that depends on calls in flight comes when one of them ends.
+                    free_ms = obstacle.free_ms or now_ms + round(self.call_times.usual_ms)
+                    etas[waiting.request.lease_id] = max(eta_ms, free_ms - now_ms)
         return etas
 
     # --- deciding ----------------------------------------------------------
@@ -545,21 +577,31 @@ class Allocator:
         limited = self.config.limits.reserved_share < 1
         if not self.budgets and not limited:
             return self.waitlist.head()
-        for waiting in self.waitlist.fronts():
-            # A settle of the caller's own brings it back; every step looks again.
-            if limited and self._share_room(waiting) < waiting.quote.least_tokens:
-                continue
-            # Dearer than when it came, it may have outgrown the room it waits for.
-            waiting.priced = self.quotes.again(waiting.request, waiting.priced)
-            if isinstance(waiting.priced.offer, TooLarge):
-                return waiting
-            free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
-            if free_ms is None:
-                continue
-            if free_ms <= now_ms:
-                return waiting
-            self._budget_wake_ms = min(free_ms, self._budget_wake_ms or free_ms)
+        for queue in self.waitlist.queues():
+            # Behind a request that its budget keeps waiting, another operation may stand.
+            for waiting in islice(queue, LOOKED_PAST_MAX):
+                # A settle of the caller's own brings it back; every step looks again.
+                if limited and self._share_room(waiting) < waiting.quote.least_tokens:
+                    break
+                # Dearer than when it came, it may have outgrown the room it waits for.
+                waiting.priced = self.quotes.again(waiting.request, waiting.priced)
+                if isinstance(waiting.priced.offer, TooLarge):
+                    return waiting
+                obstacles = self.quotes.obstacles(waiting.request, waiting.quote, now_ms)
+                if not obstacles:
+                    return waiting
+                for obstacle in obstacles:
+                    if (changes_ms := obstacle.changes_ms) is not None:
+                        wake_ms = self._budget_wake_ms or changes_ms
+                        self._budget_wake_ms = min(changes_ms, wake_ms)
         return None
+
+    def obstacle(self, waiting: Waiting, now_ms: int) -> Obstacle | None:
+        """The budget's limit that keeps *waiting* waiting longest; None if none does."""
+        if not self.budgets:
+            return None
+        obstacles = self.quotes.obstacles(waiting.request, waiting.quote, now_ms)
+        return obstacles[0] if obstacles else None
 
     def _share_room(self, waiting: Waiting) -> int:
         """Tokens that the caller may be granted within its share of a full bucket."""
@@ -620,9 +662,17 @@ class Allocator:
         request = waiting.request
         self._deadlines.drop(request.lease_id)
         self.waitlist.serve(waiting, batch.tokens)
-        self.budgets.charge(request.holder, request.operation, batch.tokens, now_ms)
         quote, waited_ms = waiting.quote, now_ms - waiting.since_ms
         overrun, proven = quote.overrun(batch.tokens), quote.proven
+        self.quotes.count_shadows(request, quote, now_ms)
+        self.budgets.hold(
+            request.lease_id,
+            request.holder,
+            request.operation,
+            batch.tokens,
+            quote.seen_overrun(batch.tokens),
+            now_ms,
+        )
         lease = self.ledger.reserve(
             request, batch.units, batch.tokens, now_ms, overrun=overrun, proven=proven
         )
@@ -645,7 +695,6 @@ class Allocator:
         if lease.request is None or tokens == 0:
             return
         self.waitlist.correct(lease.request.priority, lease.holder, tokens)
-        self.budgets.charge(lease.holder, lease.operation, tokens, lease.granted_ms)
 
     # --- denying -----------------------------------------------------------
 
@@ -687,10 +736,8 @@ class Allocator:
             return DenialReason.PAUSED
         if state is not BucketState.SERVING:
             return DenialReason.NOT_SYNCED
-        if self.budgets:
-            free_ms = self.quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
-            if free_ms != now_ms:
-                return DenialReason.BUDGET_EXHAUSTED
+        if self.obstacle(waiting, now_ms) is not None:
+            return DenialReason.BUDGET_EXHAUSTED
         return DenialReason.INSUFFICIENT_TOKENS
 
     def _deny(
@@ -700,6 +747,7 @@ class Allocator:
         self._deadlines.drop(request.lease_id)
         self.waitlist.remove(request.lease_id)
         self.denials[reason] += 1
+        tokens = available = self.available(now_ms, projected=False)
         if reason is DenialReason.TOO_LARGE:
             offer = waiting.priced.offer
             assert isinstance(offer, TooLarge)
@@ -709,14 +757,20 @@ class Allocator:
                 " that a full bucket, or a budget, ever allows"
             )
         else:
-            tokens = self.available(now_ms, projected=False)
-            message = MESSAGES[reason].format(tokens=tokens, needs=waiting.quote.least_tokens)
+            needs = waiting.quote.least_tokens
+            if reason is DenialReason.BUDGET_EXHAUSTED:
+                obstacle = self.obstacle(waiting, now_ms)
+                assert obstacle is not None
+                message = f"{obstacle.words}; {needs} tokens are needed"
+                self.budgets.denied(obstacle.budget.name)
+            else:
+                message = MESSAGES[reason].format(tokens=tokens, needs=needs)
             if self.probing.in_flight:
                 message += "; Keepa has been asked, and has not answered yet"
         largest = self.quotes.largest_units(request, tokens)
         delay_ms = delays.get(request.lease_id)
         self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))
-        available, waited_ms = self.available(now_ms, projected=False), now_ms - waiting.since_ms
+        waited_ms = now_ms - waiting.since_ms
         self.record(records.Denied(now_ms, request, reason.value, delay_ms, waited_ms, available))
 
 

@@ -128,6 +128,10 @@ class Holds:
         hold = by_state[LeaseState.OPEN].get(lease_id) or by_state[LeaseState.LAPSED].get(lease_id)
         return None if hold is None else hold.lease
 
+    def is_open(self, lease_id: str) -> bool:
+        """Whether *lease_id* is an open lease."""
+        return lease_id in self._by_state[LeaseState.OPEN]
+
     def leases(self, state: LeaseState) -> list[Lease]:
         """The holds in one state, the first entered first."""
         return [hold.lease for hold in self._by_state[state].values()]

@@ -191,7 +191,6 @@ MESSAGES: Final = {
     DenialReason.INSUFFICIENT_TOKENS: "{tokens} tokens are available, {needs} are needed",
     DenialReason.PAUSED: "an operator has paused granting",
     DenialReason.NOT_SYNCED: "the broker has only just started, or Keepa has not answered yet",
-    DenialReason.BUDGET_EXHAUSTED: "the budget for this holder or operation is used up",
 }
 
 

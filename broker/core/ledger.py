@@ -94,6 +94,8 @@ class Ledger:
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     # The same for the journal; what the allocator decides stands between.
     records: deque[Record] = field(default_factory=lambda: deque(maxlen=RECORDS_MAX))
+    # Lost calls given up lately, each with what it is taken to have cost.
+    written_off: list[tuple[str, int]] = field(default_factory=list)
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -596,6 +598,7 @@ class Ledger:
                     cost,
                 )
             )
+            self.written_off.append((lease.lease_id, cost))
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settle a lease that this epoch holds nothing for."""

@@ -7,7 +7,7 @@ where something that a price rests on has changed.
 from math import floor
 from typing import NamedTuple
 
-from broker.core.budgets import BudgetBook
+from broker.core.budgets import ANY_ROOM, BudgetBook, Obstacle, Room
 from broker.core.costs import CostBook
 from broker.core.holds import Overruns
 from broker.core.leases import LeaseRequest
@@ -32,6 +32,12 @@ class Quote(NamedTuple):
     def overrun(self, tokens: int) -> int:
         """Tokens by which a call that holds *tokens* may exceed them."""
         return floor(tokens * (self.worst - 1))
+
+    def seen_overrun(self, tokens: int) -> int:
+        """The same as far as calls have shown it; no call yet stands against a mere prior."""
+        if not self.proven and self.likely == 1:
+            return 0
+        return self.overrun(tokens)
 
     def usable(self, tokens: int, others: Overruns) -> int:
         """What of *tokens* may be granted from while *others* may exceed their holds.
@@ -128,9 +134,11 @@ class Quotes:
         most = max(bucket.capacity, bucket.observed) - self._floor_tokens
         if not self._budgets:
             return most, self.debt_tokens
+        # The likely cost of a call must fit its budgets; its price may exceed them.
         limit = self._budgets.limit(request.holder, request.operation, bucket.capacity)
+        price = most + self.debt_tokens
         most = min(most, limit)
-        return most, min(self.debt_tokens, limit - most)
+        return most, price - most
 
     def _offer(self, request: LeaseRequest, most: int, debt: int) -> Quote | TooLarge:
         """The price where there are never more than *most* tokens, and *debt* when alone."""
@@ -158,13 +166,18 @@ class Quotes:
             tokens = quote.usable(tokens, holds.overruns)
         if holds.holds_leases:
             debt = 0
+        room = Room(tokens, tokens + debt)
         if self._budgets:
-            capacity = self._ledger.bucket.capacity
-            room = self._budgets.room(request.holder, request.operation, capacity, now_ms)
-            if room is not None:
-                tokens = min(tokens, room)
-                debt = min(debt, room - tokens)
-        return self._fit(request, quote, tokens, debt)
+            room = room.within(self._room(request, now_ms))
+        return self._fit_room(request, quote, room)
+
+    def _room(self, request: LeaseRequest, now_ms: int) -> Room:
+        capacity = self._ledger.bucket.capacity
+        return self._budgets.room(request.holder, request.operation, capacity, now_ms)
+
+    def _fit_room(self, request: LeaseRequest, quote: Quote, room: Room) -> Batch | MustWait:
+        tokens = min(room)
+        return self._fit(request, quote, tokens, room.price - tokens)
 
     def _fit(
         self, request: LeaseRequest, quote: Quote, tokens: int, debt: int
@@ -199,12 +212,23 @@ class Quotes:
         prior = request.tokens_per_unit
         return self._costs.affordable(request.operation, request.units, 1, tokens, prior) or 0
 
-    def budget_free_ms(self, request: LeaseRequest, quote: Quote, now_ms: int) -> int | None:
-        """When the request's budgets have room for its least; None if unknown."""
-        return self._budgets.free_at_ms(
+    def obstacles(self, request: LeaseRequest, quote: Quote, now_ms: int) -> list[Obstacle]:
+        """The budgets' limits that keep *request* from being granted; the worst first."""
+        room = self._room(request, now_ms)
+        if room == ANY_ROOM or isinstance(self._fit_room(request, quote, room), Batch):
+            return []
+        return self._budgets.obstacles(
             request.holder,
             request.operation,
             quote.least_tokens,
             self._ledger.bucket.capacity,
             now_ms,
         )
+
+    def count_shadows(self, request: LeaseRequest, quote: Quote, now_ms: int) -> None:
+        """*request* is granted: count it where a budget in shadow mode would have denied it."""
+        capacity = self._ledger.bucket.capacity
+        shadows = self._budgets.shadows(request.holder, request.operation, capacity, now_ms)
+        for pot, room in shadows:
+            if not isinstance(self._fit_room(request, quote, room), Batch):
+                pot.would_deny += 1

@@ -5,7 +5,7 @@ from itertools import islice
 
 from broker.core.allocator import Allocator
 from broker.core.bucket import Observation
-from broker.core.budgets import Standing
+from broker.core.budgets import Obstacle, Standing
 from broker.core.leases import BucketState, DenialReason, LeaseRequest
 from broker.core.pace import Outlook
 
@@ -49,6 +49,8 @@ class WaitingView:
     tokens: int
     eta_ms: int | None
     reason: DenialReason
+    # The budget's limit that it waits for, if that is the reason.
+    obstacle: Obstacle | None
 
 
 def snapshot(allocator: Allocator, now_ms: int) -> BucketView:
@@ -124,6 +126,7 @@ def waiting_view(allocator: Allocator, now_ms: int, most: int | None = None) -> 
             waiting.quote.tokens,
             etas[waiting.request.lease_id],
             allocator.reason(waiting, now_ms),
+            allocator.obstacle(waiting, now_ms),
         )
         for waiting in order
     ]

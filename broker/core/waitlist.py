@@ -14,7 +14,7 @@ holders differ by at most the largest request.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
@@ -295,9 +295,9 @@ class Waitlist:
             del self._absent[lease_id]
 
     def serve(self, waiting: Waiting, tokens: int) -> None:
-        """Take *waiting*, the first of its holder, out and charge *tokens* for it."""
+        """Take *waiting* out and charge *tokens* for it."""
         klass = self._classes[waiting.request.priority]
-        assert klass.flows[waiting.request.holder].queue[0] is waiting
+        assert self._waiting[waiting.request.lease_id] is waiting
         self._virtual_time = max(self._virtual_time, klass.tag)
         klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
         klass.charge(waiting.request.holder, tokens)
@@ -331,11 +331,16 @@ class Waitlist:
 
     def fronts(self) -> Iterator[Waiting]:
         """The first request of every holder, best claim first; lazily."""
+        for queue in self.queues():
+            yield queue[0]
+
+    def queues(self) -> Iterator[Sequence[Waiting]]:
+        """The requests of every holder in the order of service, best claim first; lazily."""
         busy = [klass for klass in self._classes.values() if klass.flows]
         # In the order of the classes, which settles ties.
         for klass in sorted(busy, key=lambda klass: klass.tag):
             for flow in klass.by_tag():
-                yield flow.queue[0]
+                yield flow.queue
 
     def order(self) -> Iterator[Waiting]:
         """All requests, in the order of service if no further ones come; lazily.

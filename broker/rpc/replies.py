@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from broker.core.bucket import Observation, Source
+from broker.core.budgets import Mode, Span, Standing
 from broker.core.costs import LearnedCost
 from broker.core.leases import BucketState, DenialReason, Denied, Granted, Lease, LeaseState
 from broker.core.ledger import Totals
@@ -46,13 +47,22 @@ SOURCES: Final = {
     Source.SETTLE: pb.OBSERVATION_SOURCE_SETTLE,
 }
 WIRE_PRIORITIES: Final = {priority: wire for wire, priority in PRIORITIES.items()}
+SPANS: Final = {
+    Span.HOUR: pb.BUDGET_SPAN_HOUR,
+    Span.DAY: pb.BUDGET_SPAN_DAY,
+    Span.MONTH: pb.BUDGET_SPAN_MONTH,
+}
+MODES: Final = {
+    Mode.ENFORCE: pb.BUDGET_MODE_ENFORCE,
+    Mode.SHADOW: pb.BUDGET_MODE_SHADOW,
+}
 # What a request waits for, as `tokenbroker leases` shows it.
 WAITING_FOR: Final = {
     DenialReason.INSUFFICIENT_TOKENS: "tokens",
     DenialReason.TOO_LARGE: "more than a full bucket",
     DenialReason.PAUSED: "an operator to resume granting",
     DenialReason.NOT_SYNCED: "Keepa's first balance, or clients to renew after the start",
-    DenialReason.BUDGET_EXHAUSTED: "room in its budget",
+    DenialReason.BUDGET_EXHAUSTED: "room in budget",
 }
 
 
@@ -117,6 +127,8 @@ def waiting(view: WaitingView) -> pb.Waiting:
         since=duration(view.waited_ms),
         reason=WAITING_FOR[view.reason],
     )
+    if view.obstacle is not None and view.reason is DenialReason.BUDGET_EXHAUSTED:
+        message.reason += f" {view.obstacle.budget.name}: {view.obstacle.shortly}"
     if view.eta_ms is not None:
         message.eta.CopyFrom(duration(view.eta_ms))
     return message
@@ -169,16 +181,7 @@ def bucket(
         ),
         key_fingerprint=fingerprint,
         upstream_trouble=trouble,
-        budgets=[
-            pb.Budget(
-                name=standing.budget.name,
-                holder=standing.budget.holder,
-                operation=standing.budget.operation,
-                tokens_per_hour=standing.limit,
-                used_tokens=standing.used,
-            )
-            for standing in view.budgets
-        ],
+        budgets=[budget(standing) for standing in view.budgets],
         budgets_trouble=budgets_trouble,
         leader=leader,
         journal=pb.Journal(
@@ -197,6 +200,30 @@ def bucket(
     if view.observation is not None:
         age_ms = view.observation_age_ms or 0
         message.last_observation.CopyFrom(_observation(view.observation, age_ms))
+    return message
+
+
+def budget(standing: Standing) -> pb.Budget:
+    """One limit of a budget as an operator sees it."""
+    own, span = standing.budget, standing.span
+    message = pb.Budget(
+        name=own.name,
+        holder=own.holder,
+        operation=own.operation,
+        tokens_per_hour=standing.limit if span is Span.HOUR else 0,
+        used_tokens=standing.used,
+        span=pb.BUDGET_SPAN_UNSPECIFIED if span is None else SPANS[span],
+        limit_tokens=standing.limit,
+        left_tokens=standing.left,
+        time_zone=own.time_zone,
+        mode=MODES[own.mode],
+        denied=standing.denied,
+        would_have_denied=standing.would_deny,
+        in_flight_max=own.in_flight_max or 0,
+        within="" if own.within is None else own.within.name,
+    )
+    if standing.resets_ms is not None:
+        message.resets_in.CopyFrom(duration(standing.resets_ms))
     return message
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.core.budgets import Mode
 from broker.core.leases import BucketState, DenialReason, Outcome, Priority, Settled, Settlement
+from broker.core.snapshot import BucketView
 from broker.journal.status import JournalState
 from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
@@ -219,6 +221,15 @@ class BucketCollector(Collector):
                      view.oldest_lease_ms / 1e3)  # fmt: skip
         yield gauge("waiting_requests", "Requests that wait for tokens.", view.waiting)
         yield gauge("epoch", "The broker's incarnation.", view.epoch)
+        if (outlook := view.outlook) is not None:
+            yield gauge("spend_tokens_per_hour", "Pace of spending of the last 15 minutes.",
+                        outlook.spent_per_hour)  # fmt: skip
+            if outlook.dry_ms is not None:
+                yield gauge("dry_seconds", "Time until nothing is available at this pace.",
+                            outlook.dry_ms / 1e3)  # fmt: skip
+            if outlook.full_ms is not None:
+                yield gauge("full_seconds", "Time until the bucket is full at this pace.",
+                            outlook.full_ms / 1e3)  # fmt: skip
         synced = self._runtime.synced.is_set()
         yield gauge("synced", "1 once a balance has been read from Keepa.", synced)
         if view.observation is not None and view.observation_age_ms is not None:
@@ -261,5 +272,40 @@ class BucketCollector(Collector):
         yield counters("probes", "Status calls to Keepa, by reason.", "reason",
                         probes)  # fmt: skip
         yield counters("probe_failures", "Status calls without an answer.", "failure", failed)
+        yield from self._budgets(view)
         yield gauges("drift_by_cause_tokens", "Sum of drift since the start; negative: Keepa"
                       " had less.", "cause", view.drift_by_cause)  # fmt: skip
+
+    @staticmethod
+    def _budgets(view: BucketView) -> Iterator[Metric]:
+        labels = ["budget", "span"]
+        limit = GaugeMetricFamily(
+            "tokenbroker_budget_limit_tokens", "Tokens that a budget allows.", labels=labels
+        )
+        used = GaugeMetricFamily(
+            "tokenbroker_budget_used_tokens", "Tokens spent or held in its span.", labels=labels
+        )
+        left = GaugeMetricFamily(
+            "tokenbroker_budget_left_tokens", "Tokens that may still be spent.", labels=labels
+        )
+        resets = GaugeMetricFamily(
+            "tokenbroker_budget_resets_seconds", "Time until a day or month ends.", labels=labels
+        )
+        enforced, denials, would_deny = {}, {}, {}
+        for standing in view.budgets:
+            name = standing.budget.name
+            enforced[name] = standing.budget.mode is Mode.ENFORCE
+            denials[name], would_deny[name] = standing.denied, standing.would_deny
+            if standing.span is None:
+                continue
+            values = [name, standing.span.value]
+            limit.add_metric(values, standing.limit)
+            used.add_metric(values, standing.used)
+            left.add_metric(values, standing.left)
+            if standing.resets_ms is not None:
+                resets.add_metric(values, standing.resets_ms / 1000)
+        yield from (limit, used, left, resets)
+        yield gauges("budget_enforced", "1; 0 in shadow mode.", "budget", enforced)
+        yield counters("budget_denials", "Requests denied for a budget.", "budget", denials)
+        yield counters("budget_would_deny", "Grants that a budget in shadow mode would have"
+                       " denied or delayed.", "budget", would_deny)  # fmt: skip

@@ -19,8 +19,10 @@ These exceptions excuse nothing else:
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from broker.core.allocator import LOOKED_PAST_MAX
 from broker.core.bucket import SAME_TICK_MS, TICK_GUARD_MS
 from broker.core.leases import BucketState, LeaseRequest
 from broker.core.probing import FRESH_MS, PATIENCE_MS
@@ -111,11 +113,11 @@ class Liveness:
 
     @staticmethod
     def _head_within_budget(broker: BrokerProcess, now_ms: int) -> Waiting | None:
-        for waiting in broker.allocator.waitlist.fronts():
-            quotes = broker.allocator.quotes
-            free_ms = quotes.budget_free_ms(waiting.request, waiting.quote, now_ms)
-            if free_ms is not None and free_ms <= now_ms:
-                return waiting
+        quotes = broker.allocator.quotes
+        for queue in broker.allocator.waitlist.queues():
+            for waiting in islice(queue, LOOKED_PAST_MAX):
+                if not quotes.obstacles(waiting.request, waiting.quote, now_ms):
+                    return waiting
         return None
 
     def expect_answer(

@@ -7,10 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
+from google.protobuf.duration_pb2 import Duration
 
 from broker.access.budgets_file import BudgetsFile, BudgetsFileError, read_budgets
 from broker.commands.tables import bucket_table
-from broker.core.budgets import Budget
+from broker.core.budgets import Budget, Mode
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, StartBroker, StartProgram
@@ -48,6 +50,40 @@ def test_json_says_the_same(tmp_path: Path) -> None:
     assert read_budgets(path) == (Budget("b", operation="product*", tokens_per_hour=9),)
 
 
+NESTED = """
+[budgets.partners]
+identity = "partners"
+tokens_per_day = 5000
+time_zone = "Europe/Berlin"
+
+[budgets.laptops]
+within = "partners"
+holder = "laptop-*"
+tokens_per_month = 1000
+mode = "shadow"
+
+[budgets.offers]
+within = "laptops"
+operation = "*offers*"
+in_flight_max = 2
+time_zone = "Asia/Tokyo"
+"""
+
+
+def test_budgets_lie_within_each_other(tmp_path: Path) -> None:
+    """Identity and time zone are inherited; the mode is each budget's own."""
+    partners, laptops, offers = read_budgets(written(tmp_path, NESTED))
+
+    assert (partners.holder, partners.time_zone) == ("partners/*", "Europe/Berlin")
+    assert (laptops.holder, laptops.time_zone) == ("partners/laptop-*", "Europe/Berlin")
+    assert (laptops.within, laptops.mode) == (partners, Mode.SHADOW)
+    assert (offers.holder, offers.time_zone, offers.mode) == (
+        "partners/*", "Asia/Tokyo", Mode.ENFORCE,
+    )  # fmt: skip
+    assert offers.covers("partners/laptop-1", "product?offers=20")
+    assert not offers.covers("partners/server", "product?offers=20")
+
+
 def test_no_budgets_must_be_said(tmp_path: Path) -> None:
     """A file that an editor has just emptied lifts no limit."""
     assert read_budgets(written(tmp_path, "budgets = {}\n")) == ()
@@ -58,13 +94,33 @@ def test_no_budgets_must_be_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[budgets.b]\n", "budgets.b: limits nothing: give tokens_per_hour, share or both"),
+        ("[budgets.b]\n", "budgets.b: limits nothing: give tokens_per_hour, share, tok"),
         ("[budgets.b]\nshare = 2\n", "budgets.b.share: Input should be less than or equal to 1"),
         ("[budgets.b]\nshare = nan\n", "budgets.b.share: Input should be"),
         ("[budgets.b]\ntokens_per_hour = 0\n", "budgets.b.tokens_per_hour: Input should be great"),
         ('[budgets.b]\ntokens_per_hour = "5"\n', "budgets.b.tokens_per_hour: Input should be a v"),
-        ("[budgets.b]\nshares = 1\n", "budgets.b.shares: no such setting; there are: holder, op"),
-        ("[budget.b]\nshare = 1\n", "budget: no such setting; there are: budgets"),
+        ("[budgets.b]\nshares = 1\n", "budgets.b.shares: no such setting (did you mean share?)"),
+        ("[budgets.b]\ntoken_per_day = 1\n", "no such setting (did you mean tokens_per_day?)"),
+        ("[budgets.b]\nzzz = 1\n", "budgets.b.zzz: no such setting; there are: identity, holder"),
+        ("[budgets.b]\ntokens_per_day = 0\n", "budgets.b.tokens_per_day: Input should be greater"),
+        ("[budgets.b]\nin_flight_max = 0\n", "budgets.b.in_flight_max: Input should be greater"),
+        ('[budgets.b]\nshare = 1\nmode = "shade"\n', "budgets.b.mode: Input should be 'enforce'"),
+        ('[budgets.b]\nshare = 1\nidentity = "a/b"\n', "budgets.b.identity: String should match"),
+        (
+            '[budgets.b]\nshare = 1\ntime_zone = "Europe/Berlni"\n',
+            "budgets.b.time_zone: 'Europe/Berlni' is no known time zone (did you mean Europe/B",
+        ),
+        ('[budgets.b]\nshare = 1\ntime_zone = "../etc"\n', "is no known time zone"),
+        ('[budgets.b]\nshare = 1\ntime_zone = "Europe"\n', "is no known time zone"),
+        (
+            '[budgets.team]\nshare = 1\n[budgets.b]\nshare = 1\nwithin = "taem"\n',
+            "budgets.b.within: no budget 'taem' (did you mean team?): name another table",
+        ),
+        (
+            '[budgets.a]\nshare = 1\nwithin = "b"\n[budgets.b]\nshare = 1\nwithin = "a"\n',
+            "budgets.b.within: a circle: a within b within a: take one of them out",
+        ),
+        ("[budget.b]\nshare = 1\n", "budget: no such setting (did you mean budgets?)"),
         ('[budgets."a b"]\nshare = 1\n', "budgets.a b: String should match"),
         ("[budgets.b\n", "neither TOML nor JSON: Expected ']'"),
         ("[budgets.b]\n[budgets.b]\n", "neither TOML nor JSON: Cannot declare"),
@@ -222,15 +278,67 @@ def test_a_running_broker_follows_the_file(
     assert broker.program.output().count(complaint) == 1
 
 
+def rows(bucket: pb.Bucket) -> list[tuple[str, str]]:
+    """The table of `status`."""
+    names, values = (list(column.cells) for column in bucket_table(bucket).columns)
+    return [(str(name), str(value)) for name, value in zip(names, values, strict=True)]
+
+
 def test_status_shows_the_budgets() -> None:
-    """`status` shows the use of each budget, and why a changed file was refused."""
-    budget = pb.Budget(
-        name="team", holder="team-[a]", operation="*", tokens_per_hour=10, used_tokens=4
+    """`status` shows each limit: its use, its reset, its mode; and a refused file."""
+    hour = pb.Budget(
+        name="team", holder="team-[a]", operation="*", span=pb.BUDGET_SPAN_HOUR,
+        limit_tokens=10, used_tokens=4, left_tokens=6, denied=2, mode=pb.BUDGET_MODE_ENFORCE,
+    )  # fmt: skip
+    day = pb.Budget(
+        name="shade", holder="*", operation="deal", span=pb.BUDGET_SPAN_DAY, within="team",
+        limit_tokens=10, used_tokens=14, would_have_denied=3, mode=pb.BUDGET_MODE_SHADOW,
+        in_flight_max=2, resets_in=Duration(seconds=3_660), time_zone="Europe/Berlin",
+    )  # fmt: skip
+    shown = rows(pb.Bucket(budgets=[hour, day], budgets_trouble="bad"))
+
+    first, second, trouble = (value for name, value in shown if name.startswith("Budget"))
+    assert first == r"4 of 10 tokens used within the last hour, 6 left; * of team-\[a]; denied 2"
+    assert second == (
+        "14 of 10 tokens used today, 0 left; resets in 1 h 1 min (Europe/Berlin); at most 2 calls"
+        " of each holder in flight; deal of * within team; shadow: would have denied 3"
     )
-    bucket = pb.Bucket(budgets=[budget], budgets_trouble="bad")
+    assert trouble == "not reloaded: bad"
 
-    columns = [list(column.cells) for column in bucket_table(bucket).columns]
-    rows = dict(zip(*columns, strict=True))
 
-    assert rows["Budget team"] == r"4 of 10 tokens used within the last hour (* of team-\[a])"
-    assert str(rows["Budgets"]) == "not reloaded: bad"
+def test_a_day_in_a_running_broker(
+    keepa: RunningSimulator, start_broker: StartBroker, tmp_path: Path
+) -> None:
+    """GetBucket shows limit, use, rest, reset, mode and would-have-denied; so do the metrics."""
+    text = """
+[budgets.team]
+tokens_per_day = 12
+time_zone = "Europe/Berlin"
+[budgets.inner]
+within = "team"
+holder = "a"
+tokens_per_month = 5
+mode = "shadow"
+"""
+    path = written(tmp_path, text)
+    broker = start_broker(keepa.base_url, keepa.api_key, broker_budgets_file=path)
+    answers = [ask(broker, lease, "a") for lease in "123"]
+    day, month = broker.bucket().budgets
+    metrics = requests.get(f"{broker.http_url}/metrics", timeout=DEADLINE_S).text
+
+    assert [answer.WhichOneof("outcome") for answer in answers] == ["grant", "grant", "denial"]
+    denial = answers[2].denial
+    assert denial.reason == pb.DENIAL_REASON_BUDGET_EXHAUSTED
+    assert denial.message.startswith("budget team allows 12 tokens a day, and 10 are used")
+    assert abs(denial.retry_delay.seconds - day.resets_in.seconds) <= DEADLINE_S
+    assert (day.span, day.limit_tokens, day.used_tokens, day.left_tokens, day.denied) == (
+        pb.BUDGET_SPAN_DAY, 12, 10, 2, 1,
+    )  # fmt: skip
+    assert 0 < day.resets_in.seconds <= 25 * 3_600
+    assert (month.span, month.mode, month.would_have_denied, month.within) == (
+        pb.BUDGET_SPAN_MONTH, pb.BUDGET_MODE_SHADOW, 1, "team",
+    )  # fmt: skip
+    assert month.resets_in.seconds > day.resets_in.seconds - 1
+    assert 'tokenbroker_budget_left_tokens{budget="team",span="day"} 2.0' in metrics
+    assert 'tokenbroker_budget_would_deny_total{budget="inner"} 1.0' in metrics
+    assert 'tokenbroker_budget_enforced{budget="inner"} 0.0' in metrics
