@@ -25,6 +25,7 @@ def main() -> int:
         settings.http.check_free("BROKER_HTTP_LISTEN")
         Listen.parse(settings.gateway_listen).check_free("GATEWAY_LISTEN")
         Listen.parse(settings.gateway_http_listen).check_free("GATEWAY_HTTP_LISTEN")
+        Listen.parse(settings.console_listen).check_free("CONSOLE_LISTEN")
         with DataDir(settings.data_dir) as data_dir:
             Stack(settings, data_dir, Screen()).run()
     except SettingsError as exc:

@@ -50,6 +50,10 @@ class Parts:
         """The broker, the owner of the tokens."""
         return self._program("broker", "broker", "serve")
 
+    def console(self) -> Program:
+        """The console of deals."""
+        return self._program("console", "fetcher", "console")
+
     def gateway(self) -> Program:
         """The gateway: Keepa's API for other programs."""
         return self._program("gateway", "fetcher.gateway", "serve")

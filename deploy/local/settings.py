@@ -64,6 +64,8 @@ class StackSettings(Environment):
     """Address of the gateway, which serves Keepa's API to other programs."""
     gateway_http_listen: Address = "127.0.0.1:9467"
     """Address of the gateway's metrics and health endpoints."""
+    console_listen: Address = "127.0.0.1:9466"
+    """Address of the console of deals."""
     data_dir: Path = Path(".local")
     """Folder of Postgres data and logs."""
     queries: Path = Path("deploy/queries")
@@ -78,7 +80,11 @@ class StackSettings(Environment):
     """Without a key: tokens at the start; few, to show waits."""
 
     @field_validator(
-        "broker_listen", "broker_http_listen", "gateway_listen", "gateway_http_listen"
+        "broker_listen",
+        "broker_http_listen",
+        "gateway_listen",
+        "gateway_http_listen",
+        "console_listen",
     )
     @classmethod
     def _choose_port(cls, text: str) -> str:

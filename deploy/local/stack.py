@@ -82,6 +82,7 @@ class Stack:
         self._broker = Crew(screen.note)
         self._fetchers = Crew(screen.note)
         self._gateway = Crew(screen.note)
+        self._console = Crew(screen.note)
         self._surveyor: Surveyor | None = None
         self._totals = RunTotals()
         self._stop_signals = 0
@@ -119,6 +120,7 @@ class Stack:
         for number in range(1, self._settings.fetchers + 1):
             self._fetchers.start(parts.fetcher(number))
         self._gateway.start(parts.gateway())
+        self._console.start(parts.console())
         self._surveyor = Surveyor(
             environment["BROKER_ADDRESS"], database_url, simulator_url, access
         )
@@ -133,6 +135,7 @@ class Stack:
             "BROKER_HTTP_LISTEN": str(settings.http),
             "GATEWAY_LISTEN": settings.gateway_listen,
             "GATEWAY_HTTP_LISTEN": settings.gateway_http_listen,
+            "CONSOLE_LISTEN": settings.console_listen,
             "BROKER_ADDRESS": settings.broker_address,
             "QUERIES": str(settings.queries),
             "LOG_LEVEL": settings.log_level,
@@ -182,6 +185,8 @@ class Stack:
         else:
             note("Postgres: yours, by DATABASE_URL")
         note(f"broker: gRPC on {settings.rpc}, metrics on http://{settings.http}/metrics")
+        note(f"tokens in a browser: http://{settings.http}/")
+        note(f"deals in a browser: http://{settings.console_listen}/")
         note(f"gateway: Keepa's API for any client on http://{settings.gateway_listen}")
         note(f"{settings.fetchers} fetchers, queries in {settings.queries}")
         note(f"logs in {self._data_dir.logs}")
@@ -241,6 +246,7 @@ class Stack:
         self._broker.tend()
         self._fetchers.tend()
         self._gateway.tend()
+        self._console.tend()
 
     def _check_clock(self) -> None:
         limit_s = self._settings.run_seconds
@@ -269,7 +275,7 @@ class Stack:
         self._screen.note(f"stopping: {reason}")
         if self._surveyor is not None:
             self._surveyor.pause()
-        for crew in (self._gateway, self._fetchers):
+        for crew in (self._console, self._gateway, self._fetchers):
             for program in crew.stop():
                 self._screen.note(f"{program.name} did not end by itself and was killed")
         if self._surveyor is not None:

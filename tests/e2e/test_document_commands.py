@@ -68,6 +68,7 @@ def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory)
         broker_http_listen="127.0.0.1:0",
         gateway_listen="127.0.0.1:0",
         gateway_http_listen="127.0.0.1:0",
+        console_listen="127.0.0.1:0",
         queries=ROOT / "deploy" / "queries",
         data_dir=data_dir,
     )

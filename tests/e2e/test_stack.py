@@ -23,7 +23,14 @@ ROOT = Path(__file__).parents[2]
 # Unlike any other text, so finding it in an output means a leak.
 KEY = "k3y" + "fedcba9876543210" * 4
 ANY_PORTS = dict.fromkeys(
-    ("broker_listen", "broker_http_listen", "gateway_listen", "gateway_http_listen"), "127.0.0.1:0"
+    (
+        "broker_listen",
+        "broker_http_listen",
+        "gateway_listen",
+        "gateway_http_listen",
+        "console_listen",
+    ),
+    "127.0.0.1:0",
 )
 QUERIES = {"queries": ROOT / "deploy" / "queries"}
 
