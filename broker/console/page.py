@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from broker.console.series import TokenSeries
-from broker.core.leases import MESSAGES, DenialReason, Lease, LeaseState
+from broker.core.leases import DenialReason, Lease, LeaseState
 from broker.keepa_status import KeepaSyncError
 from broker.runtime import BrokerRuntime
 from broker.telemetry.metrics import BrokerMetrics
@@ -32,15 +32,15 @@ LIVE_S_MIN: Final = 0.5
 REASONS: Final[Mapping[DenialReason, str]] = {
     DenialReason.INSUFFICIENT_TOKENS: "not enough tokens yet",
     DenialReason.TOO_LARGE: "larger than any bucket",
-    **{
-        reason: MESSAGES[reason]
-        for reason in (
-            DenialReason.PAUSED,
-            DenialReason.NOT_SYNCED,
-            DenialReason.BUDGET_EXHAUSTED,
-        )
-    },
+    DenialReason.PAUSED: "an operator has paused granting",
+    DenialReason.NOT_SYNCED: "Keepa has not answered since the start",
+    DenialReason.BUDGET_EXHAUSTED: "its budget is used up",
 }
+
+
+def reason_words(reason: DenialReason) -> str:
+    """Why a request waits."""
+    return REASONS.get(reason) or reason.value.replace("_", " ")
 
 
 class TokensPage:
@@ -52,6 +52,7 @@ class TokensPage:
         self._door = door
         self._pages = Pages(TEMPLATES, console="Keepa tokens", links={})
         self._pages.filter("span", span)
+        self._pages.filter("reason_words", reason_words)
         self._started_s = time.time()
         self.series = TokenSeries(runtime)
         self._live = LiveParts(self._parts)
@@ -126,7 +127,6 @@ class TokensPage:
             "leases": [_lease(lease, runtime.now_ms()) for lease in runtime.leases(ROWS_MAX)],
             "open_state": LeaseState.OPEN,
             "waiting": runtime.waiting(ROWS_MAX),
-            "reasons": REASONS,
             "spends": {"operation": _shares(operations), "holder": _shares(holders)},
             "totals": runtime.allocator.ledger.totals,
             "runs_for_s": now_s - self._started_s,

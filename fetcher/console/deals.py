@@ -41,6 +41,8 @@ from protos.web.charts import Point, Series, step_chart
 from protos.web.door import CALLER
 
 PAGE_ROWS: Final = 48
+# Linked to where it is mounted.
+API: Final = "/api/deals"
 MARKS_ROWS: Final = 100
 CHANGES: Final = 50
 NAMES: Final = frozenset(field.name for field in FIELDS)
@@ -179,6 +181,7 @@ class DealPages:
             views=VIEWS,
             ranges=DATE_RANGES,
             images=context.images,
+            has_api=any(resource.canonical == API for resource in request.app.router.resources()),
             export=urlencode(asked.wanted.deals.parameters() | {"sort": asked.sort}),
             can_mark=request[CALLER].may_act and context.writing is not None,
         )

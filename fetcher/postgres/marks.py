@@ -1,5 +1,6 @@
 """Marks: products that a person has ignored or bought; they leave the grid and the alerts."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, LiteralString
 
 from fetcher.postgres.database import Connection, Row, fetch_dicts
@@ -23,6 +24,8 @@ SELECT m.domain_id, m.asin, m.mark, m.marked_by, m.marked_at, l.title
    AND (%(before)s::timestamptz IS NULL OR m.marked_at < %(before)s)
  ORDER BY m.marked_at DESC, m.domain_id, m.asin LIMIT %(limit)s
 """
+
+MARKED: Final[LiteralString] = "SELECT asin FROM marks WHERE domain_id = %s AND asin = ANY(%s)"
 
 OF_PRODUCT: Final[LiteralString] = """
 SELECT domain_id, mark, marked_by, marked_at FROM marks WHERE asin = %(asin)s
@@ -50,3 +53,8 @@ def marks_of(connection: Connection, asin: str) -> dict[int, Row]:
     """Returns the marks of a product by site."""
     rows = fetch_dicts(connection, OF_PRODUCT, {"asin": asin})
     return {row["domain_id"]: row for row in rows}
+
+
+def marked_asins(connection: Connection, domain_id: int, asins: Sequence[str]) -> set[str]:
+    """Returns those of *asins* that are marked."""
+    return {str(asin) for (asin,) in connection.execute(MARKED, (domain_id, list(asins)))}

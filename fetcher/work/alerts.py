@@ -14,6 +14,7 @@ from fetcher.postgres.alerts import (
     standings_of_alerts,
 )
 from fetcher.postgres.database import Connection
+from fetcher.postgres.marks import marked_asins
 from fetcher.queries.alerts import Alert, Memory, Reading, decide
 from fetcher.queries.conditions import Facts
 from fetcher.queries.judging import JudgedDeal
@@ -42,7 +43,13 @@ def alert_about(
     standings = standings_of_alerts(connection, query)
     latest = {one.deal.asin: one for one in judged}
     stored_ms = judged_at_ms(connection, query, list(latest))
-    current = [one for asin, one in latest.items() if stored_ms.get(asin) == one.reply_time_ms]
+    # What a person has marked as ignored or bought is reported no more.
+    marked = marked_asins(connection, query.domain_id, list(latest))
+    current = [
+        one
+        for asin, one in latest.items()
+        if stored_ms.get(asin) == one.reply_time_ms and asin not in marked
+    ]
     if not current:
         return
     remembered = memories(connection, query, [one.deal.asin for one in current])

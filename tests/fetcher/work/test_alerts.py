@@ -8,6 +8,7 @@ import pytest
 from fetcher.postgres import Database
 from fetcher.postgres.alerts import end_first_run, standings_of_alerts
 from fetcher.postgres.database import Connection
+from fetcher.postgres.marks import remove_mark, set_mark
 from fetcher.postgres.products import store_products, want_products
 from fetcher.queries.judging import request_of
 from fetcher.queries.query import DealQuery
@@ -190,6 +191,20 @@ def test_details_decide_what_needs_them(connection: Connection) -> None:
     assert before == []
     assert outbox(connection) == [("team", asin(1), "crossing", 1)]
     assert int(reported[0][0]) >= 500
+
+
+def test_marked_products_are_not_reported(connection: Connection) -> None:
+    """What a person has ignored or bought leaves the alerts, until the mark is taken off."""
+    asked = query(alerts=TEAM)
+    prime(connection, asked)
+    set_mark(connection, asked.domain_id, asin(1), "bought", by="anna")
+    serve(connection, asked, row(1), row(2))
+    marked = [report[1] for report in outbox(connection)]
+    remove_mark(connection, asked.domain_id, asin(1))
+    serve(connection, asked, row(1, updated_ms=NOON_MS + MINUTE_MS), minutes=1)
+
+    assert marked == [asin(2)]
+    assert [report[1] for report in outbox(connection)] == [asin(2), asin(1)]
 
 
 def test_a_hostile_title_is_stored(connection: Connection) -> None:
