@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts format bench clean
+.PHONY: help setup run test chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -82,6 +82,10 @@ DAY_SECONDS ?= 240
 day: $(VENV)/.ready  ## Run a day of collecting, once with faults and once without (DAY_SECONDS= each)
 	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS)
 	$(BIN)/python -m tests.e2e.day --seconds $(DAY_SECONDS) --quiet
+
+MINUTES ?= 30
+chaos: $(VENV)/.ready  ## Run two brokers and three fetchers under faults (MINUTES=, SEED=)
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 EXAMPLES ?= 100000
 fuzz: $(VENV)/.ready  ## Test the parsers with mutated replies and query files (EXAMPLES= of each kind)

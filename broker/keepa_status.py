@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from broker.core.bucket import Envelope
+from broker.daemon_thread import in_daemon_thread
 from protos.process.http_call import Answer, Failure, HttpCaller, Trouble
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -85,6 +86,10 @@ class KeepaSync:
             case Failure(message=message):
                 failure, problem = ProbeFailure.UNREACHABLE, f" can't be reached: {message}"
         raise KeepaSyncError(failure, self.base_url + problem)
+
+    async def read(self) -> Envelope:
+        """Reads the bucket's state as `ask` does, while the event loop goes on."""
+        return await in_daemon_thread(self.ask, name="keepa-sync")
 
     def close(self) -> None:
         """Closes the connection."""

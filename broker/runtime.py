@@ -36,7 +36,6 @@ from broker.core.leases import (
     Settlement,
 )
 from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
-from broker.daemon_thread import in_daemon_thread
 from broker.journal.status import JournalStatus
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.telemetry.eta_accuracy import Listener, Promises
@@ -479,7 +478,7 @@ class BrokerRuntime:
     async def _ask_keepa(self, requested_ms: int) -> KeepaSyncError | None:
         asking = self.allocator
         try:
-            envelope = await in_daemon_thread(self._keepa.ask, name="keepa-sync")
+            envelope = await self._keepa.read()
         except KeepaSyncError as exc:
             return self._probe_failed(exc, asking)
         except Exception:

@@ -38,6 +38,18 @@ class NobodyLeadsError(AssertionError):
     """Nothing fails, and yet no broker leads."""
 
 
+def carried_out(attempt: Attempt, row: Row | None, holder: str) -> tuple[Row | None, bool]:
+    """The row after *attempt* of *holder*, and whether the attempt has written it."""
+    mine = row is not None and (row.holder, row.epoch) == (holder, attempt.epoch)
+    if attempt.action is Action.TAKE and row == attempt.seen:
+        return Row(attempt.epoch, holder, 0), True
+    if attempt.action is Action.RENEW and mine and row is not None:
+        return Row(row.epoch, holder, row.renewals + 1), True
+    if attempt.action is Action.RELEASE and mine and row is not None:
+        return Row(row.epoch, FREE, row.renewals + 1), True
+    return row, False
+
+
 @dataclass
 class Statement:
     """An attempt on its way: whether it has run, and what it found."""
@@ -121,14 +133,7 @@ class World:
 
     def run(self, statement: Statement, holder: str) -> None:
         """The database runs *statement*, atomically."""
-        attempt, row = statement.attempt, self.row
-        mine = row is not None and (row.holder, row.epoch) == (holder, attempt.epoch)
-        if attempt.action is Action.TAKE and row == attempt.seen:
-            self.row, statement.done = Row(attempt.epoch, holder, 0), True
-        elif attempt.action is Action.RENEW and mine and row is not None:
-            self.row, statement.done = Row(row.epoch, holder, row.renewals + 1), True
-        elif attempt.action is Action.RELEASE and mine and row is not None:
-            self.row, statement.done = Row(row.epoch, FREE, row.renewals + 1), True
+        self.row, statement.done = carried_out(statement.attempt, self.row, holder)
         statement.ran, statement.row = True, self.row
 
     # --- what may happen -----------------------------------------------------

@@ -1,0 +1,1 @@
+"""A whole stack of real processes under faults; see `python -m tests.chaos --help`."""
