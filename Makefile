@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts format bench clean
+.PHONY: help setup run test chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -69,6 +69,34 @@ check-deploy: $(DEPLOY_TOOLS)/.ready  ## Check Dockerfile, compose file and Kube
 	    $(DEPLOY_TOOLS)/bin/kubernetes-validate --strict --quiet --no-warn $(RENDERED)/$$overlay.yaml; \
 	  done && $(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED); \
 	fi
+
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION  = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+REGISTRY ?=
+IMAGE     = $(if $(REGISTRY),$(REGISTRY)/)keepa-
+BASE      = $(shell cat deploy/docker/base-image 2>/dev/null || echo python:3.12-slim)
+images:  ## Build the images, tagged by version (REGISTRY=, PUSH=1 pushes them)
+	@set -e; for role in broker fetcher gateway simulator; do \
+	  docker build --file deploy/docker/Dockerfile --target $$role --tag $(IMAGE)$$role:$(VERSION) \
+	    --network $${BUILD_NETWORK:-default} --build-arg PYTHON_IMAGE=$(BASE) \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) . ; \
+	  if [ -n "$(PUSH)" ]; then docker push $(IMAGE)$$role:$(VERSION); fi; done
+
+base-image:  ## Pin the base image: asks the registry for the digest of its tag
+	@digest=$$(docker buildx imagetools inspect python:3.12-slim --format '{{.Manifest.Digest}}') && \
+	  echo "python:3.12-slim@$$digest" >deploy/docker/base-image && cat deploy/docker/base-image
+
+sbom: $(DEPLOY_TOOLS)/.ready  ## List each image's libraries as CycloneDX JSON in dist/
+	@mkdir -p dist && set -e && for role in broker fetcher gateway simulator; do \
+	  $(DEPLOY_TOOLS)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
+	    --output-file dist/keepa-$$role.cdx.json deploy/docker/requirements/$$role.txt; done
+	@ls dist/*.cdx.json
+
+scan:  ## Scan the images for known weaknesses, if trivy or grype is installed (REGISTRY=)
+	@set -e; for role in broker fetcher gateway simulator; do \
+	  if command -v trivy >/dev/null; then trivy image --exit-code 1 --severity HIGH,CRITICAL $(IMAGE)$$role:$(VERSION); \
+	  elif command -v grype >/dev/null; then grype --fail-on high $(IMAGE)$$role:$(VERSION); \
+	  else echo "skipped: neither trivy nor grype is installed"; exit 0; fi; done
 
 compose-test: $(VENV)/.ready  ## Test docker-compose.yml on an engine: build, collect, scale, kill, recover
 	@$(BIN)/python -m pytest -v tests/deploy/docker/compose_run.py

@@ -3,6 +3,9 @@
 constraints.txt pins what pyproject.toml asks for, deploy/tools.txt what deploy/tools.in
 asks for; both hold for every Python that the project supports. Each begins with a hash of
 its requests, by which the check notices a request that came later.
+
+deploy/docker/requirements/ pins the same versions for the images, one file per extra, with
+the hashes of all files that the index has for them: pip installs nothing else.
 """
 
 import hashlib
@@ -18,6 +21,8 @@ PROJECT: Final = ROOT / "pyproject.toml"
 CONSTRAINTS: Final = ROOT / "constraints.txt"
 TOOLS: Final = ROOT / "deploy" / "tools.in"
 PINNED_TOOLS: Final = TOOLS.with_suffix(".txt")
+IMAGES: Final = ROOT / "deploy" / "docker" / "requirements"
+ROLES: Final = ("broker", "fetcher", "gateway", "simulator")
 OLDEST_PYTHON: Final = "3.11"
 MARK: Final = "# requests: "
 
@@ -44,13 +49,28 @@ def write(source: Path, target: Path, *options: str) -> None:
     target.write_text(head + target.read_text("utf-8"), "utf-8")
 
 
+def write_for_images() -> None:
+    """Writes the requirements of each image, and of the build, in the pinned versions."""
+    IMAGES.mkdir(exist_ok=True)
+    pinned = ("--generate-hashes", "--constraint", str(CONSTRAINTS))
+    for role in ROLES:
+        write(PROJECT, IMAGES / f"{role}.txt", "--extra", role, *pinned)
+    build = IMAGES / "build.in"
+    requires = tomllib.loads(PROJECT.read_text("utf-8"))["build-system"]["requires"]
+    build.write_text("\n".join(requires) + "\n", "utf-8")
+    write(build, IMAGES / "build.txt", *pinned)
+    build.unlink()
+
+
 def main() -> int:
-    """Writes or checks both files; 1 if the check fails."""
-    files = {PROJECT: CONSTRAINTS, TOOLS: PINNED_TOOLS}
+    """Writes or checks all files; 1 if the check fails."""
+    files = {CONSTRAINTS: PROJECT, PINNED_TOOLS: TOOLS} | {
+        IMAGES / f"{role}.txt": PROJECT for role in ROLES
+    }
     if sys.argv[1:] == ["--check"]:
         late = [
             f"{target.relative_to(ROOT)} is older than {source.relative_to(ROOT)}: run make lock"
-            for source, target in files.items()
+            for target, source in files.items()
             if not target.exists()
             or not target.read_text("utf-8").startswith(MARK + requests_of(source) + "\n")
         ]
@@ -58,6 +78,7 @@ def main() -> int:
         return len(late) > 0
     write(PROJECT, CONSTRAINTS, "--all-extras", *sys.argv[1:])
     write(TOOLS, PINNED_TOOLS, *sys.argv[1:])
+    write_for_images()
     return 0
 
 
