@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
+.PHONY: help setup run test test-slow chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -27,8 +27,12 @@ run: $(VENV)/.ready  ## Run the whole stack on this machine (RUN_SECONDS=, FETCH
 	@exec $(BIN)/python -m deploy.local
 
 # Two processes, each with whole files, because the tests of a file share servers.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/.ready  ## Run the quick suite, Postgres included (PYTEST_ARGS=)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.ready  ## Run the rest of the suite: whole stacks, and slices of the long runs
+	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/.ready check-lock check-deploy  ## Check style, types, dependency rules, contract, lock, deployment
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """Names the fixtures that several parts share; each lives in a file of its topic."""
 
 import signal
+from pathlib import Path
+
+import pytest
 
 # A shell starts its background jobs with SIGINT ignored, and programs inherit that: the
 # tests that press Ctrl-C would wait for ever. A handler is not inherited.
@@ -19,3 +22,13 @@ pytest_plugins = [
     "tests.fix_broker_client",
     "tests.fix_certificates",
 ]
+
+# Whole stacks of processes take long, whatever they test.
+STACKS = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of whole stacks as slow."""
+    for item in items:
+        if STACKS in item.path.parents:
+            item.add_marker(pytest.mark.slow)

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BASE = {"grpcio", "protobuf", "opentelemetry-api"}
 ROLES = {"broker", "fetcher", "gateway", "parquet", "simulator", "local", "all", "dev"}

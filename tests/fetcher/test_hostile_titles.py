@@ -7,6 +7,8 @@ from tests.fetcher.keepa_pages import DOMAIN
 from tests.fix_fetcher import SELECTION, StartWorld, World
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 # Rich markup, OSC and a bidi override; short enough for a cell of the table.
 HOSTILE = "[b]x[/b]\x1b]0;o\x07\u202e"
 SHOWN = "[b]x[/b]\\e]0;o\\a\\u202e"

@@ -13,6 +13,8 @@ from fetcher.errors import KeepaError, KeepaResponseError, KeepaUnavailableError
 from fetcher.keepa import REPLY_BYTES_MAX, Keepa, objects_bytes
 from tests.fetcher.test_keepa import ENVELOPE, KEY, Answer, reply, serving
 
+pytestmark = pytest.mark.slow
+
 MEGABYTE = 1024 * 1024
 # A container of docker-compose.yml has this much for a whole fetcher.
 CONTAINER_BYTES = 256 * MEGABYTE

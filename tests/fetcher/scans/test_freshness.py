@@ -1,7 +1,11 @@
 """How old deals are when they are written, by the simulator's own events."""
 
+import pytest
+
 from tests.bench.bench_freshness import ALONE, WITHIN, freshness, queries
 from tests.bench.virtual_reader import HOUR_MS, VirtualReader
+
+pytestmark = pytest.mark.slow
 
 MINUTE_MS = 60_000
 

@@ -9,9 +9,13 @@ from threading import Thread
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from tests.fetcher.fetcher_log import assert_no_traceback, stop_in_time
 from tests.fix_fetcher import SELECTION, StartWorld
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 # An ordinary page of 150 rows passes; its objects count for more than a mebibyte.
 LIMIT_BYTES = 8 * 1024 * 1024

@@ -16,6 +16,8 @@ from tests.fetcher.fetcher_log import assert_no_traceback, logged, output
 from tests.fix_fetcher import SELECTION, StartWorld, World
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 _roles = count(1)
 
 AWAY = "Postgres is away: waiting for it"

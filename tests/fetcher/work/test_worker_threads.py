@@ -28,6 +28,8 @@ from tests.fix_broker_client import Stage
 from tests.fix_fetcher import SELECTION, StartWorld, World
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ENRICHED = {"selection": SELECTION, "enrichment": True}
 
 
