@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow chaos day bench-freshness fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
+.PHONY: help setup run test test-slow chaos day bench-freshness bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -130,6 +130,9 @@ bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, pa
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
 	$(BIN)/python -m tests.bench.bench_page_writes
+
+bench-export: $(VENV)/.ready  ## Measure exports of a million deals: time and memory of each format
+	@$(BIN)/python -m tests.bench.bench_export
 
 museum: $(VENV)/.ready  ## Reinsert old defects and check that the tests fail
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.simulation.museum

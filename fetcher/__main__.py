@@ -10,6 +10,7 @@ import typer
 
 from fetcher.broker_client import BrokerClientError
 from fetcher.commands.output import Format, Output
+from fetcher.deals.formats import ExportFormat
 from fetcher.errors import DatabaseError, FetcherError
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
@@ -265,12 +266,55 @@ def deals(
     ] = None,
     limit: Limit = 20,
     output: Output = Format.TABLE,
+    *,
+    export: Annotated[
+        ExportFormat | None,
+        typer.Option("--format", "-f", help="Write all deals as this, instead of a table."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FILE", help="File to write, or - for stdout.")
+    ] = "-",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            "-w",
+            metavar="NAME=VALUE",
+            help="Filter of the export, as in the console's addresses; repeatable.",
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="WHEN", help="Export changes only: 24h, or a cursor."),
+    ] = None,
+    cursor: Annotated[
+        Path | None,
+        typer.Option("--cursor", metavar="FILE", help="Read on from here; keeps the new place."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="ORDER", help="Order of the export.")
+    ] = None,
 ) -> None:
-    """List the newest deals with the verdicts on them.
+    """List the newest deals, or export all with --format.
 
     Example: dealfetcher deals --query books --state accepted
     """
     if context.invoked_subcommand is not None:
+        return
+    if export is not None:
+        from fetcher.commands.export import export_deals  # noqa: PLC0415 - only what is used
+
+        named = {"query": query, "state": state}
+        pairs = [f"{name}={value}" for name, value in named.items() if value is not None]
+        export_deals(
+            Settings.load().require_database_url(),
+            kind=export,
+            to=to,
+            where=[*pairs, *(where or ())],
+            since=since,
+            cursor_file=cursor,
+            sort=sort,
+        )
         return
     from fetcher.commands.look import show_deals  # noqa: PLC0415 - only what is used
 

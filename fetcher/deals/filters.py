@@ -21,14 +21,15 @@ from fetcher.replies.record import INT64_MAX
 from fetcher.replies.units import DOMAINS, PRICE_TYPES
 
 Kind = Literal["text", "state", "whole", "duration", "asin"]
-Sort = Literal["created", "profit", "roi", "drop", "price", "rank"]
+Sort = Literal["created", "changed", "profit", "roi", "drop", "price", "rank"]
 
 STATES: Final = ("accepted", "pending", "rejected")
 TEXT_CHARACTERS_MAX: Final = 200
 
-# The order of each sort; a deal with an unknown value comes last.
+# The order of each sort; a deal with an unknown value comes last, except in "changed".
 SORTS: Final[Mapping[Sort, str]] = {
     "created": "newest deal first",
+    "changed": "as they changed, the oldest change first: for reading on from a cursor",
     "profit": "highest profit first",
     "roi": "highest return first",
     "drop": "largest drop in percent first",
@@ -195,11 +196,13 @@ class Cursor:
 
     Args:
         sort: The list's order.
+        server: The Postgres cluster, where the place depends on it ("changed"), else 0.
         value: What the order sorts by.
         query, domain_id, asin, price_type: The row's key; it decides between equal values.
     """
 
     sort: Sort
+    server: int
     value: int
     query: str
     domain_id: int
@@ -223,13 +226,13 @@ class Cursor:
             values = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         except (binascii.Error, ValueError, RecursionError):
             raise broken from None
-        kinds = [str, int, str, int, str, int]
+        kinds = [str, int, int, str, int, str, int]
         if not isinstance(values, list) or [type(value) for value in values] != kinds:
             raise broken
         if values[0] != sort:
             raise broken
         if any(isinstance(value, int) and abs(value) > INT64_MAX for value in values) or not (
-            all(abs(value) <= INT16_MAX for value in (values[3], values[5]))
+            all(abs(value) <= INT16_MAX for value in (values[4], values[6]))
         ):
             raise broken
         if not all(_is_storable(value) for value in values if isinstance(value, str)):

@@ -1,24 +1,32 @@
 """Deals by filter: pages in a stable order, and streams of any length.
 
-Law: a list is sorted by one expression that is never null, then by the row's key, all in one
-direction. A place in it is a comparison of rows, and no row is skipped or repeated.
+Law:
+1. A list is sorted by one expression that is never null, then by the row's key, all in one
+   direction. A place in it is a comparison of rows, and no row is skipped or repeated.
+2. "changed" sorts by the transaction that changed the row. Only what no running transaction
+   can still precede is shown: a reader that goes on from its cursor misses no change.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
-from psycopg.rows import dict_row
+from fetcher.deals.filters import Cursor, DealFilter, FilterError, Sort
+from fetcher.postgres.database import Connection
 
-from fetcher.deals.filters import Cursor, DealFilter, Sort
-from fetcher.postgres.database import Connection, Row
-
-COLUMNS: Final[LiteralString] = """
-query, state, domain_id, asin, price_type, title, price_minor, value, date_range,
-average_minor, drop_minor, drop_percent, profit_minor, roi_percent, rank, rating, reviews,
-new_offers, used_offers, root_category, condition, creation_time, last_update, reply_time,
-first_seen, judged_at"""
+# The columns of a row, in the order of exports; stable, because programs read them.
+COLUMNS: Final = (
+    *("query", "state", "domain_id", "asin", "price_type", "title", "price_minor", "value"),
+    *("date_range", "drop_minor", "drop_percent", "profit_minor", "roi_percent", "rank"),
+    *("rating", "reviews", "new_offers", "used_offers", "root_category", "condition"),
+    *("creation_time", "reply_time", "first_seen", "judged_at", "failed_rules"),
+)
+OF_LISTING: Final = frozenset({"title", "first_seen"})
+SELECTED: Final[LiteralString] = ", ".join(COLUMNS)
+QUALIFIED: Final[LiteralString] = ", ".join(
+    f"l.{name}" if name in OF_LISTING else f"g.{name}" for name in COLUMNS
+)
 
 # By the names of DealFilter; a null is within no limit.
 CONDITIONS: Final[Mapping[str, LiteralString]] = {
@@ -42,9 +50,10 @@ CONDITIONS: Final[Mapping[str, LiteralString]] = {
     "judged_within": "judged_at >= now() - %(judged_within)s * interval '1 ms'",
 }
 
-# Each as a bigint that is never null, the first one highest.
+# Each as a bigint that is never null. All but "changed" descend.
 SORT_VALUES: Final[Mapping[Sort, LiteralString]] = {
     "created": "coalesce((extract(epoch FROM creation_time) * 1000)::bigint, -1)",
+    "changed": "changed",
     "profit": "coalesce(profit_minor, -9223372036854775807)",
     "roi": "coalesce(roi_percent, -2147483648)::bigint",
     "drop": "coalesce(drop_percent, -2147483648)::bigint",
@@ -55,25 +64,57 @@ SORT_VALUES: Final[Mapping[Sort, LiteralString]] = {
 BEHIND: Final[LiteralString] = """(sort_value, query, domain_id, asin, price_type)
     < (%(after_value)s::bigint, %(after_query)s::text, %(after_domain_id)s::smallint,
        %(after_asin)s::text, %(after_price_type)s::smallint)"""
-FROM: Final[LiteralString] = "judged_deals"
+AFTER: Final[LiteralString] = """(sort_value, query, domain_id, asin, price_type)
+    > (%(after_value)s::bigint, %(after_query)s::text, %(after_domain_id)s::smallint,
+       %(after_asin)s::text, %(after_price_type)s::smallint)"""
+ORDER: Final[LiteralString] = (
+    "sort_value DESC, query DESC, domain_id DESC, asin DESC, price_type DESC"
+)
+ASCENDING: Final[LiteralString] = "sort_value, query, domain_id, asin, price_type"
+# A number beyond those of today's transactions comes from a server that was dumped.
+SETTLED: Final[LiteralString] = """(sort_value < %(settled)s OR sort_value >= %(begun)s)"""
+UNMARKED: Final[LiteralString] = """NOT EXISTS (
+    SELECT FROM marks m WHERE m.domain_id = deal.domain_id AND m.asin = deal.asin)"""
+HORIZON: Final[LiteralString] = """
+SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint,
+       (SELECT system_identifier FROM pg_control_system())
+  FROM pg_current_snapshot() AS s
+"""
+
 PAGE_ROWS_MAX: Final = 1_000
 STREAM_ROWS: Final = 2_000
 PLACE: Final = ("value", "query", "domain_id", "asin", "price_type")
 # A cursor on the server lasts as long as its transaction.
 STREAM: Final = "deals"
-ORDER: Final[LiteralString] = (
-    "sort_value DESC, query DESC, domain_id DESC, asin DESC, price_type DESC"
-)
 _ESCAPED: Final = r"\\\g<0>"
 _LIKE_SIGNS: Final = re.compile(r"[%_\\]")
 
 
 @dataclass(frozen=True, slots=True)
 class DealRows:
-    """A page of rows, by column, and the place after them; None if no more follow."""
+    """Rows as tuples of `COLUMNS`, and the place after them; None if no more follow."""
 
-    rows: list[Row]
+    rows: list[tuple[Any, ...]]
     next: Cursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """One list: its statement without a limit, the values, the order, the server."""
+
+    statement: LiteralString
+    values: dict[str, Any]
+    sort: Sort
+    server: int
+
+    def rows(self, found: Sequence[tuple[Any, ...]], *, more: bool) -> DealRows:
+        """Returns the rows without the value that they are sorted by."""
+        place = None
+        if found and more:
+            last = dict(zip(COLUMNS, found[-1], strict=False))
+            key = (last["query"], last["domain_id"], last["asin"], last["price_type"])
+            place = Cursor(self.sort, self.server, found[-1][-1], *key)
+        return DealRows([row[:-1] for row in found], place)
 
 
 def read_deal_rows(
@@ -84,54 +125,40 @@ def read_deal_rows(
     after: Cursor | None = None,
     limit: int = 50,
 ) -> DealRows:
-    """Returns up to *limit* of the *wanted* deals behind *after*."""
+    """Returns up to *limit* of the *wanted* deals behind *after*.
+
+    In the order "changed" there is always a next place: more may follow later.
+
+    Raises:
+        FilterError: The cursor comes from another server.
+    """
     limit = min(limit, PAGE_ROWS_MAX)
-    select, values = _select(wanted, sort, after)
-    with connection.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(f"{select} LIMIT {limit + 1}", values).fetchall()
-    rows = found[:limit]
-    place = _place(rows[-1], sort) if len(found) > limit else None
-    for row in rows:
-        del row["sort_value"]
-    return DealRows(rows, place)
+    asked = _list(connection, wanted, sort, after)
+    with connection.cursor() as cursor:
+        found = cursor.execute(f"{asked.statement} LIMIT {limit + 1}", asked.values).fetchall()
+    page = asked.rows(found[:limit], more=len(found) > limit or sort == "changed")
+    return DealRows(page.rows, after) if sort == "changed" and not page.rows else page
 
 
 def stream_deal_rows(
     connection: Connection,
     wanted: DealFilter,
     *,
-    sort: Sort = "created",
+    sort: Sort = "changed",
     after: Cursor | None = None,
 ) -> Iterator[DealRows]:
     """Yields all *wanted* deals behind *after* in parts, at constant memory.
 
     ``next`` of each part is the place after it.
+
+    Raises:
+        FilterError: The cursor comes from another server.
     """
-    select, values = _select(wanted, sort, after)
-    with connection.cursor(STREAM, row_factory=dict_row) as cursor:
-        cursor.execute(select, values)
-        while rows := cursor.fetchmany(STREAM_ROWS):
-            place = _place(rows[-1], sort)
-            for row in rows:
-                del row["sort_value"]
-            yield DealRows(rows, place)
-
-
-def _select(
-    wanted: DealFilter, sort: Sort, after: Cursor | None
-) -> tuple[LiteralString, dict[str, Any]]:
-    """Returns the statement for the rows behind *after*, without a limit, and its values."""
-    given = wanted.given()
-    conditions = [CONDITIONS[name] for name in given]
-    values: dict[str, Any] = dict(given)
-    if wanted.title is not None:
-        values["title"] = like(wanted.title)
-    if after is not None:
-        conditions.append(BEHIND)
-        values |= {f"after_{name}": getattr(after, name) for name in PLACE}
-    where: LiteralString = " AND ".join(conditions) or "true"
-    select: LiteralString = f"SELECT {COLUMNS}, {SORT_VALUES[sort]} AS sort_value FROM {FROM}"  # noqa: S608 - every part is a constant
-    return f"SELECT * FROM ({select}) deal WHERE {where} ORDER BY {ORDER}", values  # noqa: S608 - as above
+    asked = _list(connection, wanted, sort, after)
+    with connection.cursor(STREAM) as cursor:
+        cursor.execute(asked.statement, asked.values, binary=True)
+        while found := cursor.fetchmany(STREAM_ROWS):
+            yield asked.rows(found, more=True)
 
 
 def like(text: str) -> str:
@@ -139,6 +166,29 @@ def like(text: str) -> str:
     return f"%{_LIKE_SIGNS.sub(_ESCAPED, text)}%"
 
 
-def _place(row: Row, sort: Sort) -> Cursor:
-    key = (row["query"], row["domain_id"], row["asin"], row["price_type"])
-    return Cursor(sort, row["sort_value"], *key)
+def _list(connection: Connection, wanted: DealFilter, sort: Sort, after: Cursor | None) -> _List:
+    given = wanted.given()
+    conditions: list[LiteralString] = [UNMARKED, *(CONDITIONS[name] for name in given)]
+    values: dict[str, Any] = dict(given)
+    if wanted.title is not None:
+        values["title"] = like(wanted.title)
+    server = 0
+    if sort == "changed":
+        row = connection.execute(HORIZON).fetchone()
+        assert row is not None
+        values["settled"], values["begun"], server = row
+        conditions.append(SETTLED)
+    if after is not None:
+        if after.server != server:
+            raise FilterError("cursor", "it comes from another Postgres: start without one")
+        conditions.append(AFTER if sort == "changed" else BEHIND)
+        values |= {f"after_{name}": getattr(after, name) for name in PLACE}
+    statement: LiteralString = f"""
+SELECT {SELECTED}, sort_value
+  FROM (SELECT *, {SORT_VALUES[sort]} AS sort_value
+          FROM (SELECT {QUALIFIED}, g.changed
+                  FROM deal_grid g JOIN listings l USING (domain_id, asin)) wide) deal
+ WHERE {" AND ".join(conditions)}
+ ORDER BY {ASCENDING if sort == "changed" else ORDER}
+"""  # noqa: S608 - every part is a constant
+    return _List(statement, values, sort, server)

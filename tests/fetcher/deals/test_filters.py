@@ -3,17 +3,29 @@
 import base64
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.deals.filters import FIELDS, SORTS, Cursor, DealFilter, FilterError, read_filter
+from deploy.local.postgres import PostgresServer
+from fetcher.deals.filters import (
+    FIELDS,
+    SORTS,
+    Cursor,
+    DealFilter,
+    FilterError,
+    Sort,
+    read_filter,
+)
 from fetcher.postgres import Database
 from fetcher.postgres.database import Connection
 from fetcher.postgres.deal_rows import (
+    COLUMNS,
     CONDITIONS,
     SORT_VALUES,
+    DealRows,
     read_deal_rows,
     stream_deal_rows,
 )
@@ -24,10 +36,10 @@ HOSTILE = ("' OR 1=1 --", "%", "_", "\\", "%(query)s", "{}", "é\u202e", "a" * 2
 
 
 @pytest.fixture(scope="module")
-def shelf(postgres_server: object, migrated_template: str) -> Iterator[Connection]:
+def shelf(postgres_server: PostgresServer, migrated_template: str) -> Iterator[Connection]:
     """Thirty deals, some alike in what they are sorted by, some without a value."""
-    url = postgres_server.create_database("filters", template=migrated_template)  # type: ignore[attr-defined]
-    with Database(url) as database, database.connection() as connection:
+    url = postgres_server.create_database("filters", template=migrated_template)
+    with Database(url) as database:
         rows = [
             row(
                 number,
@@ -37,8 +49,17 @@ def shelf(postgres_server: object, migrated_template: str) -> Iterator[Connectio
             )
             for number in range(30)
         ]
-        write_deals(connection, query(rules={"price": {"max": 1600}}), reply(rows), scan_id=None)
-        yield connection
+        asked = query(rules={"price": {"max": 1600}})
+        for start in (0, 10, 20):
+            with database.connection() as connection:
+                write_deals(connection, asked, reply(rows[start : start + 10]), scan_id=None)
+        with database.connection() as connection:
+            yield connection
+
+
+def column(rows: DealRows, name: str) -> list[Any]:
+    """One column of *rows*."""
+    return [found[COLUMNS.index(name)] for found in rows.rows]
 
 
 @given(
@@ -93,12 +114,12 @@ def test_no_text_breaks_the_reading_of_cursors(text: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        ["profit", 1, "q", 1, "B", 2],
-        ["created", 2**70, "q", 1, "B", 2],
-        ["created", 1, "q", 2**15, "B", 2],
-        ["created", True, "q", 1, "B", 2],
-        ["created", 1, "q\0", 1, "B", 2],
-        ["created", 1, "q", 1, "B"],
+        ["profit", 0, 1, "q", 1, "B", 2],
+        ["created", 0, 2**70, "q", 1, "B", 2],
+        ["created", 0, 1, "q", 2**15, "B", 2],
+        ["created", True, 1, "q", 1, "B", 2],
+        ["created", 0, 1, "q\0", 1, "B", 2],
+        ["created", 0, 1, "q", 1, "B"],
         {"created": 1},
     ],
 )
@@ -116,34 +137,81 @@ def test_every_filter_and_sort_has_its_sql() -> None:
 
 
 @pytest.mark.parametrize("sort", SORTS)
-def test_pages_show_every_deal_once(shelf: Connection, sort: str) -> None:
+def test_pages_show_every_deal_once(shelf: Connection, sort: Sort) -> None:
     """In every order, page after page, with the same rows as one stream."""
-    after, seen, pages = None, [], 0
-    while pages == 0 or after is not None:
-        page = read_deal_rows(shelf, DealFilter(), sort=sort, after=after, limit=7)  # type: ignore[arg-type]
-        seen += [found["asin"] for found in page.rows]
-        after = None if page.next is None else Cursor.parse(str(page.next), sort=sort)  # type: ignore[arg-type]
+    after: Cursor | None = None
+    seen: list[str] = []
+    pages = 0
+    while len(seen) < 30 and pages < 5:
+        page = read_deal_rows(shelf, DealFilter(), sort=sort, after=after, limit=7)
+        seen += column(page, "asin")
+        after = None if page.next is None else Cursor.parse(str(page.next), sort=sort)
         pages += 1
     streamed = [
-        found["asin"]
-        for part in stream_deal_rows(shelf, DealFilter(), sort=sort)  # type: ignore[arg-type]
-        for found in part.rows
+        found
+        for part in stream_deal_rows(shelf, DealFilter(), sort=sort)
+        for found in column(part, "asin")
     ]
 
     assert pages == 5
     assert len(set(seen)) == len(seen) == 30
     assert streamed == seen
+    assert (after is None) is (sort != "changed")
 
 
 def test_rows_without_a_value_come_last(shelf: Connection) -> None:
     """Lowest price first; a deal of unknown price is behind all others."""
-    prices = [
-        found["price_minor"] for found in read_deal_rows(shelf, DealFilter(), sort="price").rows
-    ]
+    prices = column(read_deal_rows(shelf, DealFilter(), sort="price"), "price_minor")
     known = [price for price in prices if price is not None]
 
     assert known == sorted(known)
     assert prices == known + [None] * 6
+
+
+def test_a_reader_goes_on_from_its_cursor_and_misses_no_change(database_url: str) -> None:
+    """A transaction that began earlier and commits later is not skipped."""
+    with Database(database_url) as database:
+
+        def changed(after: Cursor | None) -> tuple[list[str], Cursor | None]:
+            with database.connection() as connection:
+                page = read_deal_rows(connection, DealFilter(), sort="changed", after=after)
+            return column(page, "asin"), page.next
+
+        with database.connection() as early:
+            write_deals(early, query(), reply([row(1)]), scan_id=None)
+            with database.connection() as late:
+                write_deals(late, query(), reply([row(2)]), scan_id=None)
+            before, place = changed(None)
+        after, place = changed(place)
+        with database.connection() as connection:
+            write_deals(connection, query(), reply([row(2, price=5)], NOON_MS + 1), scan_id=None)
+        again, place = changed(place)
+        last, _ = changed(place)
+
+    assert before == []
+    assert after == [asin(1), asin(2)]
+    assert again == [asin(2)]
+    assert last == []
+
+
+def test_a_cursor_of_another_server_is_refused(shelf: Connection) -> None:
+    """Its transactions have other numbers."""
+    place = Cursor("changed", 1, 1, "used", 1, asin(1), 2)
+    with pytest.raises(FilterError):
+        read_deal_rows(shelf, DealFilter(), sort="changed", after=place)
+
+
+def test_a_marked_product_is_not_shown(database_url: str) -> None:
+    """Whatever was marked by hand is out of lists and exports."""
+    with Database(database_url) as database, database.connection() as connection:
+        write_deals(connection, query(), reply([row(1), row(2)]), scan_id=None)
+        connection.execute(
+            "INSERT INTO marks (domain_id, asin, mark, marked_by) VALUES (1, %s, 'ignored', 'me')",
+            (asin(1),),
+        )
+        shown = column(read_deal_rows(connection, DealFilter()), "asin")
+
+    assert shown == [asin(2)]
 
 
 @pytest.mark.parametrize(
