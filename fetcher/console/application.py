@@ -7,6 +7,7 @@ from aiohttp import web
 from fetcher.console.context import ConsoleContext
 from fetcher.console.deals import DealPages
 from fetcher.console.work import WorkPages
+from fetcher.deals.api import deal_routes
 from fetcher.postgres.measures import ask_nothing
 from protos.web.pages import application
 
@@ -18,6 +19,7 @@ def console(context: ConsoleContext, *, secure: bool) -> web.Application:
     context.pages.add_sign_in(routes, context.door)
     routes.add_routes(DealPages(context).routes())
     WorkPages(context).add_to(routes)
+    routes.add_routes(deal_routes(context.reading))
     return routes
 
 

@@ -4,8 +4,8 @@
     GET /api/deals.csv              the same deals as a file; also .xlsx, .jsonl, .parquet
     GET /api/openapi.json           OpenAPI 3.1
 
-Filters and sorts are those of `filters`. The handlers authenticate nobody: the application
-that mounts them does.
+Filters and sorts are those of `filters`. The application that mounts the handlers decides
+which callers may use them.
 """
 
 import asyncio
@@ -201,7 +201,54 @@ async def _description(_request: web.Request) -> web.Response:
 
 def openapi() -> dict[str, Any]:
     """Returns the description of the API, as OpenAPI 3.1."""
-    filters = [
+    common, limit = _parameters()
+    page = {
+        "type": "object",
+        "required": ["deals", "next"],
+        "properties": {
+            "deals": {"type": "array", "items": {"$ref": "#/components/schemas/Deal"}},
+            "next": {"type": ["string", "null"]},
+        },
+    }
+    wrong: dict[str, Any] = {
+        "400": {"description": "A parameter is unknown or unreadable; the body names it."}
+    }
+    files: dict[str, Any] = {
+        f"/api/deals.{kind}": {
+            "get": {
+                "summary": f"All deals of a filter as {kind}",
+                "parameters": common,
+                "responses": {
+                    "200": {"description": "The file.", "content": {media.partition(";")[0]: {}}},
+                    **wrong,
+                },
+            }
+        }
+        for kind, media in MEDIA_TYPES.items()
+    }
+    listing: dict[str, Any] = {
+        "summary": "A page of deals",
+        "parameters": [*common, limit],
+        "responses": {
+            "200": {
+                "description": "The page, with an ETag.",
+                "content": {"application/json": {"schema": page}},
+            },
+            "304": {"description": "The page is the one that If-None-Match names."},
+            **wrong,
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Deals", "version": "1"},
+        "paths": {"/api/deals": {"get": listing}, **files},
+        "components": {"schemas": {"Deal": _deal_schema()}},
+    }
+
+
+def _parameters() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the parameters of all lists, and the one of pages only."""
+    filters: list[dict[str, Any]] = [
         {
             "name": field.name,
             "in": "query",
@@ -232,48 +279,7 @@ def openapi() -> dict[str, Any]:
             "default": PAGE_ROWS,
         },
     }
-    page = {
-        "type": "object",
-        "required": ["deals", "next"],
-        "properties": {
-            "deals": {"type": "array", "items": {"$ref": "#/components/schemas/Deal"}},
-            "next": {"type": ["string", "null"]},
-        },
-    }
-    wrong: dict[str, Any] = {
-        "400": {"description": "A parameter is unknown or unreadable; the body names it."}
-    }
-    files: dict[str, Any] = {
-        f"/api/deals.{kind}": {
-            "get": {
-                "summary": f"All deals of a filter as {kind}",
-                "parameters": [*filters, order, cursor],
-                "responses": {
-                    "200": {"description": "The file.", "content": {media.partition(";")[0]: {}}},
-                    **wrong,
-                },
-            }
-        }
-        for kind, media in MEDIA_TYPES.items()
-    }
-    listing: dict[str, Any] = {
-        "summary": "A page of deals",
-        "parameters": [*filters, order, cursor, limit],
-        "responses": {
-            "200": {
-                "description": "The page, with an ETag.",
-                "content": {"application/json": {"schema": page}},
-            },
-            "304": {"description": "The page is the one that If-None-Match names."},
-            **wrong,
-        },
-    }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Deals", "version": "1"},
-        "paths": {"/api/deals": {"get": listing}, **files},
-        "components": {"schemas": {"Deal": _deal_schema()}},
-    }
+    return [*filters, order, cursor], limit
 
 
 def _deal_schema() -> dict[str, Any]:

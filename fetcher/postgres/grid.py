@@ -103,7 +103,7 @@ def read_grid(
     if len(found) > limit:
         last = rows[-1]
         key = (last["query"], last["domain_id"], last["asin"], last["price_type"])
-        place = Cursor(sort, last["sort_value"], *key)
+        place = Cursor(sort, 0, last["sort_value"], *key)
     if after is None and place is None:
         return GridPage(rows, None, len(rows), is_estimate=False)
     everything = f"SELECT 1 FROM deal_grid deal WHERE {conditions}"  # noqa: S608 - as above

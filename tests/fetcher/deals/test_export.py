@@ -1,4 +1,4 @@
-"""Exports and the API of deals: every row, in every format, harmless to whoever opens it."""
+"""Exports and the API of deals: every row, in every format, harmless in any program."""
 
 import csv
 import io
