@@ -11,7 +11,7 @@ Rule 4: outside of the allocator, a step takes the same work however many reques
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -125,6 +125,7 @@ class BrokerRuntime:
         # Why the changed budgets were refused; empty if they were not.
         self.budgets_trouble = ""
         self._budgets = {"file": allocator.config.budgets}
+        self._weights: dict[str, float] = {}
         self.stopping = False
         # Set for good once Keepa has returned a balance.
         self.synced = asyncio.Event()
@@ -295,9 +296,12 @@ class BrokerRuntime:
         self._budgets["file"] = tuple(budgets)
         self._apply_budgets()
 
-    def set_shares(self, budgets: Iterable[Budget]) -> None:
-        """Replaces the budgets of the identities file."""
+    def set_shares(
+        self, budgets: Iterable[Budget], weights: Mapping[str, float] | None = None
+    ) -> None:
+        """Replaces the budgets and the weights of the identities file."""
         self._budgets["identities"] = tuple(budgets)
+        self._weights = dict(weights or {})
         self._apply_budgets()
 
     @property
@@ -310,6 +314,7 @@ class BrokerRuntime:
             # Applied when this broker leads.
             return
         self._decide(lambda now_ms: self.allocator.set_budgets(self.budgets, now_ms))
+        self._decide(lambda now_ms: self.allocator.set_weights(self._weights, now_ms))
         self.renew_calendar()
 
     def renew_calendar(self) -> None:

@@ -373,12 +373,13 @@ def _follow_files(
 
 
 async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -> None:
-    """Applies the maximum shares of the identities file to *runtime* until cancelled."""
-    applied: tuple[Budget, ...] = ()
+    """Applies shares and weights of the identities file to *runtime* until cancelled."""
+    applied: tuple[tuple[Budget, ...], dict[str, float]] = ((), {})
     while True:
-        if (budgets := book.now().budgets) != applied:
-            applied = budgets
-            runtime.set_shares(budgets)
+        identities = book.now()
+        if (shares := (identities.budgets, identities.weights)) != applied:
+            applied = shares
+            runtime.set_shares(*shares)
         await asyncio.sleep(POLL_S)
 
 

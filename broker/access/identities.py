@@ -110,6 +110,10 @@ class IdentityBook:
             for name, entry in file.entries.items()
             if entry.share_max is not None
         )
+        # The shares of each priority class; any other identity then has 1.
+        self.weights = {
+            name: entry.weight for name, entry in file.entries.items() if entry.weight is not None
+        }
         self._identities = {
             name: Identity(name, entry.role, Priority[entry.priority_max.upper()])
             for name, entry in file.entries.items()

@@ -9,7 +9,7 @@ Rule 3: only what Keepa confirms makes anyone wait, at most one probe a tick.
 Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -435,6 +435,11 @@ class Allocator:
         budgets = tuple(budgets)
         self.budgets.replace(budgets)
         self.record(records.BudgetsChanged(now_ms, budgets))
+        self.advance(now_ms)
+
+    def set_weights(self, weights: Mapping[str, float], now_ms: int) -> None:
+        """Let identities share each priority class by *weights*; see `Waitlist.set_weights`."""
+        self.waitlist.set_weights(weights)
         self.advance(now_ms)
 
     def set_periods(self, periods: Periods, now_ms: int) -> None:

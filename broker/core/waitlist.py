@@ -1,6 +1,7 @@
 """Which request is served next: start-time fair queueing in tokens, in two levels.
 
-Priority classes share by weight; inside a class holders share equally; inside
+Priority classes share by weight; inside a class holders share equally, or, where
+identities have weights, identities by weight and the holders of each equally; inside
 a holder it is first come, first served. Every class and every holder carries a
 tag: the tokens it has been served, on a common scale. The smallest tag is the
 head, and no request overtakes the head for being smaller than it.
@@ -14,7 +15,7 @@ holders differ by at most the largest request.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
@@ -87,7 +88,7 @@ class Tagged(NamedTuple):
 
 
 class PriorityClass:
-    """The flows of one class."""
+    """The flows of one class; where identities have weights, of one identity in it."""
 
     def __init__(self) -> None:
         self.tag = 0
@@ -204,6 +205,91 @@ class PriorityClass:
             heapify(self._heap)
 
 
+@dataclass(slots=True, eq=False)
+class Group:
+    """The holders of one identity; `tag` is what they were served together, by weight.
+
+    It stays while they idle: what they were served ahead of their turn is remembered.
+    """
+
+    weight: float
+    arrival: int
+    tag: float = 0.0
+    holders: PriorityClass = field(default_factory=PriorityClass)
+
+    @property
+    def claim(self) -> tuple[float, int]:
+        """The smallest is served next."""
+        return self.tag, self.arrival
+
+
+class WeightedClass:
+    """One class: identities share it by weight, and the holders of an identity equally.
+
+    Without weights all holders are one group, and share equally.
+    """
+
+    def __init__(self, weights: Mapping[str, float], tag: int = 0) -> None:
+        """Start empty.
+
+        Args:
+            weights: The weight of each identity; any other has 1.
+            tag: What the class has been served so far.
+        """
+        self.tag = tag
+        self._weights = weights
+        self._virtual_time = 0.0
+        self._groups: dict[str, Group] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none of its requests waits."""
+        return not any(group.holders.flows for group in self._groups.values())
+
+    def group(self, holder: str) -> Group:
+        """The group of *holder*; one that begins to wait starts at the present virtual time."""
+        name = holder.partition("/")[0] if self._weights else ""
+        group = self._groups.get(name)
+        if group is None:
+            group = Group(self._weights.get(name, 1.0), len(self._groups))
+            self._groups[name] = group
+        if not group.holders.flows:
+            group.tag = max(group.tag, self._virtual_time)
+        return group
+
+    def charge(self, holder: str, tokens: int) -> None:
+        """A request of *holder* is being served *tokens* tokens."""
+        group = self.group(holder)
+        self._virtual_time = max(self._virtual_time, group.tag)
+        group.tag += tokens / group.weight
+        group.holders.charge(holder, tokens)
+
+    def correct(self, holder: str, tokens: int) -> None:
+        """A served request cost *tokens* more (or less) than it was charged."""
+        group = self.group(holder)
+        group.tag += tokens / group.weight
+        group.holders.correct(holder, tokens)
+
+    def by_tag(self) -> Iterator[Flow]:
+        """All flows, best claim first; lazily."""
+        for group in sorted(self._groups.values(), key=lambda group: group.claim):
+            yield from group.holders.by_tag()
+
+    def future(self) -> Iterator[Waiting]:
+        """All requests, in the order of service if each is charged its quote."""
+        claims = {name: group.claim for name, group in self._groups.items()}
+        futures = {name: group.holders.future() for name, group in self._groups.items()}
+        while futures:
+            name = min(futures, key=claims.__getitem__)
+            waiting = next(futures[name], None)
+            if waiting is None:
+                del futures[name]
+                continue
+            yield waiting
+            tag, arrival = claims[name]
+            claims[name] = tag + waiting.quote.tokens / self._groups[name].weight, arrival
+
+
 class Waitlist:
     """All requests that wait, in the order in which they will be served."""
 
@@ -216,7 +302,8 @@ class Waitlist:
         self._caller = caller
         # Requests that wait, by caller.
         self._waits: Counter[str] = Counter()
-        self._classes = {priority: PriorityClass() for priority in Priority}
+        self._weights: dict[str, float] = {}
+        self._classes = {priority: WeightedClass(self._weights) for priority in Priority}
         self._waiting: dict[str, Waiting] = {}
         # Soonest to be forgotten first: all are kept equally long.
         self._absent: dict[str, Absent] = {}
@@ -243,9 +330,9 @@ class Waitlist:
         """Queue *waiting*; its lease_id must be new."""
         assert waiting.request.lease_id not in self._waiting
         klass = self._classes[waiting.request.priority]
-        if not klass.flows:
+        if klass.is_empty:
             klass.tag = max(klass.tag, self._virtual_time)
-        klass.join(waiting)
+        klass.group(waiting.request.holder).holders.join(waiting)
         self._enter(waiting)
 
     def remove(self, lease_id: str) -> Waiting | None:
@@ -254,7 +341,7 @@ class Waitlist:
         waiting = self._waiting.get(lease_id)
         if waiting is not None:
             self._leave(waiting)
-            self._classes[waiting.request.priority].leave(waiting)
+            self._holders_of(waiting).leave(waiting)
         return waiting
 
     def park(self, lease_id: str, until_ms: int) -> None:
@@ -264,10 +351,10 @@ class Waitlist:
         """
         waiting = self._waiting[lease_id]
         self._leave(waiting)
-        klass = self._classes[waiting.request.priority]
-        flow = klass.flows[waiting.request.holder]
+        holders = self._holders_of(waiting)
+        flow = holders.flows[waiting.request.holder]
         self._absent[lease_id] = Absent(waiting, flow.tag, flow.arrival, until_ms)
-        klass.leave(waiting)
+        holders.leave(waiting)
         if len(self._absent) > ABSENT_MAX:
             del self._absent[next(iter(self._absent))]
 
@@ -282,7 +369,7 @@ class Waitlist:
         if absent is None:
             return None
         waiting = absent.waiting
-        self._classes[waiting.request.priority].rejoin(absent)
+        self._holders_of(waiting).rejoin(absent)
         self._enter(waiting)
         return waiting
 
@@ -302,7 +389,26 @@ class Waitlist:
         klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
         klass.charge(waiting.request.holder, tokens)
         self._leave(waiting)
-        klass.leave(waiting)
+        self._holders_of(waiting).leave(waiting)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Let identities share each class by these weights; without any, holders share equally.
+
+        Those that wait keep their order, and begin anew at the same virtual time.
+        """
+        if weights == self._weights:
+            return
+        waiting = list(self.order())
+        self._weights = dict(weights)
+        self._classes = {
+            priority: WeightedClass(self._weights, klass.tag)
+            for priority, klass in self._classes.items()
+        }
+        for each in waiting:
+            self._holders_of(each).join(each)
+
+    def _holders_of(self, waiting: Waiting) -> PriorityClass:
+        return self._classes[waiting.request.priority].group(waiting.request.holder).holders
 
     def _enter(self, waiting: Waiting) -> None:
         self._waiting[waiting.request.lease_id] = waiting
@@ -320,7 +426,7 @@ class Waitlist:
         if tokens == 0:
             return
         klass = self._classes[priority]
-        if not klass.flows:
+        if klass.is_empty:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.tag += tokens * TAG_PER_TOKEN[priority]
         klass.correct(holder, tokens)
@@ -336,7 +442,7 @@ class Waitlist:
 
     def queues(self) -> Iterator[Sequence[Waiting]]:
         """The requests of every holder in the order of service, best claim first; lazily."""
-        busy = [klass for klass in self._classes.values() if klass.flows]
+        busy = [klass for klass in self._classes.values() if not klass.is_empty]
         # In the order of the classes, which settles ties.
         for klass in sorted(busy, key=lambda klass: klass.tag):
             for flow in klass.by_tag():

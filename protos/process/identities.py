@@ -51,6 +51,7 @@ class Entry(BaseModel):
     token_sha256: list[Digest] = []
     priority_max: Literal["high", "normal", "low"] = "high"
     share_max: Annotated[float, Field(gt=0, le=1)] | None = None
+    weight: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
 ENTRIES: Final = TypeAdapter(dict[str, Entry])

@@ -66,6 +66,103 @@ def test_classes_share_by_weight() -> None:
     assert served == {"HIGH": 80, "NORMAL": 40, "LOW": 10}
 
 
+def weighted(counts: dict[str, int], weights: dict[str, float]) -> Waitlist:
+    """So many holders of each identity, all with more requests than are served."""
+    waitlist = Waitlist()
+    waitlist.set_weights(weights)
+    for identity, holders in counts.items():
+        for holder in range(holders):
+            for number in range(100):
+                name = f"{identity}/{holder}"
+                waitlist.add(waiting(f"{name}/{number}", name, 5 + holder))
+    return waitlist
+
+
+def tokens_by_identity(waitlist: Waitlist, count: int) -> Counter[str]:
+    """Serves so many requests; returns the tokens of each identity."""
+    served: Counter[str] = Counter()
+    for _ in range(count):
+        head = waitlist.head()
+        assert head is not None
+        waitlist.serve(head, head.quote.tokens)
+        served[head.request.holder.partition("/")[0]] += head.quote.tokens
+    return served
+
+
+def test_identities_share_by_weight_however_many_holders_they_have() -> None:
+    """Three to one, within one largest request at every moment; no weight is a weight of one."""
+    waitlist = weighted({"partners": 5, "fetchers": 1}, {"fetchers": 3})
+    served: Counter[str] = Counter()
+    for _ in range(80):
+        served += tokens_by_identity(waitlist, 1)
+
+        assert abs(served["fetchers"] / 3 - served["partners"]) <= 9
+
+
+def test_holders_of_one_identity_share_equally() -> None:
+    """Its weight is shared out among them, by tokens."""
+    waitlist = weighted({"a": 2, "b": 1}, {"a": 2})
+    served: Counter[str] = Counter()
+    for _ in range(60):
+        head = waitlist.head()
+        assert head is not None
+        waitlist.serve(head, head.quote.tokens)
+        served[head.request.holder] += head.quote.tokens
+
+    assert abs(served["a/0"] - served["a/1"]) <= 6
+    assert abs(served["a/0"] + served["a/1"] - 2 * served["b/0"]) <= 12
+
+
+def test_weights_count_inside_each_class() -> None:
+    """Classes share eight to one first, whatever the identities in them weigh."""
+    waitlist = Waitlist()
+    waitlist.set_weights({"heavy": 10.0})
+    for number in range(200):
+        waitlist.add(waiting(f"l{number}", "heavy/1", 5, Priority.LOW))
+        waitlist.add(waiting(f"h{number}", "light/1", 5, Priority.HIGH))
+    served = tokens_by_identity(waitlist, 90)
+
+    assert served == {"light": 400, "heavy": 50}
+
+
+def test_an_identity_that_idled_has_saved_up_nothing() -> None:
+    """It begins at the present virtual time, with all its weight."""
+    waitlist = weighted({"a": 1}, {"a": 1, "b": 1})
+    tokens_by_identity(waitlist, 50)
+    for number in range(50):
+        waitlist.add(waiting(f"b{number}", "b/1"))
+    served = tokens_by_identity(waitlist, 40)
+
+    assert served == {"a": 100, "b": 100}
+
+
+def test_weights_that_change_keep_those_that_wait() -> None:
+    """Each request is served once, by the new weights; the forecast is the order of service."""
+    waitlist = weighted({"a": 2, "b": 2}, {})
+    tokens_by_identity(waitlist, 10)
+    waitlist.set_weights({"a": 4.0})
+    foreseen = [each.request.lease_id for each in waitlist.order()]
+    served = []
+    while (head := waitlist.head()) is not None:
+        waitlist.serve(head, head.quote.tokens)
+        served.append(head.request.lease_id)
+
+    assert served == foreseen
+    assert len(set(served)) == 390
+
+
+def test_a_parked_request_of_a_weighted_identity_comes_back() -> None:
+    """Also if the weights have changed meanwhile."""
+    waitlist = weighted({"a": 1}, {"a": 2})
+    waitlist.park("a/0/0", 1_000)
+    waitlist.set_weights({})
+    restored = waitlist.restore("a/0/0")
+
+    assert restored is not None
+    assert len(waitlist) == 100
+    assert waitlist.head() is restored
+
+
 def test_an_urgent_request_passes_a_big_low_one_that_still_saves_up() -> None:
     """The head is computed anew when a request with a better claim arrives."""
     waitlist = Waitlist()
@@ -202,7 +299,8 @@ class WaitlistMachine(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         """Idle holders are forgotten once the others have caught up."""
-        for klass in self.waitlist._classes.values():
+        for weighted_class in self.waitlist._classes.values():
+            klass = weighted_class.group("h").holders
             assert len(klass.ahead) <= 2 * len(klass.flows) + 64
             assert len(klass._heap) <= 4 * len(klass.flows) + 65
 
