@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 BASE = {"grpcio", "protobuf", "opentelemetry-api"}
-ROLES = {"broker", "fetcher", "gateway", "parquet", "simulator", "local", "all", "dev"}
+ROLES = {"broker", "fetcher", "gateway", "mcp", "parquet", "simulator", "local", "all", "dev"}
 
 # Refuses every library that the role does not bring, as if it were not installed.
 REFUSING = """
@@ -189,6 +189,7 @@ def test_another_role_does_not_stand_in(wheel: Path, metadata: Message) -> None:
     [
         ("broker", ["broker.server", "broker.commands.watch", "protos.process.tracing"]),
         ("fetcher", ["fetcher.commands.run", "fetcher.commands.doctor", "fetcher.commands.look"]),
+        ("mcp", ["fetcher.gateway.mcp_server"]),
         ("gateway", ["fetcher.gateway.server", "protos.process.tracing"]),
         ("simulator", ["deploy.keepa_simulator.__main__"]),
         ("local", ["deploy.local.command"]),

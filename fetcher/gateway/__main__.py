@@ -1,12 +1,16 @@
 """The `keepa-gateway` command."""
 
+from typing import Annotated
+
 import typer
 
-from fetcher.gateway.settings import GatewaySettings
+from fetcher.gateway.settings import GatewaySettings, McpSettings
+from fetcher.settings import FetcherSecrets
 from protos.channel.credential_files import CredentialError
 from protos.process import logs, tracing
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
+from protos.process.extras import OWN_MODULES
 from protos.process.settings import Secrets, SettingsError, TracingSettings
 from protos.process.version import Version
 
@@ -39,6 +43,31 @@ def serve() -> None:
     logs.configure(settings.log_level, settings.log_format, secrets=Secrets.known())
     with tracing.exporting("keepagateway", TracingSettings.load().protocol):
         server.run(settings)
+
+
+@app.command()
+def mcp(
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve streamable HTTP on MCP_LISTEN, not stdio.")
+    ] = False,
+) -> None:
+    """Offer tools to a language model (MCP), over a running gateway.
+
+    Each tool that costs more than MCP_SPEND_LIMIT_TOKENS names its cost before it spends.
+
+    Example: MCP_TOKEN_FILE=token keepa-gateway mcp
+    """
+    try:
+        from fetcher.gateway import mcp_server  # noqa: PLC0415 - only what is used
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] in OWN_MODULES:
+            raise
+        raise SettingsError(
+            [f"the library {exc.name} is not installed: pip install 'keepa-token-broker[mcp]'"]
+        ) from None
+    settings = McpSettings.load()
+    logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
+    mcp_server.run(settings, over_http=http)
 
 
 def main() -> None:

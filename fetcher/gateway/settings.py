@@ -7,8 +7,10 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SecretStr,
     model_validator,
 )
 
@@ -17,11 +19,13 @@ from protos.channel.credential_files import CredentialError
 from protos.process.addresses import Listen
 from protos.process.settings import (
     Address,
+    BaseUrl,
     ConnectionSettings,
     LogSettings,
     RequiredKeepaSettings,
     SettingsError,
     duration,
+    read_secret,
 )
 
 
@@ -123,3 +127,34 @@ class GatewaySettings(RequiredKeepaSettings, ConnectionSettings, LogSettings):
         else:
             return self.access
         raise SettingsError([problem])
+
+
+def _local(text: str) -> str:
+    if not Listen.parse(text).is_local:
+        raise ValueError("must be an address of this machine only: MCP clients need no sign-in")
+    return text
+
+
+class McpSettings(LogSettings):
+    """Settings of `keepa-gateway mcp`."""
+
+    mcp_gateway_url: BaseUrl = "http://127.0.0.1:8902"
+    """The gateway that makes the calls."""
+    mcp_token_file: Path | None = None
+    """A file with the token of the MCP server's identity at the broker; without identities,
+    none is needed."""
+    mcp_spend_limit_tokens: NonNegativeInt = 10
+    """A tool that costs more names its cost first, and spends it only when it is called again with
+    that number."""
+    mcp_listen: Annotated[Address, AfterValidator(_local)] = "127.0.0.1:8903"
+    """Where `keepa-gateway mcp --http` serves, at the path /mcp."""
+
+    def read_token(self) -> SecretStr:
+        """Returns the token; the name "mcp" without one.
+
+        Raises:
+            SettingsError: The file is unreadable or empty.
+        """
+        if self.mcp_token_file is None:
+            return SecretStr("mcp")
+        return SecretStr(read_secret("MCP_TOKEN_FILE", self.mcp_token_file, "the token"))
