@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow chaos day bench-freshness bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
+.PHONY: help setup run test test-slow chaos day bench-freshness bench-sharing bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -126,10 +126,14 @@ fuzz: $(VENV)/.ready  ## Test the parsers with mutated replies and query files (
 bench-freshness: $(VENV)/.ready  ## Measure the age of deals when written: adaptive and fixed intervals, and the bound
 	@$(BIN)/python -m tests.bench.bench_freshness
 
-bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, page writes
+bench-sharing: $(VENV)/.ready  ## Measure four clients on one account, through the gateway and directly (BENCH_ARGS=)
+	@$(BIN)/python -m tests.bench.bench_sharing $(BENCH_ARGS)
+
+bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, page writes, the gateway
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
 	$(BIN)/python -m tests.bench.bench_page_writes
+	$(BIN)/python -m tests.bench.bench_gateway
 
 bench-export: $(VENV)/.ready  ## Measure exports of a million deals: time and memory of each format
 	@$(BIN)/python -m tests.bench.bench_export

@@ -106,15 +106,25 @@ def programs(base_url: str, keys: list[str], kind: str, speed: float) -> Iterato
 
 
 @contextmanager
-def paused(broker: RunningBroker) -> Iterator[None]:
-    """Grants nothing within the context; at its end every program waits, so all start together."""
+def paused(broker: RunningBroker, keepa: RunningSimulator) -> Iterator[None]:
+    """Grants nothing within the context. At its end every program waits, at an empty bucket."""
     with broker.access.channel(broker.address) as channel:
         stub = pb_grpc.TokenBrokerServiceStub(channel)
         stub.PauseGrants(pb.PauseGrantsRequest())
         yield
         while broker.bucket().waiting < len(PROGRAMS):
             time.sleep(0.1)
+        keepa.change_account(balance=0)
+        stub.SyncBucket(pb.SyncBucketRequest())
         stub.ResumeGrants(pb.ResumeGrantsRequest())
+
+
+def await_calls(keepa: RunningSimulator) -> int:
+    """Waits until all programs call, and empties the bucket; returns the journal's number."""
+    while keepa.stats()["calls"] < 2 * len(PROGRAMS):
+        time.sleep(0.1)
+    keepa.change_account(balance=0)
+    return int(keepa.stats()["calls"])
 
 
 def await_ticks(keepa: RunningSimulator, tokens: int) -> None:
@@ -133,8 +143,9 @@ def run(rate: int, kind: str, *, ticks: int, tick_s: float, shared: bool, folder
     try:
         if not shared:
             with programs(keepa.base_url, [DEMO_KEY] * len(PROGRAMS), kind, speed):
+                since = await_calls(keepa)
                 await_ticks(keepa, ticks * rate)
-            return outcome(keepa.calls(), None)
+            return outcome(keepa.calls(since), None)
         broker = launch_broker(
             keepa.base_url, keepa.api_key, folder=folder, name=f"broker-{rate}-{kind}"
         )
@@ -142,7 +153,7 @@ def run(rate: int, kind: str, *, ticks: int, tick_s: float, shared: bool, folder
             with launch_gateway(keepa, broker.address, folder=folder) as gateway:
                 names = [f"program-{number}" for number in range(len(PROGRAMS))]
                 with ExitStack() as stack:
-                    with paused(broker):
+                    with paused(broker, keepa):
                         stack.enter_context(programs(gateway.url, names, kind, speed))
                     await_ticks(keepa, ticks * rate)
                     shares = gateway.tokens()
