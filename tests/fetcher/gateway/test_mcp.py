@@ -34,8 +34,9 @@ async def called(tools: Tools, name: str, **arguments: Any) -> dict[str, Any]:
     """The structured answer of a tool, by way of the protocol."""
     async with Client(server(tools), raise_exceptions=True) as client:
         result = await client.call_tool(name, arguments)
-    assert result.structured_content is not None
-    return result.structured_content
+    answer: dict[str, Any] | None = result.structured_content
+    assert answer is not None
+    return answer
 
 
 async def test_cheap_tools_spend_at_once(tools: Tools) -> None:
