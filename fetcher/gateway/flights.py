@@ -10,11 +10,12 @@ Keepa is not handed on while there is time to wait for tokens.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import structlog
@@ -279,34 +280,35 @@ class Arrival:
         self._flight = flight
         self._lease = lease
         self._key = keepa_key
-        self._skeleton = Skeleton()
+        # What is held back, as it travels and decoded.
         self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._held_text = bytearray()
+        # Reads a reply that has outgrown what is held.
+        self._skeleton: Skeleton | None = None
         # The last bytes that were read: the key may lie across two pieces.
         self._tail = b""
         self._shows_key = False
         self._head = Head(0, {}, "")
-        self._is_whole = False
+        self._fields: dict[str, Any] | None = None
         self._settling: asyncio.Task[None] | None = None
 
     @property
     def envelope(self) -> Envelope | None:
         """The reply's envelope as far as it has come."""
-        return Envelope.from_body(self._skeleton.fields)
+        return Envelope.from_body(self._fields)
 
     @property
     def is_refusal(self) -> bool:
         """Whether Keepa made no call because there are too few tokens."""
         if self._head.status == TOO_MANY_REQUESTS:
             return True
-        error = " ".join(error_of(self._skeleton.fields))
-        return is_refusal(error, self._head.status, self.envelope)
+        kind, message = error_of(self._fields)
+        return bool(kind) and is_refusal(f"{kind} {message}", self._head.status, self.envelope)
 
     @property
     def is_worth_keeping(self) -> bool:
         """Whether the same request may get this reply again."""
-        fields = self._skeleton.fields
-        is_good = fields is not None and not any(error_of(fields))
+        is_good = self._fields is not None and not any(error_of(self._fields))
         return self._head.status == HTTPStatus.OK and is_good and not self._shows_key
 
     async def read(self, reply: aiohttp.ClientResponse) -> None:
@@ -320,21 +322,22 @@ class Arrival:
         encoding = headers.get("Content-Encoding", "identity").strip().lower()
         self._head = Head(reply.status, headers, encoding)
         inflate = Inflate(encoding, BODY_BYTES_MAX)
-        async for chunk in reply.content.iter_any():
-            for piece in inflate.pieces(chunk):
-                self._look_at(piece)
-            if self._flight.head.done():
-                if self._shows_key:
-                    raise UpstreamError("the reply quotes the key", sent=True)
-                self._settle_early()
-                await self._flight.reel.write(chunk)
-                continue
-            self._held.append(chunk)
-            self._held_bytes += len(chunk)
-            if self._held_bytes > HELD_BYTES_MAX and not self._shows_key:
-                await self._hand_on()
-        inflate.finish()
-        self._is_whole = True
+        try:
+            async for chunk in reply.content.iter_any():
+                for piece in inflate.pieces(chunk):
+                    self._look_at(piece)
+                if self._flight.head.done():
+                    if self._shows_key:
+                        raise UpstreamError("the reply quotes the key", sent=True)
+                    self._settle_early()
+                    await self._flight.reel.write(chunk)
+                    continue
+                self._held.append(chunk)
+                if self._skeleton is not None and not self._shows_key:
+                    await self._hand_on()
+            inflate.finish()
+        finally:
+            self._fields = self._top_level()
 
     async def finish(self) -> None:
         """Settles the lease, and hands the rest on."""
@@ -354,12 +357,36 @@ class Arrival:
         self._held.clear()
 
     def _look_at(self, piece: bytes) -> None:
-        self._skeleton.feed(piece)
         self._shows_key = self._shows_key or self._key in self._tail + piece
         self._tail = (self._tail + piece)[-len(self._key) :]
+        if self._skeleton is not None:
+            self._skeleton.feed(piece)
+            return
+        self._held_text += piece
+        if len(self._held_text) > HELD_BYTES_MAX:
+            self._scan()
+
+    def _scan(self) -> Skeleton:
+        """Changes from holding the text to scanning it."""
+        self._skeleton = Skeleton()
+        self._skeleton.feed(bytes(self._held_text))
+        self._held_text.clear()
+        return self._skeleton
+
+    def _top_level(self) -> dict[str, Any] | None:
+        """The reply's fields. A small one is decoded at once, which is faster."""
+        if self._skeleton is None:
+            try:
+                fields = json.loads(self._held_text)
+            except (ValueError, RecursionError):
+                # It is cut, or no JSON.
+                return self._scan().fields
+            return fields if isinstance(fields, dict) else None
+        return self._skeleton.fields
 
     def _settle_early(self) -> None:
-        if self._settling is None and self._skeleton.has_envelope:
+        if self._settling is None and self._skeleton is not None and self._skeleton.has_envelope:
+            self._fields = self._skeleton.fields
             self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
