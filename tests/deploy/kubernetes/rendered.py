@@ -81,7 +81,7 @@ def environment(overlay: str, container: Manifest) -> dict[str, str]:
     given: dict[str, str] = {}
     for source in container.get("envFrom", []):
         given |= maps[source["configMapRef"]["name"]]
-    return given | {one["name"]: one["value"] for one in container.get("env", [])}
+    return given | {one["name"]: one.get("value", "") for one in container.get("env", [])}
 
 
 def matches(selector: Manifest, labels: dict[str, str]) -> bool:

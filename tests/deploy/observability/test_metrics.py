@@ -61,6 +61,7 @@ WATCHED = {
     "times of RPCs": "tokenbroker_rpc_seconds_bucket",
     "event loop": "tokenbroker_event_loop_lag_seconds_bucket",
     "versions": "tokenbroker_build_info",
+    "use of budgets": "tokenbroker_budget_used_tokens",
     "followed files": "tokenbroker_followed_file_info",
     "Postgres latency": "dealfetcher_database_latency_seconds",
 }
