@@ -107,7 +107,10 @@ def read_grid(
     if after is None and place is None:
         return GridPage(rows, None, len(rows), is_estimate=False)
     everything = f"SELECT 1 FROM deal_grid deal WHERE {conditions}"  # noqa: S608 - as above
-    return GridPage(rows, place, _estimate(connection, everything, values), is_estimate=True)
+    # Fewer than are here it can't be, whatever the planner believes.
+    least = len(rows) + (place is not None)
+    count = max(least, _estimate(connection, everything, values))
+    return GridPage(rows, place, count, is_estimate=True)
 
 
 def query_names(connection: Connection) -> list[str]:
@@ -149,4 +152,4 @@ def _estimate(connection: Connection, select: LiteralString, values: dict[str, A
     found = connection.execute(f"EXPLAIN (FORMAT JSON) {select}", values).fetchone()
     assert found is not None
     plan = found[0] if isinstance(found[0], list) else json.loads(found[0])
-    return max(1, int(plan[0]["Plan"]["Plan Rows"]))
+    return int(plan[0]["Plan"]["Plan Rows"])
