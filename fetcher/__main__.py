@@ -114,7 +114,7 @@ def metrics() -> None:
 
 @app.command("console")
 def console_() -> None:
-    """Serve the console of deals: pages to look at, filter and mark deals.
+    """Serve pages of deals for a browser.
 
     Open on this machine only, unless CONSOLE_IDENTITIES_FILE names identities.
 
