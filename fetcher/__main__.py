@@ -536,7 +536,7 @@ def prune(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete what is older than the retention; roll up older prices.
+    """Delete what is older than the retention.
 
     Refuses while nothing has been collected for a day, unless forced.
 

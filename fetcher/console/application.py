@@ -19,7 +19,10 @@ def console(context: ConsoleContext, *, secure: bool) -> web.Application:
     context.pages.add_sign_in(routes, context.door)
     routes.add_routes(DealPages(context).routes())
     WorkPages(context).add_to(routes)
-    routes.add_routes(deal_routes(context.reading))
+    routes.add_routes(
+        web.route(route.method, route.path, context.viewing(route.handler))
+        for route in deal_routes(context.reading)
+    )
     return routes
 
 

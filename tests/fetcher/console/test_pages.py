@@ -357,6 +357,22 @@ async def test_a_stranger_is_led_to_the_form(guarded: Site) -> None:
     assert TOKENS["anna"] not in str(list(guarded.session.cookie_jar))
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/marks", "/rejections", "/queries", "/fleet", "/fleet/live", "/dead", STORY,
+     "/api/deals", "/api/deals.csv", "/api/openapi.json"],
+)  # fmt: skip
+async def test_nothing_is_shown_to_strangers(guarded: Site, path: str) -> None:
+    """Every page, stream and download is behind the door."""
+    async with guarded.session.get(path, allow_redirects=False) as reply:
+        stranger = reply.status
+    headers = {"Authorization": f"Bearer {TOKENS['victor']}"}
+    async with guarded.session.get(path, headers=headers) as reply:
+        viewer = reply.status
+
+    assert (stranger, viewer) == (401, 200)
+
+
 async def test_the_cookie_is_for_this_console_only(guarded: Site) -> None:
     """HttpOnly and SameSite; a forged or expired one is nothing."""
     await sign_in(guarded, "anna")
