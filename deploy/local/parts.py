@@ -50,6 +50,10 @@ class Parts:
         """The broker, the owner of the tokens."""
         return self._program("broker", "broker", "serve")
 
+    def alert(self) -> Program:
+        """The sender of alerts, to the channels in ALERTS_FILE."""
+        return self._program("alert", "fetcher", "alert")
+
     def console(self) -> Program:
         """The console of deals."""
         return self._program("console", "fetcher", "console")

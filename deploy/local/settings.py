@@ -70,6 +70,8 @@ class StackSettings(Environment):
     """Folder of Postgres data and logs."""
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
+    alerts_file: Path | None = None
+    """The channels of alerts (TOML); without it, alerts wait in the database."""
     log_level: LogLevel = LogLevel.INFO
     """Lowest logged severity: `debug`, `info`, `warning` or `error`."""
     simulator_speed: Annotated[float, Field(ge=1, le=600)] = 30.0

@@ -83,6 +83,7 @@ class Stack:
         self._fetchers = Crew(screen.note)
         self._gateway = Crew(screen.note)
         self._console = Crew(screen.note)
+        self._alert = Crew(screen.note)
         self._surveyor: Surveyor | None = None
         self._totals = RunTotals()
         self._stop_signals = 0
@@ -121,6 +122,8 @@ class Stack:
             self._fetchers.start(parts.fetcher(number))
         self._gateway.start(parts.gateway())
         self._console.start(parts.console())
+        if self._settings.alerts_file is not None:
+            self._alert.start(parts.alert())
         self._surveyor = Surveyor(
             environment["BROKER_ADDRESS"], database_url, simulator_url, access
         )
@@ -247,6 +250,7 @@ class Stack:
         self._fetchers.tend()
         self._gateway.tend()
         self._console.tend()
+        self._alert.tend()
 
     def _check_clock(self) -> None:
         limit_s = self._settings.run_seconds
@@ -275,7 +279,7 @@ class Stack:
         self._screen.note(f"stopping: {reason}")
         if self._surveyor is not None:
             self._surveyor.pause()
-        for crew in (self._console, self._gateway, self._fetchers):
+        for crew in (self._alert, self._console, self._gateway, self._fetchers):
             for program in crew.stop():
                 self._screen.note(f"{program.name} did not end by itself and was killed")
         if self._surveyor is not None:

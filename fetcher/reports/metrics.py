@@ -34,6 +34,7 @@ from fetcher.postgres.measures import (
     measure_reading,
     measure_stored,
 )
+from fetcher.postgres.outbox import ChannelCounts, count_messages
 from fetcher.postgres.reports import count_rejections, count_states
 from fetcher.postgres.schema import missing_migrations
 from fetcher.queries.query import DealQuery, QueryBook
@@ -68,6 +69,7 @@ class Measurement:
     states: Sequence[Mapping[str, Any]]
     rejections: Sequence[Mapping[str, Any]]
     keepa_errors: Mapping[str, int]
+    messages: Sequence[ChannelCounts]
     stored: Stored
     fetchers: int
     latency_s: float
@@ -161,6 +163,7 @@ def measure(
         states=count_states(connection, query=None, since=JUDGED_WITHIN),
         rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
         keepa_errors=count_errors(connection),
+        messages=count_messages(connection),
         stored=measure_stored(connection),
         fetchers=count_fetchers(connection, silent_s=silent_s),
         latency_s=latency_s,
@@ -210,6 +213,7 @@ class CollectionCollector(Collector):
         yield from _of_queries(latest)
 
         yield from _of_verdicts(latest)
+        yield from _of_alerts(latest.messages)
 
 
 def _of_files(book: QueryBook) -> Iterator[Metric]:
@@ -256,6 +260,21 @@ def _of_queries(latest: Measurement) -> Iterator[Metric]:
     yield gauges("hour_new_deals", "Deals never seen before, within an hour.", "query", new_deals)
     tokens = {hour.query: hour.tokens for hour in latest.reading}
     yield gauges("hour_tokens", "Tokens spent on pages within an hour.", "query", tokens)
+
+
+def _of_alerts(messages: Sequence[ChannelCounts]) -> Iterator[Metric]:
+    waiting = {one.channel: one.waiting for one in messages}
+    yield gauges("alerts_waiting", "Messages to be delivered.", "channel", waiting)
+    dead = {one.channel: one.dead for one in messages}
+    yield gauges("alerts_dead", "Messages set aside, to be looked at.", "channel", dead)
+    delivered = {one.channel: one.delivered for one in messages}
+    yield gauges("hour_alerts", "Messages delivered within an hour.", "channel", delivered)
+    late = {one.channel: one.late_s for one in messages}
+    text = "Time that the oldest due message has waited."
+    yield gauges("alerts_late_seconds", text, "channel", late)
+    lags = {one.channel: one.lag_s for one in messages if one.lag_s is not None}
+    text = "95th percentile of the time from due to delivered, within an hour."
+    yield gauges("alerts_lag_seconds", text, "channel", lags)
 
 
 def _of_verdicts(latest: Measurement) -> Iterator[Metric]:

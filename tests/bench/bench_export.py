@@ -37,11 +37,11 @@ FILL: Final = (
               now() - n * interval '1 second', '{}', now() FROM generate_series(1, %s) n""",
     """INSERT INTO deal_grid (query, domain_id, asin, price_type, state, price_minor, date_range,
               drop_minor, drop_percent, profit_minor, roi_percent, rank, rating, reviews,
-              new_offers, used_offers, root_category, creation_time, reply_time, judged_at, title,
-              failed_rules, changed)
+              new_offers, used_offers, root_category, creation_time, created_ms, reply_time,
+              judged_at, title, failed_rules, changed)
        SELECT 'books', 1, 'B' || lpad(n::text, 9, '0'), 2, 'accepted', n %% 10000, 3, n %% 5000,
               n %% 100, n %% 3000, n %% 300, n %% 500000, n %% 50, n %% 1000, n %% 20, n %% 30, 1,
-              now() - n * interval '1 second', now(), now(), 'product ' || n, '{}', 1
+              now() - n * interval '1 second', n, now(), now(), 'product ' || n, '{}', 1
          FROM generate_series(1, %s) n""",
     "ANALYZE",
 )
