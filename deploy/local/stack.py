@@ -191,6 +191,8 @@ class Stack:
         note(f"tokens in a browser: http://{settings.http}/")
         note(f"deals in a browser: http://{settings.console_listen}/")
         note(f"gateway: Keepa's API for any client on http://{settings.gateway_listen}")
+        if settings.alerts_file is None:
+            note("alerts wait: ALERTS_FILE names no channels (fetcher/README.md)")
         note(f"{settings.fetchers} fetchers, queries in {settings.queries}")
         note(f"logs in {self._data_dir.logs}")
         if settings.run_seconds is None:
