@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow chaos day bench-freshness bench-sharing bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
+.PHONY: help setup run test test-slow chaos load day bench-freshness bench-sharing bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -118,6 +118,12 @@ day: $(VENV)/.ready  ## Run a day of collecting, once with faults and once witho
 MINUTES ?= 30
 chaos: $(VENV)/.ready  ## Run two brokers and three fetchers under faults (MINUTES=, SEED=)
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+CONNECTIONS ?= 1000
+CALLS ?= 100000
+load: $(VENV)/.ready  ## Let CONNECTIONS= clients wait at once, and make CALLS= arbitrary calls
+	@$(BIN)/python -m tests.load.waiting_crowd --connections $(CONNECTIONS) --seconds 60
+	@$(BIN)/python -m tests.load.arbitrary_calls --calls $(CALLS) --seed $(SEED)
 
 EXAMPLES ?= 100000
 fuzz: $(VENV)/.ready  ## Test the parsers with mutated replies and query files (EXAMPLES= of each kind)

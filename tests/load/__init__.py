@@ -1,0 +1,1 @@
+"""The broker under load and under arbitrary calls; see `make load`."""

@@ -1,0 +1,37 @@
+"""Short slices of `make load`: a crowd that waits, and arbitrary calls."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.load.arbitrary_calls import fuzz
+from tests.load.waiting_crowd import measure
+
+CONNECTIONS = 60
+# Promised are 5 s, on a machine that has time for it.
+ENDED_S = 20.0
+
+
+@pytest.mark.slow
+def test_a_crowd_waits_unharmed(tmp_path: Path) -> None:
+    """Memory and descriptors stay flat, and bogus requests end no wait."""
+    crowd = measure(CONNECTIONS, 3.0, tmp_path)
+    before, during, after = crowd.descriptors
+
+    assert crowd.bogus > 0
+    assert crowd.early == 0
+    assert crowd.rss_end_mib - crowd.rss_begin_mib < 10
+    # The bothersome client's own connection may still be open.
+    assert after <= during + 2
+    assert during >= before
+    assert crowd.unavailable == CONNECTIONS
+    assert crowd.ended_s < ENDED_S
+
+
+async def test_arbitrary_calls_break_nothing() -> None:
+    """Any field values, in any order: each call is served, or refused with a reason."""
+    codes = await fuzz(600, seed=1)
+
+    assert sum(codes.values()) >= 600
+    assert codes["SettleLease NOT_FOUND"] + codes["SettleLease OK"] > 0
+    assert codes["AcquireLease INVALID_ARGUMENT"] > 0
