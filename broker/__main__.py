@@ -184,6 +184,37 @@ def explain(
 
 
 @app.command()
+def audit(
+    since: Annotated[
+        str | None,
+        typer.Option(help="How far back, such as 24h; default: all.", metavar="DURATION"),
+    ] = None,
+    tolerance: Annotated[
+        int, typer.Option(help="Tokens that may be unexplained.", min=0, metavar="TOKENS")
+    ] = 0,
+    account: Annotated[
+        str | None,
+        typer.Option(help="Key fingerprint, if the journal has several.", metavar="FINGERPRINT"),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replay the journal, and name every token that it does not explain.
+
+    Keepa's own counts are the witness. Reads BROKER_DATABASE_URL itself, not through the
+    broker. Ends with 1 if more than the tolerated tokens are unexplained.
+
+    Example: tokenbroker audit --since 24h -o json | jq .unexplained_tokens
+    """
+    from broker.commands import audit as auditing  # noqa: PLC0415 - as above
+
+    back = None if since is None else parse_span("--since", since)
+    database_url = JournalSettings.load().require_database_url()
+    as_json = output is Format.JSON
+    if not auditing.run(database_url, account, back, tolerance, as_json=as_json):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
 def migrate() -> None:
     """Make or update the journal's tables.
 
