@@ -298,9 +298,11 @@ class Allocator:
             self._decide(now_ms)
             return Settled(late=False)
         self._check_not_waiting(lease_id)
+        held = self.ledger.lease(lease_id)
         settled = self.ledger.settle(settlement, now_ms)
         if settled.lease is not None:
-            self.record(_settled(settlement, settled, settled.lease, now_ms))
+            charged = None if held is None else held.tokens
+            self.record(_settled(settlement, settled, settled.lease, charged, now_ms))
         # The broker can't find out which report was wrong; a probe replaces them all.
         if settled.doubt is not None or self.ledger.contradicts_itself:
             self.doubts.raised()
@@ -780,11 +782,8 @@ class Allocator:
 
 
 def _settled(
-    settlement: Settlement, settled: Settled, lease: Lease, now_ms: int
+    settlement: Settlement, settled: Settled, lease: Lease, charged: int | None, now_ms: int
 ) -> records.Settled:
     doubt = None if settled.doubt is None else settled.doubt.value
-    # A lease without a request was charged by an earlier epoch, if at all.
-    charged = None if lease.request is None else lease.tokens
-    return records.Settled(
-        now_ms, settlement, settled.late, settled.cost_tokens, doubt, lease.granted_ms, charged
-    )
+    late, cost = settled.late, settled.cost_tokens
+    return records.Settled(now_ms, settlement, late, cost, doubt, lease.granted_ms, charged)

@@ -596,6 +596,7 @@ class Ledger:
                     lease.units,
                     lease.tokens,
                     cost,
+                    lease.granted_ms,
                 )
             )
             self.written_off.append((lease.lease_id, cost))

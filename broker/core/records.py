@@ -137,7 +137,7 @@ class Settled:
     """A lease was settled; the envelope in the settlement is what Keepa replied.
 
     `cost` is None while it is unknown, `doubt` why the envelope was not taken for Keepa's
-    count. `charged` is what the lease was charged at `granted_ms`; None if it never was.
+    count. `charged` is what its hold was charged at `granted_ms`; None without a hold.
     """
 
     at_ms: int
@@ -187,6 +187,7 @@ class WrittenOff:
     units: int
     tokens: int
     cost: int
+    granted_ms: int
 
 
 @dataclass(slots=True)

@@ -87,12 +87,18 @@ def cost_of(record: Record) -> int | None:
 def charge_of(record: Record) -> tuple[int | None, int | None]:
     """Tokens that *record* charges to shares and budgets, and the moment they count for."""
     match record:
-        case records.Granted(tokens=tokens, at_ms=at_ms):
+        case (
+            records.Granted(tokens=tokens, at_ms=at_ms)
+            | records.Adopted(tokens=tokens, at_ms=at_ms)
+            | records.Corrected(tokens=tokens, at_ms=at_ms)
+        ):
             return tokens, at_ms
         case records.Revoked(tokens=tokens, granted_ms=granted_ms):
             return -tokens, granted_ms
-        case records.Settled(cost=int(cost), charged=int(charged), granted_ms=granted_ms):
-            return cost - charged, granted_ms
+        case records.Settled(cost=int(cost), charged=charged, granted_ms=granted_ms):
+            return cost - (charged or 0), granted_ms
+        case records.WrittenOff(cost=cost, tokens=tokens, granted_ms=granted_ms):
+            return cost - tokens, granted_ms
     return None, None
 
 

@@ -12,7 +12,7 @@ from broker.core import records
 from broker.core.leases import Ended
 from broker.core.ledger import CALL_MS_MAX
 from broker.core.records import Carried, Record, shifted
-from broker.core.recovery import PastCost, Recovered
+from broker.core.recovery import PastCharge, PastCost, Recovered
 from broker.journal.encoding import decode
 from broker.journal.schema import ADVICE, PROGRAM
 from broker.journal.writer import SERVER_MS
@@ -76,6 +76,24 @@ FROM (
 WHERE number <= %(each)s
 ORDER BY epoch, seq
 """
+# Within the last hour by the minute, before that by quarters of an hour: no time zone's day
+# begins within one. A day more than the longest month.
+CHARGES: Final = """
+WITH edge AS (
+    SELECT date_bin('15 minutes', clock_timestamp() - interval '1 hour', 'epoch') AS time
+)
+SELECT holder, operation, sum(charged)::bigint,
+    (extract(epoch FROM date_trunc('minute', charged_at)) * 1000)::bigint AS time_ms
+FROM tokenbroker.records, edge
+WHERE account = %(account)s AND records.time >= edge.time AND charged_at >= edge.time
+    AND charged <> 0
+GROUP BY 1, 2, 4
+UNION ALL
+SELECT holder, operation, charged_tokens, (extract(epoch FROM slot) * 1000)::bigint
+FROM tokenbroker.spend, edge
+WHERE account = %(account)s AND slot < edge.time AND slot > edge.time - interval '32 days'
+    AND charged_tokens <> 0
+"""
 PAUSED: Final = """
 SELECT kind = 'paused' FROM tokenbroker.records
 WHERE account = %s AND kind IN ('paused', 'resumed')
@@ -108,6 +126,7 @@ def load(
             leases=tuple(fold(past, now_ms())),
             ended=tuple(_ended(connection, account)),
             costs=tuple(_costs(connection, account, offset_ms)),
+            charges=tuple(_charges(connection, account, offset_ms)),
             paused=_paused(connection, account),
         )
 
@@ -211,6 +230,12 @@ def _costs(connection: Connection, account: str, offset_ms: int) -> Iterator[Pas
     }  # fmt: skip
     for holder, operation, units, cost, time_ms in connection.execute(COSTS, values):
         yield PastCost(holder, operation, units, cost, time_ms - offset_ms)
+
+
+def _charges(connection: Connection, account: str, offset_ms: int) -> Iterator[PastCharge]:
+    values = {"account": account}
+    for holder, operation, tokens, time_ms in connection.execute(CHARGES, values):
+        yield PastCharge(holder, operation, tokens, time_ms - offset_ms)
 
 
 def _paused(connection: Connection, account: str) -> bool:

@@ -56,29 +56,42 @@ WITH leads AS MATERIALIZED (
         cost, charged, charged_ms, body
     )
     ON CONFLICT DO NOTHING
-    RETURNING time, kind, holder, identity, operation, cost, body
+    RETURNING time, kind, holder, identity, operation, cost, charged, charged_at, body
+), parts AS (
+    SELECT
+        date_bin('15 minutes', time, 'epoch') AS slot, holder, identity, operation,
+        CASE WHEN kind = 'corrected' THEN -1 WHEN kind = 'denied' THEN 0 ELSE 1 END AS calls,
+        (body -> 'settlement' ->> 'outcome' = 'refused') IS TRUE AS refused,
+        kind = 'denied' AS denied,
+        coalesce(cost, 0) AS tokens,
+        CASE WHEN kind IN ('written_off', 'corrected') THEN cost ELSE 0 END AS written_off,
+        0 AS charged
+    FROM fresh
+    WHERE cost IS NOT NULL OR kind = 'denied'
+    UNION ALL
+    SELECT
+        date_bin('15 minutes', charged_at, 'epoch'), holder, identity, operation,
+        0, false, false, 0, 0, charged
+    FROM fresh
+    WHERE charged <> 0
 ), sums AS (
     INSERT INTO tokenbroker.spend AS known (
         account, slot, holder, identity, operation,
-        calls, refusals, denials, tokens, written_off_tokens
+        calls, refusals, denials, tokens, written_off_tokens, charged_tokens
     )
     SELECT
-        %(account)s, date_bin('15 minutes', time, 'epoch'), holder, identity, operation,
-        count(*) FILTER (WHERE cost IS NOT NULL AND kind <> 'corrected')
-            - count(*) FILTER (WHERE kind = 'corrected'),
-        count(*) FILTER (WHERE body -> 'settlement' ->> 'outcome' = 'refused'),
-        count(*) FILTER (WHERE kind = 'denied'),
-        coalesce(sum(cost), 0),
-        coalesce(sum(cost) FILTER (WHERE kind <> 'settled'), 0)
-    FROM fresh
-    WHERE cost IS NOT NULL OR kind = 'denied'
+        %(account)s, slot, holder, identity, operation,
+        sum(calls), count(*) FILTER (WHERE refused), count(*) FILTER (WHERE denied),
+        sum(tokens), sum(written_off), sum(charged)
+    FROM parts
     GROUP BY 2, 3, 4, 5
     ON CONFLICT (account, slot, holder, operation) DO UPDATE SET
         calls = known.calls + excluded.calls,
         refusals = known.refusals + excluded.refusals,
         denials = known.denials + excluded.denials,
         tokens = known.tokens + excluded.tokens,
-        written_off_tokens = known.written_off_tokens + excluded.written_off_tokens
+        written_off_tokens = known.written_off_tokens + excluded.written_off_tokens,
+        charged_tokens = known.charged_tokens + excluded.charged_tokens
 )
 SELECT (SELECT count(*) FROM leads)
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from protos.channel.access import Access
 from protos.channel.reasons import reason_of
@@ -73,7 +74,7 @@ def test_a_killed_broker_goes_on_where_it_stood(
     )
     wanted = pb.AcquireLeaseRequest(
         lease_id="a", holder="h", operation="deal", units=1, tokens_per_unit=5.0,
-        priority=pb.PRIORITY_NORMAL, ttl={"seconds": 120},
+        priority=pb.PRIORITY_NORMAL, ttl=Duration(seconds=120),
     )  # fmt: skip
     grant = call(broker, tokens["ann"], "AcquireLease", wanted).grant
     wait_until(lambda: broker.bucket().journal.buffered == 0, "the journal has all")

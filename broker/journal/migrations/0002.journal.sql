@@ -48,6 +48,8 @@ CREATE TABLE IF NOT EXISTS tokenbroker.spend (
     denials             bigint NOT NULL,
     tokens              bigint NOT NULL,
     written_off_tokens  bigint NOT NULL,
+    -- Charged to budgets, by the time of the grant.
+    charged_tokens      bigint NOT NULL,
     PRIMARY KEY (account, slot, holder, operation)
 );
 

@@ -78,12 +78,12 @@ def test_an_audit_may_begin_in_the_middle(writer: JournalWriter, journal_url: st
     """Leases that were open then are part of the opening, and no difference."""
     moment = now_ms()
     wanted = request("a", ttl_ms=60_000)
-    old = [
+    old: list[Record] = [
         records.Started(moment - 90_000, EPOCH, 600_000),
         records.Granted(moment - 80_000, wanted, 1, 5, 0, moment + 60_000, 0),
     ]
     said = envelope(95, at=10, consumed=5)
-    new = [
+    new: list[Record] = [
         records.Observed(moment, moment, envelope(100, at=0), taken=True),
         records.Settled(
             moment + 20, settlement("a", said=said), late=False, cost=5, doubt=None,

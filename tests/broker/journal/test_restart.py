@@ -2,7 +2,9 @@
 
 import pytest
 
+from broker.calendar import present
 from broker.core.allocator import Allocator, AllocatorConfig
+from broker.core.budgets import Budget
 from broker.core.leases import LeaseState, Outcome, Renewal
 from broker.core.ledger import LEASE_AGE_MS_MAX
 from broker.core.recovery import Recovered
@@ -91,6 +93,32 @@ def test_costs_and_a_pause_come_back(writer: JournalWriter, journal_url: str) ->
     assert after.paused
     allocator.resume(moment + 11)
     assert not written(allocator, writer, journal_url).paused
+
+
+def test_the_use_of_budgets_comes_back(writer: JournalWriter, journal_url: str) -> None:
+    """Settled, open and given-back calls of the hour and the day, to the token."""
+    budgets = (Budget("hour", tokens_per_hour=500), Budget("day", tokens_per_day=900))
+    config = AllocatorConfig(recovery_grace_ms=0, budgets=budgets)
+    moment = now_ms()
+    before = Allocator(config, epoch=EPOCH, started_ms=moment)
+    periods = present(before.budgets.time_zones, moment)
+    before.budgets.set_periods(periods)
+    before.probe_started(moment)
+    before.probe_answered(envelope(300, at=0), moment, moment)
+    for lease_id in ("settled", "open", "given back", "revoked"):
+        before.acquire(request(lease_id, ttl_ms=60_000), moment)
+    before.settle(settlement("settled", said=envelope(288, consumed=12)), moment + 1)
+    before.settle(settlement("given back", Outcome.NOT_SENT), moment + 2)
+    before.cancel("revoked", moment + 3)
+    recovered = written(before, writer, journal_url)
+    after = Allocator(config, epoch=EPOCH + 1, started_ms=now_ms())
+    after.budgets.set_periods(periods)
+    after.restore(recovered, now_ms())
+
+    used = [standing.used for standing in before.budgets.standings(300, now_ms())]
+    assert [s.used for s in after.budgets.standings(300, now_ms())] == used == [17, 17]
+    after.settle(settlement("open", Outcome.NOT_SENT), now_ms())
+    assert [s.used for s in after.budgets.standings(300, now_ms())] == [12, 12]
 
 
 def test_a_written_off_call_that_settles_in_the_next_epoch_counts_once(
