@@ -198,7 +198,7 @@ def audit(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Replay the journal, and name every token that it does not explain.
+    """Replay the journal and name the tokens it does not explain.
 
     Keepa's own counts are the witness. Reads BROKER_DATABASE_URL itself, not through the
     broker. Ends with 1 if more than the tolerated tokens are unexplained.
