@@ -135,6 +135,9 @@ bench-freshness: $(VENV)/.ready  ## Measure the age of deals when written: adapt
 bench-sharing: $(VENV)/.ready  ## Measure four clients on one account, through the gateway and directly (BENCH_ARGS=)
 	@$(BIN)/python -m tests.bench.bench_sharing $(BENCH_ARGS)
 
+bench-console: $(VENV)/.ready  ## Measure the console over a million deals: first page, filters, every page
+	$(BIN)/python -m tests.bench.bench_console
+
 bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, page writes, the gateway
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
