@@ -64,7 +64,7 @@ $(DEPLOY_TOOLS)/.ready: deploy/tools.txt | $(VENV)/.ready
 
 check-deploy: $(DEPLOY_TOOLS)/.ready  ## Check Dockerfile, compose file and Kubernetes manifests
 	$(DEPLOY_TOOLS)/bin/hadolint deploy/docker/Dockerfile
-	$(DEPLOY_TOOLS)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker/simulator.yml deploy/docker/tls.yml deploy/docker/postgres-18.yml
+	$(DEPLOY_TOOLS)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker/simulator.yml deploy/docker/tls.yml
 	$(DEPLOY_TOOLS)/bin/checkov --config-file deploy/checkov.yaml --file deploy/docker/Dockerfile
 	@if ! command -v kubectl >/dev/null; then \
 	  echo "skipped: kubectl is missing, so the Kubernetes manifests are not checked"; \
