@@ -3,7 +3,7 @@
     python -m tests.bench.bench_core
 
 Beside it, the same number of dictionary updates by the same interpreter: a yardstick for
-the machine, because a rate alone says little on a noisy one.
+the machine, because a rate alone means little on a noisy one.
 """
 
 import json
