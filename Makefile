@@ -92,8 +92,8 @@ base-image:  ## Pin the base image: asks the registry for the digest of its tag
 
 sbom: $(DEPLOY_TOOLS)/.ready  ## List each image's libraries as CycloneDX JSON in dist/
 	@mkdir -p dist && set -e && for role in broker fetcher gateway simulator; do \
-	  $(DEPLOY_TOOLS)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
-	    --output-file dist/keepa-$$role.cdx.json deploy/docker/requirements/$$role.txt; done
+	  $(DEPLOY_TOOLS)/bin/cyclonedx-py requirements --output-reproducible \
+	    --outfile dist/keepa-$$role.cdx.json deploy/docker/requirements/$$role.txt; done
 	@ls dist/*.cdx.json
 
 scan:  ## Scan the images for known weaknesses, if trivy or grype is installed (REGISTRY=)
