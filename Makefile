@@ -144,6 +144,9 @@ bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, pa
 	$(BIN)/python -m tests.bench.bench_page_writes
 	$(BIN)/python -m tests.bench.bench_gateway
 
+bench-alerts: $(VENV)/.ready  ## Measure the time from a crossing to its delivery
+	@$(BIN)/python -m tests.bench.bench_alerts
+
 bench-export: $(VENV)/.ready  ## Measure exports of a million deals: time and memory of each format
 	@$(BIN)/python -m tests.bench.bench_export
 
