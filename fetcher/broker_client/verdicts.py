@@ -48,6 +48,8 @@ BY_REASON: Final[Mapping[str, Verdict]] = {
     Reason.UNKNOWN_CERTIFICATE: Verdict.REFUSED,
     Reason.WRONG_ROLE: Verdict.REFUSED,
     Reason.FOREIGN_LEASE: Verdict.REFUSED,
+    Reason.NO_JOURNAL: Verdict.REFUSED,
+    Reason.JOURNAL_AWAY: Verdict.AGAIN,
 }
 # For errors that the broker did not raise, or that a newer broker did.
 BY_STATUS: Final[Mapping[grpc.StatusCode, Verdict]] = {
