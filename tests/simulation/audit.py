@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.leases import Denied, Granted, Lease, LeaseRequest, Outcome, Settlement
 from broker.core.ledger import Ledger
 from broker.core.probing import Reason
+from tests.simulation.budget_audit import BudgetAudit
 from tests.simulation.call import Call
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.fairness import WaitBound
@@ -66,6 +67,7 @@ class Audit:
         self._spent = 0
         self._unsummed = 0
         self.liveness = Liveness(scenario, timeline, model)
+        self.budgets = BudgetAudit(scenario.budgets, scenario.day_ms, self._fail)
 
     # --- what happens at Keepa ---------------------------------------------------
 
@@ -181,6 +183,7 @@ class Audit:
         if isinstance(outcome, Denied):
             self.note("broker denies %s: %s", lease_id, outcome.reason.value)
             self._measures.denied(outcome)
+            self.budgets.denied(outcome)
             return
         lease = outcome.lease
         if self._granted.get(lease_id) is lease:
@@ -189,6 +192,7 @@ class Audit:
         self.note("broker grants %s %s tokens", lease_id, lease.tokens)
         self._granted[lease_id] = lease
         self._check_grant(broker, call, lease)
+        self.budgets.granted(broker.allocator, call, lease, self._timeline.now_ms)
         self._measures.granted(call, outcome)
         self.bound.serve(call.demand.priority, lease.tokens)
         complaint = None if self._scenario.budgets else self.bound.broken_by()
@@ -207,6 +211,7 @@ class Audit:
         self._settled.add(lease_id)
         cost = call.cost if call.charged else 0
         self._spent += cost
+        self.budgets.over(call)
         lease = self._granted.get(lease_id)
         if lease is not None:
             self.bound.serve(call.demand.priority, cost - lease.tokens)

@@ -70,6 +70,17 @@ class Scenario:
     # Refill time of the greatest debt; None stands for one tick.
     debt_horizon_ms: int | None = None
     budgets: tuple[Budget, ...] = ()
+    # Length of a day of the budgets; 0: there is none.
+    day_ms: int = 0
+    # Identities of the workers, in turn, and their weights.
+    identities: tuple[str, ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
+
+    def holder(self, number: int) -> str:
+        """The holder that worker *number* asks for."""
+        own = f"h{number // self.workers_per_holder}"
+        identities = self.identities
+        return f"{identities[number % len(identities)]}/{own}" if identities else own
 
     def config(self) -> AllocatorConfig:
         """The broker's configuration."""

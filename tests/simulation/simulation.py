@@ -10,6 +10,7 @@ from typing import Final
 from broker.core.allocator import Allocator
 from tests.simulation.audit import Audit
 from tests.simulation.broker_process import BrokerClock, BrokerProcess
+from tests.simulation.budget_audit import days
 from tests.simulation.dice import Fate
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
@@ -22,6 +23,8 @@ from tests.simulation.worker import Stage, Worker
 
 DOWN_MS: Final = (50, 5_000)
 STILL_MS: Final = (100, 60_000)
+# Days that the budgets' calendar knows.
+DAYS: Final = 2_000
 PAUSED_MS: Final = (1_000, 300_000)
 RATES: Final = (1, 5, 20, 60)
 # Long enough for every hold to end: the longest call, and then a probe.
@@ -84,6 +87,7 @@ class Simulation:
         self.broker.sync()
         self._run_while(lambda: self.broker.probing, give_up_ms)
         self.audit.check_settled(self.broker)
+        self.audit.budgets.check_limits()
 
     def _busy(self) -> bool:
         idle = (Stage.IDLE, Stage.DEAD)
@@ -149,6 +153,10 @@ class Simulation:
             epoch=self._epoch,
         )
         self.network.broker = broker
+        if day_ms := self.scenario.day_ms:
+            starts_ms = self._clock.read(0)
+            broker.allocator.budgets.set_periods(days(day_ms, starts_ms, DAYS))
+        broker.allocator.waitlist.set_weights(dict(self.scenario.weights))
         broker.start()
         return broker
 

@@ -2,9 +2,12 @@
 
 import pytest
 
+from broker.core.budgets import Budget, Mode
 from broker.core.holds import Holds
 from broker.core.leases import Priority
 from tests.simulation.campaign import run_random, shrink
+from tests.simulation.demand import DEALS, PAGES, PRODUCTS, RATED
+from tests.simulation.dice import Fate
 from tests.simulation.figures import (
     BY_CHANCE,
     CLASS_ERROR_MAX,
@@ -14,6 +17,8 @@ from tests.simulation.figures import (
     measure,
 )
 from tests.simulation.museum.counting import refund
+from tests.simulation.scenario import Scenario
+from tests.simulation.simulation import Simulation
 from tests.simulation.starving import starve
 
 # 20 scenarios of 10,000 events, three of 15,000 and one of 60,000: 300,000 and more.
@@ -126,3 +131,56 @@ def test_a_failure_shrinks_to_what_matters(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert failing.check is not None
     assert failing.check in trace[1]
+
+
+MINUTE_MS = 60_000
+TEAM = Budget("team", holder="partners/*", tokens_per_day=200)
+BUDGETED = Scenario(
+    rate=20,
+    workers=12,
+    workers_per_holder=2,
+    demands=(DEALS, PRODUCTS, RATED),
+    identities=("partners", "fetchers"),
+    weights=(("fetchers", 3.0),),
+    max_wait=0.3,
+    give_up=0.05,
+    day_ms=60 * MINUTE_MS,
+    budgets=(
+        TEAM,
+        Budget("rated", operation="product?*", tokens_per_day=60, within=TEAM),
+        Budget("single", holder="fetchers/*", in_flight_max=1),
+        Budget("shade", tokens_per_day=10, mode=Mode.SHADOW),
+    ),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_budgets_hold_by_the_auditors_own_books(seed: int) -> None:
+    """A day's budget, one in it, a cap of calls in flight, a shadow and weights, with losses."""
+    simulation = Simulation(BUDGETED, Fate(seed))
+    simulation.run(RANDOM_EVENTS)
+    used: dict[str, int] = {}
+    for (name, _), day in simulation.audit.budgets.days.items():
+        used[name] = max(used.get(name, 0), day.used)
+
+    # The tight ones were really tight: they were spent almost whole on some day.
+    assert used["team"] >= 180
+    assert used["rated"] >= 50
+    assert used["shade"] > 600
+
+
+def test_identities_get_tokens_by_weight() -> None:
+    """Three to one, within one largest request a holder, however many workers each has."""
+    scenario = Scenario(
+        rate=20, opening=1, workers=12, demands=(PAGES,), processing_ms=50,
+        identities=("partners", "partners", "fetchers", "fetchers"),
+        weights=(("fetchers", 3.0),),
+    )  # fmt: skip
+    simulation = Simulation(scenario, Fate(1))
+    while simulation.timeline.events < RANDOM_EVENTS:
+        simulation.timeline.step()
+        simulation.audit.check()
+    served = simulation.audit.budgets.served
+
+    assert served["partners"] > 500
+    assert abs(served["fetchers"] / 3 - served["partners"]) <= 2 * simulation.measures.largest

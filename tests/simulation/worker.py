@@ -50,7 +50,7 @@ class Worker:
     ) -> None:
         self.stage = Stage.IDLE
         self.calm = False
-        self.holder = f"h{number // scenario.workers_per_holder}"
+        self.holder = scenario.holder(number)
         self._number = number
         self._lives = 1
         self._asked = 0
