@@ -36,8 +36,8 @@ ENVELOPE = {
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[RunningSimulator]:
-    """A simulator with a full bucket and no tick during a test."""
-    running = launch_simulator(rate=200, tick_seconds=3600)
+    """A simulator with a full bucket; neither ticks nor deals come during a test."""
+    running = launch_simulator(rate=200, tick_seconds=3600, deal_speed=0.001)
     yield running
     running.stop()
 
