@@ -29,7 +29,7 @@ FROM tokenbroker.records
 WHERE account = %(account)s AND time >= coalesce(%(since)s::timestamptz, '-infinity')
 ORDER BY epoch, seq
 """
-# The records before the opening that say which leases were open then.
+# The records before the opening that show which leases were open then.
 BEFORE: Final = """
 SELECT epoch, (extract(epoch FROM time) * 1000)::bigint, kind, body::text
 FROM tokenbroker.records AS record
@@ -55,7 +55,7 @@ class UnknownAccountError(DatabaseError):
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A replay, and the account whose journal it was."""
+    """A replay, and the account of its journal."""
 
     account: str
     replay: Replay

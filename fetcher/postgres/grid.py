@@ -37,7 +37,7 @@ EXTRAS: Final[Mapping[str, LiteralString]] = {
 }
 
 LISTED: Final[LiteralString] = """
-SELECT page.*, l.title AS full_title, l.image
+page.*, l.title AS full_title, l.image
   FROM page LEFT JOIN listings l USING (domain_id, asin)
 """
 
@@ -140,7 +140,7 @@ def _page(
 ) -> list[Row]:
     """Returns the first of *rows* that fulfil *conditions*, with what the listing has."""
     page = f"SELECT * FROM ({rows}) deal WHERE {conditions} ORDER BY {ORDER} LIMIT {limit}"  # noqa: S608 - every part is a constant
-    statement = f"WITH page AS ({page}) {LISTED} ORDER BY {ORDER}"
+    statement = f"WITH page AS ({page}) SELECT {LISTED} ORDER BY {ORDER}"
     found = fetch_dicts(connection, statement, values)
     for row in found:
         row["title"] = row.pop("full_title")

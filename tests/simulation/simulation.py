@@ -23,7 +23,7 @@ from tests.simulation.worker import Stage, Worker
 
 DOWN_MS: Final = (50, 5_000)
 STILL_MS: Final = (100, 60_000)
-# Days that the budgets' calendar knows.
+# Days in the budgets' calendar.
 DAYS: Final = 2_000
 PAUSED_MS: Final = (1_000, 300_000)
 RATES: Final = (1, 5, 20, 60)

@@ -39,6 +39,7 @@ def test_a_dropped_column_is_found(database_url: str) -> None:
         problems = refused(connection, present_statements())
 
     assert set(problems) == {
+        "fetcher.postgres.overview.FLEET",
         "fetcher.postgres.workers.BEAT",
         "fetcher.postgres.workers.OF_HOST",
     } | {name for name in problems if "health" in name}
