@@ -28,7 +28,7 @@ import typer
 from tests.fix_broker import environment
 
 # Values of arguments without a default; a new argument needs one here.
-ARGUMENTS: Mapping[str, str] = {"asin": "B0D8W1YVBX"}
+ARGUMENTS: Mapping[str, str] = {"asin": "B0D8W1YVBX", "name": "worker-1", "channel": "team"}
 DEADLINE_S = 60
 TOO_LATE = -1
 # For all steps of one process on a busy machine.
