@@ -138,9 +138,12 @@ bench-sharing: $(VENV)/.ready  ## Measure four clients on one account, through t
 bench-console: $(VENV)/.ready  ## Measure the console over a million deals: first page, filters, every page
 	$(BIN)/python -m tests.bench.bench_console
 
-bench: $(VENV)/.ready  ## Measure start times, memory, the simulator's pages, page writes, the gateway
+bench: $(VENV)/.ready  ## Measure start times, memory, core, broker, peers, page writes, simulator, gateway
 	$(BIN)/python -m tests.bench.bench_simulator
 	$(BIN)/python -m tests.bench.bench_start
+	$(BIN)/python -m tests.bench.bench_core
+	$(BIN)/python -m tests.bench.bench_broker
+	$(BIN)/python -m tests.bench.peers
 	$(BIN)/python -m tests.bench.bench_page_writes
 	$(BIN)/python -m tests.bench.bench_gateway
 

@@ -19,7 +19,7 @@ from tests.broker.core.elector_model import (
 )
 
 TTL_MS = 4_000
-# `make model` looks further.
+# ELECTOR_DEPTH looks further.
 DEEPER = int(os.environ.get("ELECTOR_DEPTH", "0"))
 
 LOOK = ("begins", "statement runs", "is answered")
