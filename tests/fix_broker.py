@@ -83,7 +83,7 @@ class RunningBroker:
             return stub.GetBucket(pb.GetBucketRequest(), timeout=RPC_TIMEOUT_S).bucket
 
     def start(self) -> None:
-        """Start it, or start it again on the same ports, and wait until it grants."""
+        """Starts it, or starts it again on the same ports, and waits until it grants."""
         self.program.start()
         self.program.await_ready(self._is_serving, READY_TIMEOUT_S)
 
@@ -131,7 +131,7 @@ def launch_broker(
     awaited: Sequence[str] = ("serving",),
     **settings: object,
 ) -> RunningBroker:
-    """Start a broker on free ports and wait until it grants; keywords are settings.
+    """Starts a broker on free ports and waits until it grants; keywords are settings.
 
     *access* holds the credentials for a broker that needs some; *awaited* are the states
     in which it counts as started.

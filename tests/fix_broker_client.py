@@ -40,23 +40,23 @@ class Stage:
         self._clients: list[BrokerClient] = []
 
     def broker(self, servicer: ScriptedBroker | None = None, *, port: int = 0) -> RunningBroker:
-        """Start a broker."""
+        """Starts a broker."""
         broker = RunningBroker(servicer or ScriptedBroker(), port=port)
         self._brokers.append(broker)
         return broker
 
     def client(self, broker: RunningBroker, *, key_fingerprint: str = "") -> BrokerClient:
-        """Connect a client to *broker*."""
+        """Connects a client to *broker*."""
         return self.client_at(broker.address, key_fingerprint=key_fingerprint)
 
     def client_at(self, address: str, **named: Any) -> BrokerClient:
-        """Connect a client to *address*."""
+        """Connects a client to *address*."""
         client: BrokerClient = self._make(address, **named)
         self._clients.append(client)
         return client
 
     def clear(self) -> None:
-        """Stop everything."""
+        """Stops everything."""
         for client in self._clients:
             client.close(timeout_s=0.1)
         for broker in self._brokers:
@@ -94,7 +94,7 @@ def abort(
 
 
 def in_background(task: Callable[[], object]) -> tuple[threading.Thread, list[Exception]]:
-    """Run *task* in a thread; its error ends up in the list."""
+    """Runs *task* in a thread; its error ends up in the list."""
     errors: list[Exception] = []
 
     def run() -> None:
@@ -109,6 +109,6 @@ def in_background(task: Callable[[], object]) -> tuple[threading.Thread, list[Ex
 
 
 def hold(client: BrokerClient, *, max_wait_s: float | None = None) -> None:
-    """Take a lease and give it back."""
+    """Takes a lease and gives it back."""
     with client.lease("deal", tokens_per_unit=5, max_wait_s=max_wait_s):
         pass

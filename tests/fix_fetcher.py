@@ -1,16 +1,26 @@
 """Fetchers in a world of their own: a simulator, a broker, a database, a folder of queries."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from deploy.local.program import Program
+from fetcher.__main__ import main
+from fetcher.broker_client import BrokerClient
+from fetcher.keepa import Keepa
+from fetcher.postgres import Database
+from fetcher.query_folder import QueryFolder
+from fetcher.work.shared import Limits, Workplace
+from fetcher.work.worker import Worker
+from protos.process.settings import key_fingerprint
 from tests.fix_broker import (
     RunningBroker,
     StartBroker,
@@ -19,6 +29,7 @@ from tests.fix_broker import (
     launch_broker,
 )
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator, price_type_of
+from tests.in_process import run_here
 from tests.waiting import DEADLINE_S, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +56,9 @@ SELECTION: dict[str, object] = {
     "isRangeEnabled": True,
     "sortType": 1,
 }
+
+
+Log = list[MutableMapping[str, Any]]
 
 
 class World:
@@ -78,7 +92,7 @@ class World:
         self._settled_before = broker.bucket().totals.spent_tokens
 
     def write_query(self, name: str, text: Mapping[str, object] | None = None) -> None:
-        """Put a query file into the folder; without *text* one that matches a lot."""
+        """Puts a query file into the folder; without *text* one that matches a lot."""
         content = json.dumps(text or {"selection": SELECTION})
         (self.queries / f"{name}.json").write_text(content)
 
@@ -100,19 +114,13 @@ class World:
         return environment(**self.settings(**changes))
 
     def start_fetcher(self, *arguments: str, **changes: object) -> Program:
-        """Start one more fetcher."""
+        """Starts one more fetcher."""
         return self._start_program("fetcher", "run", *arguments, **self.settings(**changes))
 
-    def command(self, *arguments: str, **changes: object) -> subprocess.CompletedProcess[str]:
-        """Run a `dealfetcher` command to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "fetcher", *arguments],
-            env=self.environment(**changes),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
+    def command(self, *arguments: str, **changes: object) -> CompletedProcess[str]:
+        """Runs a `dealfetcher` command to its end, in this process."""
+        return run_here(
+            main, "dealfetcher", arguments, environment=self.environment(**changes), folder=ROOT
         )
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -126,7 +134,7 @@ class World:
         return self.rows(statement, *values)[0][0]
 
     def execute(self, statement: str, *values: object) -> None:
-        """Change the database."""
+        """Changes the database."""
         with psycopg.connect(self.database_url) as connection:
             connection.execute(statement.encode(), values)
 
@@ -134,12 +142,45 @@ class World:
         """How many scans have been completed."""
         return int(self.value("SELECT count(*) FROM scans WHERE state = 'completed'"))
 
-    def collect(self, **changes: object) -> Program:
-        """Run a fetcher until it has completed a scan of every query."""
-        fetcher = self.start_fetcher(**changes)
+    @contextmanager
+    def worker(self, database_url: str = "", **limits: Any) -> Iterator[Worker]:
+        """A fetcher's worker in this process, to be run in a thread."""
+        api_key = self.simulator.api_key
+        fingerprint = key_fingerprint(api_key)
+        given = {"claim_ttl_s": 30, "attempts_max": 8, "retry_delay_s": 0.1, **limits}
+        with (
+            Database(database_url or self.database_url) as database,
+            BrokerClient(self.broker.address, key_fingerprint=fingerprint) as broker,
+        ):
+            keepas = iter([Keepa(api_key, base_url=self.simulator.base_url) for _ in range(2)])
+            workplace = Workplace(
+                broker.holder, database, broker, QueryFolder(self.queries), Limits(**given)
+            )
+            with closing(Worker(workplace, keepas.__next__, "1.2.3")) as worker:
+                yield worker
+
+    @contextmanager
+    def at_work(self, database_url: str = "", **limits: Any) -> Iterator[Log]:
+        """A fetcher that works in threads of this process; yields its log as it grows."""
+        with (
+            self.worker(database_url, **limits) as worker,
+            capture_logs() as lines,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            run = pool.submit(worker.run)
+            try:
+                yield lines
+            finally:
+                worker.end()
+                run.result(DEADLINE_S)
+        assert [line for line in lines if "unexpected" in line["event"]] == []
+
+    def collect(self, **limits: Any) -> Log:
+        """Work in this process until a scan of every query has been completed."""
         wanted = len(list(self.queries.glob("*.json")))
-        wait_until(lambda: self.scans_completed() >= wanted, "a completed scan of every query")
-        return fetcher
+        with self.at_work(**limits) as lines:
+            wait_until(lambda: self.scans_completed() >= wanted, "a completed scan of every query")
+        return lines
 
     def calls(self, path: str = "/deal") -> list[dict[str, Any]]:
         """The calls of one kind that the simulator has seen."""

@@ -20,7 +20,7 @@ ON CONFLICT (account) DO UPDATE SET epoch = excluded.epoch
 
 
 def lead(database_url: str, epoch: int = EPOCH) -> None:
-    """Let *epoch* lead."""
+    """Lets *epoch* lead."""
     with psycopg.connect(database_url) as connection:
         connection.execute(LEADER, (ACCOUNT, epoch))
 

@@ -36,7 +36,7 @@ class Proxy:
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def swallow(self) -> None:
-        """Let the bytes of the connections made so far vanish; later ones work."""
+        """Lets the bytes of the connections made so far vanish; later ones work."""
         self._swallowed = self.connections
 
     def cut(self) -> None:

@@ -47,7 +47,7 @@ async def running(
     fingerprint: str = FINGERPRINT,
     journal: Journal | None = None,
 ) -> AsyncIterator[ServedBroker]:
-    """Serve the account of *simulator*, or of *key* there, until the context ends."""
+    """Serves the account of *simulator*, or of *key* there, until the context ends."""
     config = config or AllocatorConfig(recovery_grace_ms=0)
     allocator = Allocator(config, epoch=7, started_ms=BrokerRuntime.now_ms())
     keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))

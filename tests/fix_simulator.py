@@ -66,19 +66,19 @@ class RunningSimulator:
         return newest
 
     def set_fault(self, fault: str) -> int:
-        """Set a fault, such as ``error:status=503,path=/deal,count=3``; returns its id."""
+        """Sets a fault, such as ``error:status=503,path=/deal,count=3``; returns its id."""
         return int(self._control("POST", "faults", fault)["id"])
 
     def clear_faults(self) -> None:
-        """Take all faults back."""
+        """Takes all faults back."""
         self._control("DELETE", "faults")
 
     def change_account(self, **changes: Any) -> dict[str, Any]:
-        """Change rate, token_flow_reduction or balance, or spend; returns the stats."""
+        """Changes rate, token_flow_reduction or balance, or spend; returns the stats."""
         return dict(self._control("POST", "accounts", json.dumps(changes)))
 
     def stop(self) -> int:
-        """End the process and return its exit code."""
+        """Ends the process and returns its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -98,7 +98,7 @@ class RunningSimulator:
 
 
 def launch_simulator(**options: Any) -> RunningSimulator:
-    """Start a simulator on a free port and wait until it is ready.
+    """Starts a simulator on a free port and waits until it is ready.
 
     Args:
         options: Those of ``keepa-simulator serve``, with underscores; a list repeats one.

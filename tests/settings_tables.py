@@ -75,7 +75,7 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the documents."""
+    """Rewrites the documents."""
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(filled(path.read_text("utf-8")), "utf-8")

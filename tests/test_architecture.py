@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,19 @@ SQL = re.compile(
 )
 
 
+@cache
+def parsed(folder: str) -> list[tuple[str, ast.Module]]:
+    """The project's own modules under *folder*: the path from the root, and the syntax tree."""
+    return [
+        (path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8")))
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if "_pb2" not in path.name
+    ]
+
+
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
-    """Our own modules under *folders*: the path from the root, and the syntax tree."""
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if "_pb2" not in path.name:
-                yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8"))
+    """All modules under *folders*."""
+    return chain.from_iterable(map(parsed, folders))
 
 
 def imports(tree: ast.AST) -> set[str]:

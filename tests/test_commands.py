@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(sys.executable).parent
+from tests.in_process import run_here
+
 COMMANDS = {
     "tokenbroker": "broker.start",
     "dealfetcher": "fetcher.start",
@@ -20,15 +22,9 @@ HELP_LINE_MAX = 80
 
 def run(command: str, *arguments: str, **environment: str) -> str:
     """What *command* prints to stdout, started as its script starts it."""
-    program = f"import sys; sys.argv[0] = {command!r}; import {COMMANDS[command]} as start"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; start.main()", *arguments],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    main = import_module(COMMANDS[command]).main
+    done = run_here(
+        main, command, arguments, environment=os.environ | environment, folder=Path.cwd()
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -98,7 +98,7 @@ def closure(requirements: list[Requirement]) -> set[str]:
 def run(
     wheel: Path, metadata: Message, extra: str, program: str, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run *program* on the unpacked wheel, with the libraries of *extra* only."""
+    """Runs *program* on the unpacked wheel, with the libraries of *extra* only."""
     brought = closure(asked(metadata, extra))
     refused = [
         module

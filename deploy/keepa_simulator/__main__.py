@@ -113,7 +113,7 @@ def simulator(_version: _Version = False) -> None:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Read `host:port`, `[v6]:port` or `:port` (every interface)."""
+    """Reads `host:port`, `[v6]:port` or `:port` (every interface)."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     is_host = ":" not in host or host == f"[{bare}]"

@@ -44,7 +44,7 @@ class _Control:
         return web.json_response([asdict(fault) for fault in self._simulator.faults])
 
     async def set_fault(self, request: web.Request) -> web.Response:
-        """Set the fault in the body: ``kind:name=value,…`` as text."""
+        """Sets the fault in the body: ``kind:name=value,…`` as text."""
         try:
             fault = parse_fault((await request.text()).strip())
         except FaultError as exc:
@@ -58,7 +58,7 @@ class _Control:
         return await self.faults(request)
 
     async def change_account(self, request: web.Request) -> web.Response:
-        """Change an account: JSON with any of rate, token_flow_reduction, spend, balance.
+        """Changes an account: JSON with any of rate, token_flow_reduction, spend, balance.
 
         ``key_fingerprint`` chooses one; without it all accounts are changed.
         """
@@ -88,7 +88,7 @@ class _Control:
 def add_control_routes(
     app: web.Application, simulator: Simulator, now_ms: Callable[[], int]
 ) -> None:
-    """Add the routes below ``/_simulator``."""
+    """Adds the routes below ``/_simulator``."""
     control = _Control(simulator, now_ms)
     app.router.add_get("/_simulator/stats", control.stats)
     app.router.add_get("/_simulator/calls", control.calls)

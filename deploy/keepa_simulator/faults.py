@@ -222,7 +222,7 @@ def _is_charged(kind: str, text: str | None) -> bool:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read ``kind:name=value,…``.
+    """Reads ``kind:name=value,…``.
 
     Raises:
         FaultError: The kind or a parameter is unknown, or a value is no number.

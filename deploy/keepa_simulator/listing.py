@@ -40,7 +40,7 @@ _NO_SUMS: Final = Sums((NO_DATA,) * len(AVERAGE_WINDOWS), _FLAT, _FLAT)
 
 
 def sums_of(history: History, end: int) -> Sums:
-    """Sum *history* up as of the Keepa minute *end*."""
+    """Sums *history* up as of the Keepa minute *end*."""
     if not history:
         return _NO_SUMS
     current = history[-1][1]
@@ -124,7 +124,7 @@ class Listing:
             self._figures.pop(price_type, None)
 
     def touch(self, keepa_minute: int) -> None:
-        """Begin an update at *keepa_minute*, which is later than the last one."""
+        """Begins an update at *keepa_minute*, which is later than the last one."""
         assert keepa_minute > self.last_update
         self.last_update = keepa_minute
         self.shrink()

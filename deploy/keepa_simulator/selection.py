@@ -189,7 +189,7 @@ def _excluded(fields: Mapping[str, Any]) -> frozenset[int]:
 
 
 def parse_selection(text: str) -> Selection:
-    """Read a selection.
+    """Reads a selection.
 
     Ranges act only with ``isRangeEnabled``; switches, ``minRating`` and
     ``warehouseConditions`` only with ``isFilterEnabled``; categories, title and

@@ -33,6 +33,7 @@ _HANG_S: Final = 600.0
 _DRIP_CHUNKS: Final = 20
 _NOT_JSON: Final = b"<html><body>Bad gateway</body></html>"
 _REFUSED: Final = 429
+SHUTDOWN_TIMEOUT_S: Final = 1.0
 
 
 def _server_clock() -> Callable[[], int]:
@@ -262,14 +263,14 @@ def _journal_file(path: Path | None) -> Any:
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
-    """Listen on every address of *host*; 0.0.0.0 and :: are every interface, IPv4 and IPv6."""
+    """Listens on every address of *host*; 0.0.0.0 and :: are every interface, IPv4 and IPv6."""
     if host in {"0.0.0.0", "::"} and socket.has_dualstack_ipv6():  # noqa: S104 - the caller named it
         bound = socket.create_server(
             ("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
         )
-        await web.SockSite(runner, bound, shutdown_timeout=1, backlog=1024).start()
+        await web.SockSite(runner, bound, backlog=1024).start()
     else:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1, backlog=1024).start()
+        await web.TCPSite(runner, host, port, backlog=1024).start()
 
 
 async def serve(options: Options, host: str, port: int) -> None:
@@ -286,7 +287,9 @@ async def serve(options: Options, host: str, port: int) -> None:
     now_ms = _server_clock()
     journal_file = _journal_file(options.journal)
     simulator = Simulator(options, now_ms(), journal_file)
-    runner = web.AppRunner(application(simulator, now_ms), access_log=None)
+    runner = web.AppRunner(
+        application(simulator, now_ms), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+    )
     await runner.setup()
     try:
         await _listen(runner, host, port)

@@ -192,7 +192,7 @@ class PostgresServer:
         return self.url(name)
 
     def __enter__(self) -> Self:
-        """Start the server."""
+        """Starts the server."""
         self.start()
         return self
 
@@ -202,7 +202,7 @@ class PostgresServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the server."""
+        """Stops the server."""
         self.stop()
 
     def _data_major(self) -> int | None:

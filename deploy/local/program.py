@@ -143,7 +143,7 @@ class Program:
             time.sleep(_POLL_S)
 
     def check(self, code: int) -> None:
-        """Accept exit code 0 only.
+        """Accepts exit code 0 only.
 
         Raises:
             ProgramError: any other code; with the last message, and the code if it is 2.

@@ -15,7 +15,7 @@ DEADLINE_S = 90.0
 
 
 def acquire(lease_id: str = "a", **changes: Any) -> pb.AcquireLeaseRequest:
-    """Ask for one deal page."""
+    """Asks for one deal page."""
     fields = {
         "lease_id": lease_id,
         "holder": "h",
@@ -42,14 +42,14 @@ def settle(grant: pb.Grant, **changes: Any) -> pb.SettleLeaseRequest:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for *condition*, with a deadline."""
+    """Waits for *condition*, with a deadline."""
     async with asyncio.timeout(DEADLINE_S):
         while not await condition():  # noqa: ASYNC110 - the condition is another process's
             await asyncio.sleep(0.01)
 
 
 async def waiting(broker: ServedBroker, number: int) -> None:
-    """Wait until *number* requests wait."""
+    """Waits until *number* requests wait."""
 
     async def reached() -> bool:
         return int((await broker.stub.GetBucket(pb.GetBucketRequest())).bucket.waiting) == number

@@ -10,18 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 
+from broker.__main__ import main
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from tests.fix_broker import RunningBroker, StartBroker, environment
+from tests.fix_broker import RunningBroker, environment, launch_broker
 from tests.fix_simulator import RunningSimulator, launch_simulator
+from tests.in_process import run_here
+from tests.waiting import DEADLINE_S, wait_until
 
 TIMEOUT_S = 90.0
+NUMBERS = count(1)
 COMMAND = [sys.executable, "-m", "broker"]
 
 
@@ -33,22 +38,38 @@ def keepa() -> Iterator[RunningSimulator]:
     simulator.stop()
 
 
+@pytest.fixture(scope="module")
+def common_broker(
+    keepa: RunningSimulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningBroker]:
+    """A broker for all tests, each of which leaves it without leases and waits."""
+    folder = tmp_path_factory.mktemp("broker")
+    broker = launch_broker(keepa.base_url, keepa.api_key, folder=folder, name="broker")
+    yield broker
+    broker.program.stop()
+
+
 @pytest.fixture
-def simulator(keepa: RunningSimulator) -> RunningSimulator:
-    """It has 20 tokens, and no faults."""
+def broker(keepa: RunningSimulator, common_broker: RunningBroker) -> RunningBroker:
+    """It grants, from the 20 tokens that Keepa has."""
     keepa.clear_faults()
     keepa.change_account(balance=20)
-    return keepa
+    with grpc.insecure_channel(common_broker.address) as channel:
+        stub = pb_grpc.TokenBrokerServiceStub(channel)
+        stub.SyncBucket(pb.SyncBucketRequest(), timeout=DEADLINE_S)
+    assert common_broker.bucket().balance == 20
+    return common_broker
+
+
+class Crowd(NamedTuple):
+    """The ids of a lease and of a request that waits."""
+
+    open: str
+    parked: str
 
 
 @pytest.fixture
-def broker(simulator: RunningSimulator, start_broker: StartBroker) -> RunningBroker:
-    """A broker that grants."""
-    return start_broker(simulator.base_url, simulator.api_key)
-
-
-@pytest.fixture
-def crowd(broker: RunningBroker) -> Iterator[None]:
+def crowd(broker: RunningBroker) -> Iterator[Crowd]:
     """One open lease, and one request that waits."""
     fields: dict[str, Any] = {
         "holder": "[red]h",
@@ -58,32 +79,39 @@ def crowd(broker: RunningBroker) -> Iterator[None]:
     }
     with grpc.insecure_channel(broker.address) as channel:
         stub = pb_grpc.TokenBrokerServiceStub(channel)
-        stub.AcquireLease(pb.AcquireLeaseRequest(lease_id="open", units=3, **fields))
+        number = next(NUMBERS)
+        lease_ids = [f"{name}-{number}" for name in ("open", "parked")]
+        request = pb.AcquireLeaseRequest(lease_id=lease_ids[0], units=3, **fields)
+        grant = stub.AcquireLease(request).grant
         call: Any = stub.AcquireLease.future(
-            pb.AcquireLeaseRequest(lease_id="parked", units=4, **fields)
+            pb.AcquireLeaseRequest(lease_id=lease_ids[1], units=4, **fields)
         )
-        give_up_at = time.monotonic() + TIMEOUT_S
-        while broker.bucket().waiting == 0 and time.monotonic() < give_up_at:
-            time.sleep(0.02)
-        yield
+        wait_until(lambda: broker.bucket().waiting == 1, "the second waits")
+        yield Crowd(*lease_ids)
+        for lease_id in reversed(lease_ids):
+            stub.SettleLease(
+                pb.SettleLeaseRequest(
+                    lease_id=lease_id, epoch=grant.epoch, holder=fields["holder"],
+                    operation="deal", units=grant.units, tokens=grant.tokens,
+                    outcome=pb.OUTCOME_NOT_SENT,
+                )
+            )  # fmt: skip
         call.cancel()
 
 
 def run(tmp_path: Path, *arguments: str, address: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command in an empty folder."""
+    """Runs the command in an empty folder."""
     settings = {"broker_address": address} if address else {}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=tmp_path,
-        env={**environment(**settings), "PYTHONPATH": str(Path.cwd()), "COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
+    return run_here(
+        main,
+        "tokenbroker",
+        arguments,
+        environment={**environment(**settings), "COLUMNS": "140"},
+        folder=tmp_path,
     )
 
 
-def test_status_shows_the_bucket(broker: RunningBroker, crowd: None, tmp_path: Path) -> None:
+def test_status_shows_the_bucket(broker: RunningBroker, crowd: Crowd, tmp_path: Path) -> None:
     """In words, for a person."""
     done = run(tmp_path, "status", "--address", broker.address)
 
@@ -106,16 +134,16 @@ def test_status_is_json_on_request(broker: RunningBroker, tmp_path: Path) -> Non
 
 
 def test_leases_shows_who_holds_and_who_waits(
-    broker: RunningBroker, crowd: None, tmp_path: Path
+    broker: RunningBroker, crowd: Crowd, tmp_path: Path
 ) -> None:
     """Names are printed as they are, whatever a terminal's markup would make of them."""
     table = run(tmp_path, "leases", address=broker.address)
     entries = json.loads(run(tmp_path, "leases", "-o", "json", address=broker.address).stdout)
 
     assert "[red]h" in table.stdout
-    assert "parked" in table.stdout
-    assert [lease["lease_id"] for lease in entries["leases"]] == ["open"]
-    assert [wait["lease_id"] for wait in entries["waiting"]] == ["parked"]
+    assert crowd.parked in table.stdout
+    assert [lease["lease_id"] for lease in entries["leases"]] == [crowd.open]
+    assert [wait["lease_id"] for wait in entries["waiting"]] == [crowd.parked]
     assert entries["waiting"][0]["priority"] == "high"
     assert entries["waiting"][0]["eta"] > 0
 
@@ -131,21 +159,22 @@ def test_pause_and_resume_steer_the_broker(broker: RunningBroker, tmp_path: Path
 
 
 def test_sync_fetches_the_count(
-    broker: RunningBroker, simulator: RunningSimulator, tmp_path: Path
+    broker: RunningBroker, keepa: RunningSimulator, tmp_path: Path
 ) -> None:
     """Foreign spend shows at once, under its name."""
-    simulator.change_account(spend=9)
+    before = broker.bucket().foreign_tokens
+    keepa.change_account(spend=9)
 
     bucket = json.loads(run(tmp_path, "sync", "-o", "json", address=broker.address).stdout)
 
-    assert (bucket["balance"], bucket["foreign_tokens"]) == (11, 9)
+    assert (bucket["balance"], bucket["foreign_tokens"] - before) == (11, 9)
 
 
 def test_a_failed_sync_says_why(
-    broker: RunningBroker, simulator: RunningSimulator, tmp_path: Path
+    broker: RunningBroker, keepa: RunningSimulator, tmp_path: Path
 ) -> None:
     """It is Keepa's trouble then, not the broker's."""
-    simulator.set_fault("garbage:path=/token")
+    keepa.set_fault("garbage:path=/token")
 
     done = run(tmp_path, "sync", address=broker.address)
 
@@ -199,7 +228,7 @@ def test_watch_prints_lines_without_a_terminal(broker: RunningBroker, tmp_path: 
     assert errors == ""
 
 
-def test_watch_draws_on_a_terminal(broker: RunningBroker, crowd: None, tmp_path: Path) -> None:
+def test_watch_draws_on_a_terminal(broker: RunningBroker, crowd: Crowd, tmp_path: Path) -> None:
     """It shows bucket, leases and waiting requests; Ctrl-C ends it cleanly."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -224,13 +253,14 @@ def test_watch_draws_on_a_terminal(broker: RunningBroker, crowd: None, tmp_path:
     os.close(ours)
 
     assert process.wait(TIMEOUT_S) == 0
-    for text in (b"20 of 300 tokens", b"Next refill", b"open", b"parked"):
+    texts = ("20 of 300 tokens", "Next refill", *crowd)
+    for text in (text.encode() for text in texts):
         assert text in picture
     assert b"Traceback" not in rest
 
 
 def _read_until(terminal: int, text: bytes | None) -> bytes:
-    """Read until *text* or the end; a terminal without a writer is an error to Linux."""
+    """Reads until *text* or the end; a terminal without a writer is an error to Linux."""
     seen = b""
     give_up_at = time.monotonic() + TIMEOUT_S
     while time.monotonic() < give_up_at and (text is None or text not in seen):

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from broker.core.bucket import Envelope
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure, read_reply
-from tests.fix_simulator import StartSimulator
+from tests.fix_simulator import RunningSimulator
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "keepa-recordings"
 KEY = "thisisasecretkey0123456789"
@@ -111,14 +111,21 @@ def test_recorded_replies_are_understood() -> None:
     assert invalid is ProbeFailure.KEY_INVALID
 
 
-def test_keepa_tells_its_balance(start_simulator: StartSimulator) -> None:
+@pytest.fixture
+def keepa(simulator: RunningSimulator) -> RunningSimulator:
+    """A Keepa without faults."""
+    simulator.clear_faults()
+    return simulator
+
+
+def test_keepa_tells_its_balance(keepa: RunningSimulator) -> None:
     """Over HTTP, compressed, and for nothing."""
-    simulator = start_simulator(rate=7, initial_tokens=100, products=100, deals=10)
+    keepa.change_account(balance=100)
 
-    envelope = KeepaSync(simulator.base_url, SecretStr(simulator.api_key)).ask()
+    envelope = KeepaSync(keepa.base_url, SecretStr(keepa.api_key)).ask()
 
-    assert (envelope.tokens_left, envelope.refill_rate) == (100, 7)
-    assert simulator.stats()["spent"] == 0
+    assert (envelope.tokens_left, envelope.refill_rate) == (100, 20)
+    assert keepa.stats()["spent"] == 0
 
 
 @pytest.mark.parametrize(
@@ -130,24 +137,22 @@ def test_keepa_tells_its_balance(start_simulator: StartSimulator) -> None:
     ],
 )
 def test_a_fault_at_keepa_has_a_name(
-    start_simulator: StartSimulator, fault: str, expected: ProbeFailure
+    keepa: RunningSimulator, fault: str, expected: ProbeFailure
 ) -> None:
     """Whatever happens, there is one error with one line for people."""
-    simulator = start_simulator(products=100, deals=10, fault=fault)
+    keepa.set_fault(fault)
 
     with pytest.raises(KeepaSyncError) as caught:
-        KeepaSync(simulator.base_url, SecretStr(simulator.api_key)).ask()
+        KeepaSync(keepa.base_url, SecretStr(keepa.api_key)).ask()
 
     assert caught.value.failure is expected
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_key_is_told(start_simulator: StartSimulator) -> None:
+def test_an_unknown_key_is_told(keepa: RunningSimulator) -> None:
     """It stays so until a person does something."""
-    simulator = start_simulator(products=100, deals=10)
-
     with pytest.raises(KeepaSyncError, match="check KEEPA_API_KEY") as caught:
-        KeepaSync(simulator.base_url, SecretStr("another")).ask()
+        KeepaSync(keepa.base_url, SecretStr("another")).ask()
 
     assert caught.value.failure.is_permanent
 

@@ -18,13 +18,21 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from broker.__main__ import main
 from deploy.local.ports import free_port
 from deploy.local.program import Program
 from protos.channel.access import Access
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from tests.fix_broker import RunningBroker, StartBroker, StartProgram
+from tests.fix_broker import (
+    RunningBroker,
+    StartBroker,
+    StartProgram,
+    environment,
+    launch_broker,
+)
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+from tests.in_process import run_here
 from tests.waiting import DEADLINE_S, wait_until
 
 # Promised are 5 s, on a machine that has time for it.
@@ -71,9 +79,26 @@ def simulator() -> Iterator[RunningSimulator]:
 
 
 @pytest.fixture
-def broker(simulator: RunningSimulator, start_broker: StartBroker) -> RunningBroker:
-    """A broker that grants, and logs all it can."""
-    return start_broker(simulator.base_url, KEY, log_level="debug", log_format="json")
+def own_broker(simulator: RunningSimulator, start_broker: StartBroker) -> RunningBroker:
+    """A broker that a test may end."""
+    return start_broker(simulator.base_url, KEY)
+
+
+@pytest.fixture(scope="module")
+def broker(
+    simulator: RunningSimulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningBroker]:
+    """A broker that grants, and logs all it can; no test changes it."""
+    broker = launch_broker(
+        simulator.base_url,
+        KEY,
+        folder=tmp_path_factory.mktemp("broker"),
+        name="broker",
+        log_level="debug",
+        log_format="json",
+    )
+    yield broker
+    broker.program.stop()
 
 
 @contextmanager
@@ -135,12 +160,12 @@ def test_it_is_small(broker: RunningBroker) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_in_order(broker: RunningBroker, number: signal.Signals) -> None:
+def test_it_ends_in_order(own_broker: RunningBroker, number: signal.Signals) -> None:
     """Waits end soon with UNAVAILABLE, and the exit code is 0."""
-    with parked(broker.address, 50) as codes:
+    with parked(own_broker.address, 50) as codes:
         # One of them gets all there is.
-        wait_until(lambda: broker.bucket().waiting == 49, "all but one wait")
-        code, took_s = stop(broker.program, number)
+        wait_until(lambda: own_broker.bucket().waiting == 49, "all but one wait")
+        code, took_s = stop(own_broker.program, number)
         wait_until(lambda: len(codes) == 50, "every request is answered")
 
     assert code == 0
@@ -182,16 +207,13 @@ def test_a_taken_http_port_is_told(start_program: StartProgram) -> None:
     assert f"BROKER_HTTP_LISTEN: {address} is taken" in output
 
 
-def test_a_missing_key_is_told(start_program: StartProgram) -> None:
+def test_a_missing_key_is_told(tmp_path: Path) -> None:
     """One line, and the exit code for wrong usage."""
-    program = start_program("broker", "serve", name="b")
-    wait_until(lambda: not program.running, "the broker ends")
+    done = run_here(main, "tokenbroker", ("serve",), environment=environment(), folder=tmp_path)
 
-    output = program.output()
-
-    assert program.returncode == 2
-    assert output.startswith("tokenbroker: KEEPA_API_KEY is not set")
-    assert output.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stderr.startswith("tokenbroker: KEEPA_API_KEY is not set")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_wrong_key_is_told_once(

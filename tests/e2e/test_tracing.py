@@ -71,7 +71,7 @@ def test_a_page_is_one_trace(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Wait, call, settle and write of a page are one trace, and log lines lead to it."""
+    """Wait, call, settle and writes of a page are one trace, and log lines lead to it."""
     simulator = start_simulator(rate=60, deals=400)
     shared = {
         "otel_exporter_otlp_endpoint": receiver.url,

@@ -22,7 +22,7 @@ class Loop:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await *work* there, with the context variables of here."""
+        """Awaits *work* there, with the context variables of here."""
         done: Future[T] = Future()
         context = contextvars.copy_context()
 
@@ -81,7 +81,7 @@ class ClientFace:
         return self._loop.run(self._client.get_bucket(**named))
 
     def stop_waiting(self) -> None:
-        """End every wait."""
+        """Ends every wait."""
 
         async def stop() -> None:
             self._client.stop_waiting()

@@ -37,7 +37,7 @@ class MortalConnection:
         self.left = deadly
 
     def execute(self, *arguments: Any) -> Any:
-        """Run one statement, or die."""
+        """Runs one statement, or dies."""
         self._live()
         return self._connection.execute(*arguments)
 
@@ -68,7 +68,7 @@ def commit(database_url: str, claim: PageClaim, deadly: int) -> None:
 
 
 def main() -> None:
-    """Send one process after another into it."""
+    """Sends one process after another into it."""
     database_url, claim = sys.argv[1], PageClaim(**json.loads(sys.argv[2]))
     for line in sys.stdin:
         child = os.fork()

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import MutableMapping
 from typing import Any
 
 from deploy.local.program import Program
+from tests.fix_fetcher import Log
 
 # Promised are 5 s, on a machine that has time for it.
 STOP_S = 20.0
@@ -24,13 +26,14 @@ def events(fetcher: Program) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def logged(fetcher: Program, event: str) -> list[dict[str, Any]]:
+def logged(fetcher: Program | Log, event: str) -> list[MutableMapping[str, Any]]:
     """Its log lines of one kind."""
-    return [line for line in events(fetcher) if line["event"] == event]
+    lines = fetcher if isinstance(fetcher, list) else events(fetcher)
+    return [line for line in lines if line["event"] == event]
 
 
 def stop_in_time(fetcher: Program) -> int:
-    """Ask it to stop; its exit code, if it comes in time."""
+    """Stops a fetcher; returns its exit code, if it comes in time."""
     started_s = time.monotonic()
     fetcher.terminate()
     code = fetcher.wait(STOP_S + 5)

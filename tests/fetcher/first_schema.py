@@ -70,7 +70,7 @@ SELECT domain_id, asin, 'known', 'product', '{"stats": 90, "history": 0}', 1,
 
 
 def apply_migrations(database_url: str, *numbers: str, again: bool = False) -> None:
-    """Apply the migrations with these *numbers*; *again* as if they had not been recorded."""
+    """Applies the migrations with these *numbers*; *again* as if they had not been recorded."""
     url = urlunsplit(urlsplit(database_url)._replace(scheme="postgresql+psycopg"))
     backend = yoyo.get_backend(url)
     try:
@@ -85,7 +85,7 @@ def apply_migrations(database_url: str, *numbers: str, again: bool = False) -> N
 
 
 def fill_first_schema(database_url: str, rows: int, *, batch: int = 50_000) -> None:
-    """Make tables of version 0.1 with so many *rows* of deals, and what belongs to them."""
+    """Makes tables of version 0.1 with so many *rows* of deals, and what belongs to them."""
     apply_migrations(database_url, FIRST)
     template = row(0, title="@asin and what it is called", asin="@asin")
     template["current"] = ["@new" if t == 1 else "@used" if t == 2 else -1 for t in range(34)]

@@ -17,7 +17,7 @@ DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for *condition*; fail the test when it doesn't come true in time."""
+    """Waits for *condition*; fails the test when it doesn't come true in time."""
     give_up_at = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < give_up_at, "condition never came true"
@@ -44,7 +44,7 @@ class ScriptedBroker:
     def acquire(
         self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext
     ) -> pb.AcquireLeaseResponse:
-        """Grant, deny or follow the hook."""
+        """Grants, denies or follows the hook."""
         self.acquires.append(request)
         if self.on_acquire:
             self.on_acquire(request, context)
@@ -62,7 +62,7 @@ class ScriptedBroker:
     def renew(
         self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext
     ) -> pb.RenewLeaseResponse:
-        """Renew under this broker's epoch."""
+        """Renews under this broker's epoch."""
         self.renewals.append(request)
         if self.on_renew:
             self.on_renew(request, context)
@@ -71,7 +71,7 @@ class ScriptedBroker:
     def settle(
         self, request: pb.SettleLeaseRequest, context: grpc.ServicerContext
     ) -> pb.SettleLeaseResponse:
-        """Take the settle unless the hook objects."""
+        """Takes the settle unless the hook objects."""
         if self.on_settle:
             self.on_settle(request, context)
         self.settles.append(request)
@@ -134,5 +134,5 @@ class RunningBroker:
         return f"127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Go away at once, as a killed process does."""
+        """Goes away at once, as a killed process does."""
         self._server.stop(0).wait()

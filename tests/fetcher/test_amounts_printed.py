@@ -18,7 +18,7 @@ JAPAN, USED, COUNT_NEW = 5, 2, 11
 
 
 def serve(database_url: str, price_type: int, value: int, *, minutes: int = 0) -> None:
-    """Store a deal of amazon.co.jp, judged by a query with a rule against it."""
+    """Stores a deal of amazon.co.jp, judged by a query with a rule against it."""
     selection = {"domainId": JAPAN, "priceTypes": [price_type], "dateRange": 3, "sortType": 1}
     rules: dict[str, Any] = {"drop_percent": {"min": 90}}
     if price_type == USED:

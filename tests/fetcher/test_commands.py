@@ -1,18 +1,17 @@
 """The commands that look, explain and repair, against a world with some deals in it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deploy.local.ports import free_port
-from fetcher.__main__ import _duration, app
+from fetcher.__main__ import _duration, app, main
 from tests.fetcher.keepa_pages import body, row
 from tests.fix_broker import StartProgram, environment
 from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World
+from tests.in_process import run_here
 from tests.waiting import wait_until
 
 RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-to-2-deals.json"
@@ -44,11 +43,12 @@ def test_one_product_is_explained(world: World) -> None:
 
 def test_doctor_is_content_with_a_healthy_world(world: World) -> None:
     """Key, Keepa, broker, count, Postgres, schema, queries and fetchers are looked at."""
-    world.collect()
     # The first report may stem from the moment before the tables were seen.
     beat = "SELECT 1 FROM workers WHERE seen_at > now() - interval '20 seconds'"
-    wait_until(lambda: world.rows(beat), "a heartbeat")
-    done = world.command("doctor", "-o", "json")
+    with world.at_work():
+        wait_until(world.scans_completed, "a completed scan")
+        wait_until(lambda: world.rows(beat), "a heartbeat")
+        done = world.command("doctor", "-o", "json")
     findings = json.loads(done.stdout)
     subjects = {finding["subject"] for finding in findings}
 
@@ -143,11 +143,12 @@ def test_a_forecast_takes_plan_and_costs_from_the_broker(world: World) -> None:
 def test_dead_pages_are_listed_and_read_again(world: World) -> None:
     """A requeued page continues its scan where it failed."""
     world.simulator.set_fault("error:status=500,path=/deal,count=2")
-    world.start_fetcher(page_attempts_max=2)
-    wait_until(lambda: world.rows("SELECT 1 FROM scan_pages WHERE state = 'dead'"), "a dead page")
-    dead = json.loads(world.command("pages", "dead", "-o", "json").stdout)
-    requeued = world.command("pages", "requeue", "--scan", str(dead[0]["scan_id"]))
-    wait_until(world.scans_completed, "a completed scan")
+    found = "SELECT 1 FROM scan_pages WHERE state = 'dead'"
+    with world.at_work(attempts_max=2):
+        wait_until(lambda: world.rows(found), "a dead page")
+        dead = json.loads(world.command("pages", "dead", "-o", "json").stdout)
+        requeued = world.command("pages", "requeue", "--scan", str(dead[0]["scan_id"]))
+        wait_until(world.scans_completed, "a completed scan")
 
     assert "500" in dead[0]["error"]
     assert "1 pages" in requeued.stdout
@@ -223,8 +224,7 @@ def test_a_missing_key_is_explained_by_verify_sort(world: World) -> None:
 
 def test_prune_deletes_what_is_old(world: World) -> None:
     """Deals, their verdicts, changes and scans older than the retention go."""
-    fetcher = world.collect()
-    fetcher.stop()
+    world.collect()
     old = world.value("SELECT count(*) FROM verdicts WHERE state = 'rejected'")
     world.execute(
         "UPDATE deals SET reply_time = now() - interval '40 days' WHERE asin IN"
@@ -240,8 +240,7 @@ def test_prune_deletes_what_is_old(world: World) -> None:
 
 def test_prune_refuses_while_collection_stands_still(world: World) -> None:
     """Old rows may be the only ones there are."""
-    fetcher = world.collect()
-    fetcher.stop()
+    world.collect()
     world.execute("UPDATE scan_pages SET done_at = now() - interval '2 days'")
     world.execute("UPDATE deals SET reply_time = now() - interval '40 days'")
     refused = world.command("prune", "--days", "30")
@@ -257,7 +256,7 @@ def test_prune_repeats_itself_until_it_is_stopped(
     world: World, start_program: StartProgram
 ) -> None:
     """With an interval it prunes again and again, and ends cleanly."""
-    world.collect().stop()
+    world.collect()
     pruning = start_program("fetcher", "prune", "--every", "1s", **world.settings())
     wait_until(lambda: pruning.output().count("deleted: ") > 1, "a second time")
     pruning.terminate()
@@ -347,15 +346,8 @@ def test_the_commands_show_what_was_collected(start_world: StartWorld) -> None:
 def test_a_command_without_postgres_fails_in_one_line() -> None:
     """Exit code 1 and the variable to look at."""
     url = f"postgresql://me:hidden-word@127.0.0.1:{free_port()}/deals"
-    done = subprocess.run(
-        [sys.executable, "-m", "fetcher", "scans"],
-        env=environment(database_url=url),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    given = environment(database_url=url)
+    done = run_here(main, "dealfetcher", ("scans",), environment=given, folder=ROOT)
 
     assert done.returncode == 1
     assert "DATABASE_URL" in done.stderr

@@ -5,9 +5,6 @@ import pytest
 from protos.process.visible_text import visible
 from tests.fetcher.keepa_pages import DOMAIN
 from tests.fix_fetcher import SELECTION, StartWorld, World
-from tests.waiting import wait_until
-
-pytestmark = pytest.mark.slow
 
 # Rich markup, OSC and a bidi override; short enough for a cell of the table.
 HOSTILE = "[b]x[/b]\x1b]0;o\x07\u202e"
@@ -31,9 +28,7 @@ def world(start_world: StartWorld) -> World:
     """A world with deals, verdicts and a dead page; all their texts are hostile."""
     world = start_world()
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 100_000}}})
-    fetcher = world.collect()
-    wait_until(lambda: world.rows("SELECT 1 FROM verdicts"), "a verdict")
-    fetcher.stop()
+    world.collect()
     for statement in (
         "UPDATE listings SET title = %s",
         "UPDATE scans SET query = %s",

@@ -46,7 +46,7 @@ class RawServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stops listening."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
@@ -95,7 +95,7 @@ def json_reply(status: int, **fields: Any) -> Answer:
 
 
 def reset(connection: socket.socket) -> None:
-    """Reset the connection instead of answering."""
+    """Resets the connection instead of answering."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -117,7 +117,7 @@ def failure(answer: Answer) -> KeepaError:
 
 
 def assert_no_key(error: BaseException | None) -> None:
-    """Look for the key in an error, its causes and contexts."""
+    """Looks for the key in an error, its causes and contexts."""
     while error is not None:
         text = "".join(traceback.format_exception(error)) + repr(error)
         assert KEY not in text

@@ -150,7 +150,7 @@ def test_a_dead_proxy_is_named_without_its_password(
 
 
 def no_way(connection: socket.socket) -> None:
-    """Refuse a tunnel."""
+    """Refuses a tunnel."""
     connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
 
 

@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Runs what was asked for."""
     args = arguments()
     if args.replay is not None:
         return replay(args.replay, args.run_events)
@@ -100,7 +100,7 @@ def with_progress(runs: list[Future[Outcome]], started_s: float) -> Iterator[Out
 
 
 def report_figures(figures: list[Figures]) -> None:
-    """Print what runs without faults have shown."""
+    """Prints what runs without faults have shown."""
     table = Table(title="Fault-free, saturated")
     for heading in (
         *("scenario", "calls", "refused", "used", "±", "drift p99", "ETA", "ETA first"),
@@ -141,7 +141,7 @@ def report_figures(figures: list[Figures]) -> None:
 
 
 def report_outcomes(outcomes: list[Outcome], run_events: int) -> None:
-    """Print how runs with faults have gone, and how to see a failed one again."""
+    """Prints how runs with faults have gone, and how to see a failed one again."""
     calls = sum(outcome.calls for outcome in outcomes)
     refusals = sum(outcome.refusals for outcome in outcomes)
     console.print(
@@ -158,7 +158,7 @@ def report_outcomes(outcomes: list[Outcome], run_events: int) -> None:
 
 
 def replay(seed: int, events: int) -> int:
-    """Run one seed again; if it fails, show the least that makes it fail."""
+    """Runs one seed again; if it fails, shows the least that makes it fail."""
     outcome = run_random(seed, events)
     if not outcome.failure:
         console.print(f"seed {seed}: all is well")

@@ -91,7 +91,7 @@ class BrokerProcess:
         audit.started(self)
 
     def start(self) -> None:
-        """Begin: the first thing it wants is a word from Keepa."""
+        """Begins: its first step is a status call."""
         self._step(self.allocator.advance)
 
     def now_ms(self) -> int:

@@ -71,7 +71,7 @@ class WaitBound:
         self._waiting.pop(lease_id, None)
 
     def serve(self, priority: Priority, tokens: int) -> None:
-        """Charge *tokens* to a class; negative to correct an earlier charge."""
+        """Charges *tokens* to a class; negative to correct an earlier charge."""
         self._served[priority] += tokens
         self._largest = max(self._largest, tokens)
 

@@ -145,7 +145,7 @@ class Figures:
         return max(self.by_holder.values()) - min(self.by_holder.values())
 
     def add(self, other: "Figures") -> None:
-        """Take in another run of the same scenario."""
+        """Takes in another run of the same scenario."""
         assert other.scenario == self.scenario
         self.calls += other.calls
         self.refusals += other.refusals
@@ -212,7 +212,7 @@ class Figures:
 
 
 def measure(name: str, seed: int, events: int) -> Figures:
-    """Run one scenario for *events* events.
+    """Runs one scenario for *events* events.
 
     Raises:
         CheckFailedError: something happened that must not.

@@ -100,7 +100,7 @@ class KeepaModel:
         self.next_tick_ms += self.period_ms
 
     def admit(self, cost: int, now_ms: int) -> RunningCall | None:
-        """Begin a call that will cost *cost*; None if it is refused."""
+        """Begins a call that will cost *cost*; None if it is refused."""
         if self.balance <= 0:
             return None
         if self.charge is Moment.START:

@@ -56,7 +56,7 @@ class KeepaService:
         self._plan_tick()
 
     def call(self, call: Call, dice: Dice, done: Callable[[Answer], None]) -> int:
-        """Send *call*; returns how long its client may have to wait, in ms."""
+        """Sends *call*; returns how long its client may have to wait, in ms."""
         scenario = self._scenario
         if not self.calm and (self._out or dice.strikes(scenario.call_lost)):
             self._audit.harmless(call)
@@ -72,7 +72,7 @@ class KeepaService:
         return way_ms + work_ms + 100
 
     def probe(self, done: Callable[[WitnessedEnvelope | None], None]) -> None:
-        """Ask for the balance; answers None when it fails."""
+        """Asks for the balance; answers None when it fails."""
         dice = self._probes
         self.lets_probe_hang = not self.calm and (
             self._out or dice.strikes(self._scenario.probe_fails)

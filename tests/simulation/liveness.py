@@ -123,7 +123,7 @@ class Liveness:
     def expect_answer(
         self, broker: BrokerProcess, request: LeaseRequest, deadline_ms: int
     ) -> None:
-        """Look again when the broker's clock shows *deadline_ms*, and the first sync is over."""
+        """Looks again when the broker's clock shows *deadline_ms*, and the first sync is over."""
         due_ms = broker.clock.when(deadline_ms + PATIENCE_MS + DEADLINE_SLACK_MS)
         look = partial(self._deadline_passed, broker, request, deadline_ms)
         self._timeline.at(max(due_ms, broker.stopped_until_ms + DEADLINE_SLACK_MS), look)

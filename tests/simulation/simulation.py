@@ -60,7 +60,7 @@ class Simulation:
         self._plan_trouble()
 
     def run(self, events: int) -> None:
-        """Let *events* things happen, then let everything settle.
+        """Lets *events* things happen, then lets everything settle.
 
         Raises:
             CheckFailedError: something happened that must not.

@@ -45,7 +45,7 @@ class Stalls:
 
 
 def measure(rate: int, horizon_ms: int | None, *, ticks: int = TICKS, seed: int = 1) -> Stalls:
-    """Run the mix for so many *ticks*.
+    """Runs the mix for so many *ticks*.
 
     Raises:
         CheckFailedError: something happened that must not.

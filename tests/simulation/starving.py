@@ -45,7 +45,7 @@ class Starving:
 
 
 def starve(latency_ms: int, workers: int, rate: int, *, ticks: int = TICKS) -> Starving:
-    """Run one fleet for so many *ticks*.
+    """Runs one fleet for so many *ticks*.
 
     Raises:
         CheckFailedError: something happened that must not.

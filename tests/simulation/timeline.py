@@ -16,17 +16,17 @@ class Timeline:
         self._heap: list[tuple[int, int, Action]] = []
 
     def at(self, time_ms: int, action: Action) -> None:
-        """Run *action* at *time_ms*; what lies in the past runs next."""
+        """Runs *action* at *time_ms*; what lies in the past runs next."""
         self._set += 1
         heappush(self._heap, (max(time_ms, self.now_ms), self._set, action))
 
     def after(self, delay_ms: int, action: Action) -> None:
-        """Run *action* in *delay_ms*."""
+        """Runs *action* in *delay_ms*."""
         self._set += 1
         heappush(self._heap, (self.now_ms + delay_ms, self._set, action))
 
     def step(self) -> None:
-        """Run the next event."""
+        """Runs the next event."""
         self.now_ms, _, action = heappop(self._heap)
         self.events += 1
         action()

@@ -163,7 +163,7 @@ class Worker:
             self._timeline.after(HEARTBEAT_MS, partial(self._heartbeat, call))
 
     def present(self, call: Call) -> None:
-        """Renew the lease of a running call."""
+        """Renews the lease of a running call."""
         renewal = Renewal(
             call.lease_id,
             call.epoch,
@@ -262,7 +262,7 @@ class Worker:
 
 
 def _settle(settlement: Settlement, age_ms: int, broker: BrokerProcess, rpc: Rpc) -> None:
-    """Serve a SettleLease that left its client *age_ms* after the reply came in."""
+    """Serves a SettleLease that left its client *age_ms* after the reply came in."""
     broker.settle(rpc, settlement if age_ms == 0 else _aged(settlement, age_ms))
 
 

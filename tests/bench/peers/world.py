@@ -36,19 +36,19 @@ LIKELY_TOKENS: Final = {PAGES.operation: 5.0, OFFERS.operation: 15 * (6 + 0.9 + 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait for so many milliseconds; nothing comes back."""
+    """Waits for so many milliseconds; nothing comes back."""
 
     ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Fetch /token; its reading comes back."""
+    """Fetches /token; its reading comes back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Make a call; a `Reply` comes back."""
+    """Makes a call; a `Reply` comes back."""
 
     demand: Demand
     # What the policy believes is left before the call.
@@ -65,7 +65,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Wait for a lease; the believed count comes back."""
+    """Waits for a lease; the believed count comes back."""
 
     broker: "Broker"
     demand: Demand
@@ -73,7 +73,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Report how the leased call ended; nothing comes back."""
+    """Reports how the leased call ended; nothing comes back."""
 
     broker: "Broker"
     reply: Reply

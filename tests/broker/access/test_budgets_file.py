@@ -10,13 +10,15 @@ import pytest
 import requests
 from google.protobuf.duration_pb2 import Duration
 
+from broker.__main__ import main
 from broker.access.budgets_file import BudgetsFile, BudgetsFileError, read_budgets
 from broker.commands.tables import bucket_table
 from broker.core.budgets import Budget, Mode
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from tests.fix_broker import RunningBroker, StartBroker, StartProgram
-from tests.fix_simulator import RunningSimulator, launch_simulator
+from tests.fix_broker import RunningBroker, environment, launch_broker
+from tests.fix_simulator import RunningSimulator
+from tests.in_process import run_here
 from tests.waiting import DEADLINE_S, wait_until
 
 TEAM = '[budgets.team]\nholder = "team-*"\ntokens_per_hour = {}\n'
@@ -198,35 +200,43 @@ def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "[budgets.b]\n"], ids=["missing", "bad"])
-def test_a_broker_does_not_start_without_its_budgets(
-    start_program: StartProgram, tmp_path: Path, text: str | None
-) -> None:
+def test_a_broker_does_not_start_without_its_budgets(tmp_path: Path, text: str | None) -> None:
     """One line that names the variable, and the exit code for wrong settings."""
     path = tmp_path / "budgets.toml"
     if text is not None:
         path.write_text(text)
-    program = start_program(
-        "broker", "serve", name="b", keepa_api_key="k" * 20, broker_budgets_file=path,
+    given = environment(
+        keepa_api_key="k" * 20, broker_budgets_file=path,
         broker_listen="127.0.0.1:0", broker_http_listen="127.0.0.1:0",
     )  # fmt: skip
-    wait_until(lambda: not program.running, "the broker ends")
-    output = program.output()
+    done = run_here(main, "tokenbroker", ("serve",), environment=given, folder=tmp_path)
 
-    assert program.returncode == 2
-    assert output.startswith(f"tokenbroker: BROKER_BUDGETS_FILE: {path}: ")
-    assert output.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tokenbroker: BROKER_BUDGETS_FILE: {path}: ")
+    assert done.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def keepa() -> Iterator[RunningSimulator]:
-    """A Keepa that won't tick during a test."""
-    simulator = launch_simulator(rate=5, tick_seconds=3600, products=100, deals=10)
-    yield simulator
-    simulator.stop()
+@pytest.fixture(scope="module")
+def following(
+    simulator: RunningSimulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningBroker, Path]]:
+    """A broker, and the folder with its budgets file, which has no budgets yet."""
+    folder = tmp_path_factory.mktemp("following")
+    mount = folder / "mount"
+    mount.mkdir()
+    broker = launch_broker(
+        simulator.base_url,
+        simulator.api_key,
+        folder=folder,
+        name="broker",
+        broker_budgets_file=mounted(mount, "budgets = {}\n"),
+    )
+    yield broker, mount
+    broker.program.stop()
 
 
 def ask(broker: RunningBroker, lease_id: str, holder: str) -> pb.AcquireLeaseResponse:
-    """Ask for a page of five tokens, and for an answer at once."""
+    """Asks for a page of five tokens, and for an answer at once."""
     fields: dict[str, Any] = {"operation": "deal", "units": 1, "tokens_per_unit": 5.0}
     request = pb.AcquireLeaseRequest(
         lease_id=lease_id, holder=holder, priority=pb.PRIORITY_NORMAL, **fields
@@ -241,27 +251,23 @@ def limits(bucket: pb.Bucket) -> dict[str, int]:
     return {budget.name: budget.tokens_per_hour for budget in bucket.budgets}
 
 
-def test_a_running_broker_follows_the_file(
-    keepa: RunningSimulator, start_broker: StartBroker, tmp_path: Path
-) -> None:
+def test_a_running_broker_follows_the_file(following: tuple[RunningBroker, Path]) -> None:
     """Swapped as in Kubernetes, spoilt, mended: the last valid budgets limit the holders."""
-    (tmp_path / "mount").mkdir()
-    path = mounted(tmp_path / "mount", "budgets = {}\n")
-    broker = start_broker(keepa.base_url, keepa.api_key, broker_budgets_file=path)
+    broker, mount = following
     free = ask(broker, "1", "team-a").WhichOneof("outcome")
 
-    mounted(tmp_path / "mount", TEAM.format(10))
+    mounted(mount, TEAM.format(10))
     wait_until(lambda: limits(broker.bucket()) == {"team": 10}, "the first limit")
     within = [ask(broker, lease, "team-a").WhichOneof("outcome") for lease in "23"]
     beyond = ask(broker, "4", "team-b")
     other = ask(broker, "5", "other").WhichOneof("outcome")
     standing = broker.bucket().budgets[0]
 
-    mounted(tmp_path / "mount", "[budgets.team]\n")
+    mounted(mount, "[budgets.team]\n")
     wait_until(lambda: broker.bucket().budgets_trouble, "the broken file is noticed")
     troubled = broker.bucket()
 
-    mounted(tmp_path / "mount", TEAM.format(15))
+    mounted(mount, TEAM.format(15))
     wait_until(lambda: limits(broker.bucket()) == {"team": 15}, "the second limit")
     raised = [ask(broker, lease, "team-b") for lease in "67"]
     complaint = "budgets can't be read"
@@ -306,39 +312,39 @@ def test_status_shows_the_budgets() -> None:
     assert trouble == "not reloaded: bad"
 
 
-def test_a_day_in_a_running_broker(
-    keepa: RunningSimulator, start_broker: StartBroker, tmp_path: Path
-) -> None:
+def test_a_day_in_a_running_broker(following: tuple[RunningBroker, Path]) -> None:
     """GetBucket shows limit, use, rest, reset, mode and would-have-denied; so do the metrics."""
     text = """
-[budgets.team]
+[budgets.office]
+holder = "a"
 tokens_per_day = 12
 time_zone = "Europe/Berlin"
 [budgets.inner]
-within = "team"
+within = "office"
 holder = "a"
 tokens_per_month = 5
 mode = "shadow"
 """
-    path = written(tmp_path, text)
-    broker = start_broker(keepa.base_url, keepa.api_key, broker_budgets_file=path)
-    answers = [ask(broker, lease, "a") for lease in "123"]
+    broker, mount = following
+    mounted(mount, text)
+    wait_until(lambda: len(broker.bucket().budgets) == 2, "the budgets are applied")
+    answers = [ask(broker, lease, "a") for lease in ("day-1", "day-2", "day-3")]
     day, month = broker.bucket().budgets
     metrics = requests.get(f"{broker.http_url}/metrics", timeout=DEADLINE_S).text
 
     assert [answer.WhichOneof("outcome") for answer in answers] == ["grant", "grant", "denial"]
     denial = answers[2].denial
     assert denial.reason == pb.DENIAL_REASON_BUDGET_EXHAUSTED
-    assert denial.message.startswith("budget team allows 12 tokens a day, and 10 are used")
+    assert denial.message.startswith("budget office allows 12 tokens a day, and 10 are used")
     assert abs(denial.retry_delay.seconds - day.resets_in.seconds) <= DEADLINE_S
     assert (day.span, day.limit_tokens, day.used_tokens, day.left_tokens, day.denied) == (
         pb.BUDGET_SPAN_DAY, 12, 10, 2, 1,
     )  # fmt: skip
     assert 0 < day.resets_in.seconds <= 25 * 3_600
     assert (month.span, month.mode, month.would_have_denied, month.within) == (
-        pb.BUDGET_SPAN_MONTH, pb.BUDGET_MODE_SHADOW, 1, "team",
+        pb.BUDGET_SPAN_MONTH, pb.BUDGET_MODE_SHADOW, 1, "office",
     )  # fmt: skip
     assert month.resets_in.seconds > day.resets_in.seconds - 1
-    assert 'tokenbroker_budget_left_tokens{budget="team",span="day"} 2.0' in metrics
+    assert 'tokenbroker_budget_left_tokens{budget="office",span="day"} 2.0' in metrics
     assert 'tokenbroker_budget_would_deny_total{budget="inner"} 1.0' in metrics
     assert 'tokenbroker_budget_enforced{budget="inner"} 0.0' in metrics

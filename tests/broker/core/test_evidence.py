@@ -73,7 +73,7 @@ def test_a_report_that_fits_is_an_observation() -> None:
     ],
 )
 def test_a_report_that_does_not_fit_moves_nothing(said: Envelope, doubt: Doubt) -> None:
-    """Count, plan, capacity, tick and foreign spending stay; a probe is wanted."""
+    """Counts, plan, capacity, tick and foreign spending stay; a probe is wanted."""
     allocator = in_step()
     bucket, drift = allocator.ledger.bucket, allocator.ledger.drift
     before = (bucket.observation, bucket.capacity, bucket.period.ms, bucket.next_tick_ms(1_000))

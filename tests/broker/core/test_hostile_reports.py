@@ -70,7 +70,7 @@ class World:
         return envelope(self.balance, at=self.now_ms, consumed=consumed, refill_in=refill_in)
 
     def granted(self, holder: str, operation: str, prior: int) -> Lease | None:
-        """Ask for a lease; a request that has to wait gives up."""
+        """Asks for a lease; a request that has to wait gives up."""
         self.number += 1
         lease_id = str(self.number)
         asked = request(lease_id, holder=holder, operation=operation, prior=prior)

@@ -24,7 +24,7 @@ def waiting(
 
 
 def drain(waitlist: Waitlist, count: int) -> list[str]:
-    """Serve *count* heads at their quote; their holders in order."""
+    """Serves *count* heads at their quote; their holders in order."""
     holders = []
     for _ in range(count):
         head = waitlist.head()

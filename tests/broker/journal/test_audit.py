@@ -36,7 +36,7 @@ def two_calls() -> list[Record]:
 
 
 def write(writer: JournalWriter, made: Iterable[Record]) -> None:
-    """Put *made* into the database."""
+    """Puts *made* into the database."""
     writer.put(EPOCH, made)
     assert writer.flushed(DEADLINE_S)
 

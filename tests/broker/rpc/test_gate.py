@@ -34,6 +34,7 @@ TIMEOUT_S = 60.0
 SPIFFE = "spiffe://company.example/fetcher"
 SERVICE = pb.DESCRIPTOR.services_by_name["TokenBrokerService"]
 
+STAYS = "the old ones stay"
 LOOKS = {
     "GetCaller",
     "GetBucket",
@@ -63,7 +64,7 @@ class ByToken:
 
 
 def call(channel: grpc.Channel, method: str) -> None:
-    """Call *method*, of the contract or of one of the services beside it, to its first answer."""
+    """Calls *method*, of the contract or of one of the services beside it, to its first answer."""
     stub: Any
     if method == "health":
         stub = health_pb2_grpc.HealthStub(channel)
@@ -134,11 +135,17 @@ def mutual(
     broker.program.stop()
 
 
+def by_role(company: Company) -> Path:
+    """The identities file: one identity of each role, with a token."""
+    return company.identities(
+        table(role, role, token=company.token(role).read_text()) for role in ROLES
+    )
+
+
 def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
-    """Start a broker that asks for a token."""
+    """Starts a broker that asks for a token."""
     company = Company(folder)
     server = company.issue("broker", "127.0.0.1")
-    tables = [table(role, role, token=company.token(role).read_text()) for role in ROLES]
     broker = launch_broker(
         simulator.base_url,
         simulator.api_key,
@@ -147,7 +154,7 @@ def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
         access=company.access(token=company.token("viewer")),
         broker_tls_cert_file=server.cert,
         broker_tls_key_file=server.key,
-        broker_identities_file=company.identities(tables),
+        broker_identities_file=by_role(company),
     )
     return ByToken(broker, company, server, folder / "by-token.log")
 
@@ -162,12 +169,28 @@ def by_token(
     started.broker.program.stop()
 
 
-@pytest.fixture
-def changing(simulator: RunningSimulator, tmp_path: Path) -> Iterator[ByToken]:
-    """A broker with files that a test changes."""
-    started = launch_by_token(simulator, tmp_path)
+@pytest.fixture(scope="module")
+def changed(
+    simulator: RunningSimulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ByToken]:
+    """A broker for the tests that change its files."""
+    started = launch_by_token(simulator, tmp_path_factory.mktemp("changed"))
     yield started
     started.broker.program.stop()
+
+
+@pytest.fixture
+def changing(changed: ByToken) -> Iterator[ByToken]:
+    """It grants, nothing waits, and its files are as they were at first."""
+    files = (changed.server.cert, changed.server.key)
+    contents = [path.read_bytes() for path in files]
+    yield changed
+    for path, content in zip(files, contents, strict=True):
+        path.write_bytes(content)
+    by_role(changed.company)
+    operator = changed.company.access(token=changed.company.token("operator"))
+    assert outcome(changed.broker, operator, "ResumeGrants")[0] is Code.OK
+    wait_until(lambda: changed.broker.bucket().waiting == 0, "the end of all waits")
 
 
 def test_every_method_has_its_roles() -> None:
@@ -318,11 +341,12 @@ def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:
     book = company.identities([table("anna", "operator", token=anna.read_text())])
     steering = outcome(broker, company.access(token=anna), "PauseGrants")[0]
     forgotten = outcome(broker, company.access(token=company.token("viewer")))[0]
+    lines = changing.log.read_text().count(STAYS)
     book.write_text("[broken")
     still = outcome(broker, company.access(token=anna))[0]
 
     assert (steering, forgotten, still) == (Code.OK, Code.UNAUTHENTICATED, Code.OK)
-    wait_until(lambda: "the old ones stay" in changing.log.read_text(), "the broker logs it")
+    wait_until(lambda: changing.log.read_text().count(STAYS) > lines, "the broker logs it")
 
 
 def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: Path) -> None:
@@ -332,7 +356,7 @@ def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: P
     successor = Company(tmp_path / "successor")
     pair, files = successor.issue("broker", "127.0.0.1"), changing.server
     refused = 'tokenbroker_followed_file_refused{file="certificates"}'
-    before = scraped(broker, refused)
+    before, lines = scraped(broker, refused), changing.log.read_text().count(STAYS)
     files.cert.write_bytes(pair.cert.read_bytes())
     without_key = outcome(broker, company.access(token=viewer))[0]
     half = scraped(broker, refused)
@@ -347,7 +371,7 @@ def test_a_new_certificate_is_taken_while_it_runs(changing: ByToken, tmp_path: P
     assert (before, half, scraped(broker, refused)) == (0, 1, 0)
     assert expiry > time.time()
     assert state == {"version": file_version([files.cert, files.key]), "trouble": ""}
-    wait_until(lambda: "the old ones stay" in changing.log.read_text(), "the broker logs it")
+    wait_until(lambda: changing.log.read_text().count(STAYS) > lines, "the broker logs it")
 
 
 def test_an_open_stream_ends_with_its_rights(changing: ByToken) -> None:
@@ -427,8 +451,10 @@ def test_an_identity_has_a_greatest_priority_and_share(
         ]  # fmt: skip
         wait_until(lambda: broker.bucket().waiting == 2, "both wait")
         waits = steering.ListLeases(pb.ListLeasesRequest(), timeout=TIMEOUT_S).waiting
+        steering.ResumeGrants(pb.ResumeGrantsRequest(), timeout=TIMEOUT_S)
+        granted = [call.result().HasField("grant") for call in calls]
 
-    assert len(calls) == 2
+    assert granted == [True, True]
     assert (budget.name, budget.holder) == ("identity:fetcher", "fetcher/*")
     assert {wait.priority for wait in waits} == {pb.PRIORITY_LOW}
 

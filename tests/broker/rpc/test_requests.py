@@ -33,7 +33,7 @@ SETTLE: Mapping[str, Any] = {
 
 
 def acquire(patience_ms: int | None = None, **changes: Any) -> LeaseRequest:
-    """Read an AcquireLease at 1000 ms of the broker's clock."""
+    """Reads an AcquireLease at 1000 ms of the broker's clock."""
     request = pb.AcquireLeaseRequest(**{**ACQUIRE, **changes})
     return requests.lease_request(
         request, now_ms=1000, patience_ms=patience_ms, ttl=Ttl(longest_ms=60_000)

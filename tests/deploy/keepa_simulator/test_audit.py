@@ -1,19 +1,21 @@
 """The audit names deals that were served but never stored."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import psycopg
 import pytest
 import requests
 
+from deploy.keepa_simulator.__main__ import main
 from deploy.keepa_simulator.audit import calls_of_journal, compare, newest_served
 from deploy.keepa_simulator.keepa_time import unix_ms
+from tests.fix_broker import environment
 from tests.fix_simulator import RunningSimulator, StartSimulator
+from tests.in_process import run_here
 
 SELECTION = json.dumps({"domainId": 1, "priceTypes": [1], "dateRange": 3, "sortType": 1})
 TABLE = """
@@ -44,16 +46,20 @@ def store(database_url: str, rows: list[tuple[int, str, datetime]]) -> None:
         cursor.executemany("INSERT INTO deals VALUES (%s, %s, 1, %s)", rows)
 
 
+def command(*arguments: str) -> CompletedProcess[str]:
+    """Runs the audit."""
+    return run_here(
+        main,
+        "keepa-simulator",
+        ("audit", *arguments),
+        environment=environment(),
+        folder=Path.cwd(),
+    )
+
+
 def audit(database_url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Exit code and report of the command."""
-    command = [sys.executable, "-m", "deploy.keepa_simulator", "audit", "-o", "json"]
-    done = subprocess.run(
-        [*command, "--database-url", database_url, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = command("-o", "json", "--database-url", database_url, *arguments)
     return done.returncode, json.loads(done.stdout)
 
 
@@ -112,22 +118,8 @@ def test_reply_that_was_cut_is_not_expected(
 
 def test_unreachable_database_is_one_line() -> None:
     """No traceback and no password, exit code 2."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "deploy.keepa_simulator",
-            "audit",
-            "--database-url",
-            "postgresql://me:secret@127.0.0.1:1/none",
-            "--journal",
-            "/dev/null",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    url = "postgresql://me:secret@127.0.0.1:1/none"
+    done = command("--database-url", url, "--journal", "/dev/null")
 
     assert done.returncode == 2
     assert "can't compare" in done.stderr

@@ -4,21 +4,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
+from deploy.keepa_simulator.__main__ import main
+from tests.fix_broker import environment
 from tests.fix_simulator import StartSimulator
+from tests.in_process import run_here
+from tests.waiting import wait_until
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "deploy.keepa_simulator", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    return run_here(
+        main, "keepa-simulator", arguments, environment=environment(), folder=Path.cwd()
     )
 
 
@@ -71,11 +71,8 @@ def test_fixture_leaves_nothing_behind() -> None:
     parent.wait()
     parent.stdout.close()
     parent.stdin.close()
-    deadline = time.monotonic() + 60
-    while _is_alive(pid) and time.monotonic() < deadline:
-        pass
 
-    assert not _is_alive(pid)
+    wait_until(lambda: not _is_alive(pid), "the simulator ends")
 
 
 def _is_alive(pid: int) -> bool:

@@ -43,7 +43,7 @@ class MortalDatabase(Database):
 
 
 def serve(database_url: str, path: Path, deadly: int) -> None:
-    """Deliver what is due, unless death comes first."""
+    """Delivers what is due, unless death comes first."""
     with MortalDatabase(database_url, deadly) as database:
         sender = Sender(
             holder=f"mortal-{os.getpid()}",
@@ -61,7 +61,7 @@ def serve(database_url: str, path: Path, deadly: int) -> None:
 
 
 def main() -> None:
-    """Send one process after another into it."""
+    """Sends one process after another into it."""
     database_url, path = sys.argv[1], Path(sys.argv[2])
     for line in sys.stdin:
         child = os.fork()

@@ -57,7 +57,7 @@ def webhook_receiver() -> Iterator[WebhookReceiver]:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Print nothing."""
+            """Prints nothing."""
 
         def handle(self) -> None:
             try:
@@ -92,7 +92,7 @@ class MailReceiver:
         return f"mailto://127.0.0.1:{self.port}/?from=deals@example.com&to=me@example.com"
 
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
-        """Take a mail, or refuse it."""
+        """Takes a mail, or refuses it."""
         if self.refusals:
             self.refusals -= 1
             return "451 later, please"

@@ -64,7 +64,7 @@ def hook() -> Iterator[WebhookReceiver]:
 
 
 def cross(database: Database, *numbers: int) -> None:
-    """Let deals cross, each on a page of its own."""
+    """Lets deals cross, each on a page of its own."""
     for number in numbers:
         paid = reply([row(number)], NOON_MS + number * MINUTE_MS)
         with database.connection() as connection:

@@ -18,7 +18,7 @@ def show(text: str) -> None:
 
 
 def blocking(client: BrokerClient, results: Connection) -> None:
-    """Use the blocking client in the child."""
+    """Uses the blocking client in the child."""
     try:
         with client.lease("deal"):
             results.send("leased")
@@ -27,7 +27,7 @@ def blocking(client: BrokerClient, results: Connection) -> None:
 
 
 def awaiting(client: AsyncBrokerClient, results: Connection) -> None:
-    """Use the asyncio client in the child, in a loop of its own."""
+    """Uses the asyncio client in the child, in a loop of its own."""
 
     async def use() -> None:
         async with client.lease("deal"):
@@ -66,7 +66,7 @@ async def make(address: str) -> AsyncBrokerClient:
 
 
 def main() -> None:
-    """Try both clients."""
+    """Tries both clients."""
     address = sys.argv[1]
     with BrokerClient(address) as client:
         show(f"fork: {in_a_child(blocking, client)}")

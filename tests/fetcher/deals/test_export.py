@@ -44,7 +44,7 @@ def shelf(postgres_server: PostgresServer, migrated_template: str) -> str:
 
 
 def export(url: str, folder: Path, kind: ExportFormat, **options: Any) -> Path:
-    """Export into a file."""
+    """Exports into a file."""
     target = folder / f"deals.{kind}"
     wanted: dict[str, Any] = {"where": (), "since": None, "cursor_file": None, "sort": None}
     export_deals(url, kind=kind, to=str(target), **(wanted | options))

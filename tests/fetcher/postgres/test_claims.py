@@ -42,7 +42,7 @@ Change = Callable[[Connection, WorkTable, list[Claim]], list[Claim]]
 
 
 def fail(connection: Connection, table: WorkTable, claims: list[Claim]) -> list[Claim]:
-    """Count a failed try."""
+    """Counts a failed try."""
     return fail_claims(connection, table, claims, "broken", delays_s=[0.0])
 
 
@@ -78,7 +78,7 @@ def claim(
     ttl_s: float = TTL_S,
     take_over: bool = True,
 ) -> Claim | None:
-    """Claim the only row of *table*."""
+    """Claims the only row of *table*."""
     with database.connection() as connection:
         if table is PAGE_WORK:
             return claim_page(

@@ -38,7 +38,7 @@ def asked(name: str, **head: Any) -> DealQuery:
 def serve(
     connection: Connection, query: DealQuery, *rows: dict[str, Any], minutes: int = 0
 ) -> None:
-    """Write rows as served to *query*."""
+    """Writes rows as served to *query*."""
     paid = reply(rows, NOON_MS + minutes * MINUTE_MS)
     with connection.transaction():
         write_deals(connection, query, paid, scan_id=None)

@@ -19,7 +19,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def write(database: Database, *rows: dict[str, Any], served_ms: int = NOON_MS) -> None:
-    """Store rows as served at a time."""
+    """Stores rows as served at a time."""
     with database.connection() as connection:
         upsert_deals(connection, page(rows).deals, reply_time_ms=served_ms)
 

@@ -31,7 +31,7 @@ def connection(database_url: str) -> Iterator[Connection]:
 
 
 def serve(connection: Connection, minutes: int, **changes: Any) -> None:
-    """Write product 1 as served some *minutes* after noon; its price began then."""
+    """Writes product 1 as served some *minutes* after noon; its price began then."""
     at_ms = NOON_MS + minutes * MINUTE_MS
     served = row(1, created_ms=at_ms, **changes)
     with connection.transaction():

@@ -37,7 +37,7 @@ def connection(database: Database) -> Iterator[Connection]:
 
 
 def prime(connection: Connection, asked: DealQuery) -> None:
-    """End the first run of the query's alerts."""
+    """Ends the first run of the query's alerts."""
     standings_of_alerts(connection, asked)
     end_first_run(connection, asked)
 
@@ -49,7 +49,7 @@ def serve(
     minutes: int = 0,
     fills_gap: bool = False,
 ) -> None:
-    """Write rows as served to *asked*."""
+    """Writes rows as served to *asked*."""
     paid = reply(rows, NOON_MS + minutes * MINUTE_MS)
     write_deals(connection, asked, paid, scan_id=None, fills_gap=fills_gap)
 

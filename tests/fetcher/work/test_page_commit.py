@@ -35,7 +35,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def start(database: Database, asked: DealQuery) -> None:
-    """Start whatever scan is due."""
+    """Starts whatever scan is due."""
     with database.connection() as connection:
         progress = lock_progress(connection, asked.name, asked.selection_hash)
         stand = standings(connection, [asked])[asked.name]
@@ -49,7 +49,7 @@ def start(database: Database, asked: DealQuery) -> None:
 def claim(
     database: Database, asked: DealQuery, *, holder: str = "me", ttl_s: float = TTL_S
 ) -> PageClaim | None:
-    """Claim the next page."""
+    """Claims the next page."""
     with database.connection() as connection:
         return claim_page(connection, [asked], holder=holder, ttl_s=ttl_s)
 
@@ -203,7 +203,7 @@ class CountingConnection:
         self._connection = connection
 
     def execute(self, statement: str, *arguments: Any) -> Any:
-        """Run one statement."""
+        """Runs one statement."""
         self.statements += 1
         cursor = self._connection.execute(statement.encode(), *arguments)
         if "facts FROM scan_pages" in statement:

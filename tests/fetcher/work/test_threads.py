@@ -28,7 +28,7 @@ class Crew:
         )
 
     def run_until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait, then end the threads."""
+        """Waits, then ends the threads."""
         try:
             wait_until(condition, what)
         finally:

@@ -47,7 +47,7 @@ def prices(number: int = 1, **by_type: Any) -> dict[str, Any]:
 def serve(
     connection: Connection, query: DealQuery, *rows: dict[str, Any], minutes: int = 0
 ) -> None:
-    """Write rows as served to *query*."""
+    """Writes rows as served to *query*."""
     paid = reply(
         rows,
         NOON_MS + minutes * MINUTE_MS,
@@ -168,7 +168,7 @@ def test_a_count_brings_no_profit(connection: Connection) -> None:
 
 
 def buy(connection: Connection, query: DealQuery, *numbers: int) -> None:
-    """Have details answered of some products."""
+    """Stores details of some products, as a reply holds them."""
     request = request_of(query)
     assert request is not None
     asins = tuple(map(asin, numbers))

@@ -1,4 +1,4 @@
-"""Whole fetcher processes against a real simulator, broker and Postgres."""
+"""Fetchers, as whole processes and within the test, with a real simulator, broker, Postgres."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fetcher.fetcher_log import STOP_S, assert_no_traceback, events, logged, stop_in_time
+from tests.fetcher.fetcher_log import STOP_S, assert_no_traceback, logged, stop_in_time
 from tests.fix_fetcher import SELECTION, StartWorld
 from tests.waiting import wait_until
 
@@ -39,10 +39,10 @@ def test_the_log_shows_what_is_fetched_and_why_deals_were_rejected(
     """The sort type is named with its meaning, rejections by rule."""
     world = start_world()
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 1}}})
-    fetcher = world.start_fetcher()
-    wait_until(lambda: logged(fetcher, "verdicts"), "a breakdown of verdicts")
-    started = logged(fetcher, "Fetching deals using Sort Type: 1 (deal age, newest first)")
-    breakdown = logged(fetcher, "verdicts")[0]["breakdown"]
+    with world.at_work() as log:
+        wait_until(lambda: logged(log, "verdicts"), "a breakdown of verdicts")
+    started = logged(log, "Fetching deals using Sort Type: 1 (deal age, newest first)")
+    breakdown = logged(log, "verdicts")[0]["breakdown"]
 
     assert started[0]["query"] == "used"
     assert "rejected: rank" in breakdown
@@ -57,13 +57,10 @@ def test_details_of_accepted_deals_are_bought_once(start_world: StartWorld) -> N
         "rules": {"rank": {"max": 200_000}, "monthly_sold": {"min": 1, "unknown": "reject"}},
     }
     world.write_query("used", query)
-    world.collect()
-    wait_until(
-        lambda: (
-            not world.value("SELECT count(*) FROM products WHERE state IN ('wanted', 'claimed')")
-        ),
-        "all products bought",
-    )
+    todo = "SELECT count(*) FROM products WHERE state IN ('wanted', 'claimed')"
+    with world.at_work():
+        wait_until(world.scans_completed, "a completed scan")
+        wait_until(lambda: not world.value(todo), "all products bought")
     wanted = world.value("SELECT count(*) FROM products")
     bought = sum(call["consumed"] for call in world.calls("/product"))
     undecided = world.value("SELECT count(*) FROM final_verdicts WHERE state = 'pending'")
@@ -206,12 +203,10 @@ def test_a_failed_call_is_repeated(start_world: StartWorld, fault: str) -> None:
     joint = "," if ":" in fault else ":"
     world.simulator.set_fault(f"{fault}{joint}path=/deal,count=2")
     world.write_query("used")
-    fetcher = world.start_fetcher()
-    wait_until(world.scans_completed, "a completed scan")
+    log = world.collect()
 
-    assert len(logged(fetcher, "page failed")) == 2
+    assert len(logged(log, "page failed")) == 2
     assert world.stored_deals() >= world.served_deals()
-    assert_no_traceback(fetcher)
 
 
 def test_a_page_that_always_fails_is_put_aside(start_world: StartWorld) -> None:
@@ -219,8 +214,9 @@ def test_a_page_that_always_fails_is_put_aside(start_world: StartWorld) -> None:
     world = start_world()
     world.simulator.set_fault("error:status=500,path=/deal")
     world.write_query("used")
-    world.start_fetcher(page_attempts_max=3)
-    wait_until(lambda: world.rows("SELECT 1 FROM scan_pages WHERE state = 'dead'"), "a dead page")
+    dead = "SELECT 1 FROM scan_pages WHERE state = 'dead'"
+    with world.at_work(attempts_max=3):
+        wait_until(lambda: world.rows(dead), "a dead page")
     error, attempts = world.rows("SELECT error, attempts FROM scan_pages")[0]
 
     assert "500" in error
@@ -270,11 +266,11 @@ def test_fetchers_never_read_the_same_page_at_once(start_world: StartWorld) -> N
 def test_a_changed_query_is_picked_up(start_world: StartWorld) -> None:
     """A query file that appears later is read without a restart."""
     world = start_world()
-    fetcher = world.start_fetcher()
-    wait_until(lambda: logged(fetcher, "fetcher started"), "a start")
-    world.write_query("later")
-
-    wait_until(world.scans_completed, "a scan of the new query")
+    world.write_query("first")
+    with world.at_work():
+        wait_until(world.scans_completed, "a scan of the query that was there")
+        world.write_query("later")
+        wait_until(lambda: world.scans_completed() == 2, "a scan of the new query")
 
 
 def test_a_bad_query_file_is_named_and_does_not_stop_the_others(
@@ -284,9 +280,9 @@ def test_a_bad_query_file_is_named_and_does_not_stop_the_others(
     world = start_world()
     world.write_query("good")
     world.write_query("bad", {"domainId": 99, "priceTypes": [1]})
-    fetcher = world.start_fetcher()
-    wait_until(world.scans_completed, "a scan of the good query")
-    refused = logged(fetcher, "query file refused")
+    with world.at_work() as log:
+        wait_until(world.scans_completed, "a scan of the good query")
+    refused = logged(log, "query file refused")
 
     assert [(line["query"], line["key"]) for line in refused] == [("bad", "selection.domainId")]
 
@@ -299,10 +295,9 @@ def test_changed_rules_judge_stored_deals_again_for_free(start_world: StartWorld
     spent = world.spent()
     accepted = world.value("SELECT count(*) FROM verdicts WHERE state = 'accepted'")
     world.write_query("used", {"selection": SELECTION, "rules": {"rank": {"max": 1}}})
-    wait_until(
-        lambda: not world.value("SELECT count(*) FROM verdicts WHERE state = 'accepted'"),
-        "new verdicts",
-    )
+    old = "SELECT count(*) FROM verdicts WHERE state = 'accepted'"
+    with world.at_work():
+        wait_until(lambda: not world.value(old), "new verdicts")
 
     assert accepted > 0
     assert world.spent() == spent
@@ -319,14 +314,13 @@ def test_an_order_that_supports_no_stop_is_found_out_on_the_first_page(
     if fault is not None:
         world.simulator.set_fault(fault)
     world.write_query("drops", {"selection": {**SELECTION, "sortType": sort}})
-    fetcher = world.start_fetcher(poll_speed=100)
-    wait_until(lambda: world.scans_completed() >= 2, "two completed scans")
-    stop_in_time(fetcher)
-    complaints = [line for line in events(fetcher) if "every page" in line["event"]]
+    with world.at_work(poll_speed=100) as log:
+        wait_until(lambda: world.scans_completed() >= 2, "two completed scans")
+    complaints = [line for line in log if "every page" in line["event"]]
     scans = [line["scan"] for line in complaints]
     reasons = world.rows("SELECT DISTINCT end_reason FROM scans WHERE state = 'completed'")
 
-    assert {(line["level"], line["page"]) for line in complaints} == {("warning", 0)}
+    assert {(line["log_level"], line["page"]) for line in complaints} == {("warning", 0)}
     assert scans == sorted(set(scans))
     assert scans[:2] == [1, 2]
     assert ("percent drop descending" in complaints[0]["order"]) == (sort == 4)

@@ -1,9 +1,13 @@
 """What is away is one clear line and a steady retry."""
 
+from pathlib import Path
+
 from deploy.local.ports import free_port
+from fetcher.__main__ import main
 from tests.fetcher.fetcher_log import assert_no_traceback, logged, output, stop_in_time
-from tests.fix_broker import StartProgram
+from tests.fix_broker import environment
 from tests.fix_fetcher import SELECTION, StartWorld
+from tests.in_process import run_here
 from tests.waiting import wait_until
 
 
@@ -52,10 +56,10 @@ def test_without_tables_the_fetcher_names_the_remedy(
 ) -> None:
     """Migrations may come later."""
     world = start_world()
-    fetcher = world.start_fetcher(database_url=empty_database_url)
-    wait_until(lambda: logged(fetcher, "waiting for the database"), "a complaint")
+    with world.at_work(empty_database_url) as log:
+        wait_until(lambda: logged(log, "waiting for the database"), "a complaint")
 
-    assert "dealfetcher migrate" in fetcher.output()
+    assert "dealfetcher migrate" in logged(log, "waiting for the database")[0]["problem"]
 
 
 def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> None:
@@ -76,20 +80,20 @@ def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> N
 
 
 def test_a_missing_key_is_named_with_its_remedy(
-    start_program: StartProgram, database_url: str
+    tmp_path: Path,
 ) -> None:
     """Exit code 2, and where it was looked for."""
-    fetcher = start_program("fetcher", "run", database_url=database_url)
-    code = fetcher.wait(90)
+    given = environment(database_url="postgresql://127.0.0.1/deals")
+    done = run_here(main, "dealfetcher", ("run",), environment=given, folder=tmp_path)
 
-    assert code == 2
-    assert "KEEPA_API_KEY" in fetcher.last_message
-    assert ".env" in fetcher.last_message
+    assert done.returncode == 2
+    assert "KEEPA_API_KEY" in done.stderr
+    assert ".env" in done.stderr
 
 
 def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
     """A 402 is for a person to solve: the page stays unharmed, and the message explains it."""
-    world = start_world(seed=2)
+    world = start_world()
     world.simulator.set_fault("error:status=402,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher()
@@ -103,14 +107,14 @@ def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
 
 def test_stale_deals_are_logged_with_the_query_that_was_sent(start_world: StartWorld) -> None:
     """Where even the newest deal is two days old, the log names the age and the selection."""
-    world = start_world(seed=2)
+    world = start_world()
     world.simulator.set_fault("skew:ms=172800000,path=/deal")
     world.write_query("used")
-    fetcher = world.start_fetcher()
-    wait_until(lambda: logged(fetcher, "the newest deal is older than 24 hours"), "a warning")
-    warning = logged(fetcher, "the newest deal is older than 24 hours")[0]
+    with world.at_work() as log:
+        wait_until(lambda: logged(log, "the newest deal is older than 24 hours"), "a warning")
+    warning = logged(log, "the newest deal is older than 24 hours")[0]
 
-    assert warning["level"] == "warning"
+    assert warning["log_level"] == "warning"
     assert 47 < warning["hours"] < 49
     assert warning["sent"] == SELECTION
 
@@ -119,8 +123,8 @@ def test_a_query_without_any_row_is_complete_and_empty(start_world: StartWorld) 
     """Zero rows end a scan like any short page; nothing is stored, and nothing failed."""
     world = start_world()
     world.write_query("used", {"selection": {**SELECTION, "titleSearch": "no such title"}})
-    fetcher = world.collect()
+    log = world.collect()
 
     assert world.rows("SELECT end_reason, end_page FROM scans") == [("short page", 0)]
     assert world.value("SELECT count(*) FROM deals") == 0
-    assert logged(fetcher, "page failed") == []
+    assert logged(log, "page failed") == []

@@ -46,7 +46,7 @@ def plain_role(server: PostgresServer, database_url: str) -> Iterator[tuple[str,
 
 
 def administer(server: PostgresServer, *statements: str) -> None:
-    """Run statements that concern the whole server."""
+    """Runs statements that concern the whole server."""
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())
@@ -133,7 +133,7 @@ TROUBLES = [
 
 
 def begin_and_end(world: World, fetcher: Program, trouble: Trouble, role: str) -> None:
-    """Have *trouble*, wait until it is logged, end it, and wait for the next scan."""
+    """Causes *trouble*, waits until it is logged, ends it, and waits for the next scan."""
     aways, backs = logged(fetcher, AWAY), logged(fetcher, BACK)
     world.execute(trouble.begin.replace("{role}", role))
     wait_until(lambda: len(logged(fetcher, AWAY)) > len(aways), f"a word about {trouble.name}")

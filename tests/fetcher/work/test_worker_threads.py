@@ -2,15 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from fetcher.broker_client import BrokerClient, aio, upkeep
+from fetcher.broker_client import aio, upkeep
 from fetcher.broker_client.wire import Settlement
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database
@@ -19,13 +18,11 @@ from fetcher.query_folder import QueryFolder
 from fetcher.reports import metrics
 from fetcher.reports.metrics import Measuring
 from fetcher.work import pages, paid_call, threads, worker
-from fetcher.work.shared import Limits, Workplace
 from fetcher.work.threads import ThreadEndedError
 from fetcher.work.worker import Worker
-from protos.process.settings import key_fingerprint
 from tests.fetcher.scripted_broker import ScriptedBroker
 from tests.fix_broker_client import Stage
-from tests.fix_fetcher import SELECTION, StartWorld, World
+from tests.fix_fetcher import SELECTION, StartWorld
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -49,23 +46,8 @@ def failing_once(
     return raised
 
 
-@contextmanager
-def worker_in(world: World) -> Iterator[Worker]:
-    """A worker of this process in *world*, to be run in a thread."""
-    api_key = world.simulator.api_key
-    with (
-        Database(world.database_url) as database,
-        BrokerClient(world.broker.address, key_fingerprint=key_fingerprint(api_key)) as broker,
-    ):
-        limits = Limits(claim_ttl_s=3, attempts_max=8, retry_delay_s=0.1)
-        keepas = iter([Keepa(api_key, base_url=world.simulator.base_url) for _ in range(2)])
-        workplace = Workplace("here", database, broker, QueryFolder(world.queries), limits)
-        with closing(Worker(workplace, keepas.__next__, "1.2.3")) as running:
-            yield running
-
-
 def run_until(worker: Worker, condition: Callable[[], object], what: str) -> Exception | None:
-    """Run *worker* until *condition* holds; returns what it ended by."""
+    """Runs *worker* until *condition* holds; returns what it ended by."""
     ended_by: list[Exception] = []
 
     def run() -> None:
@@ -118,7 +100,7 @@ def test_a_thread_goes_on_after_an_unexpected_error(
             and world.rows("SELECT 1 FROM workers")
         )
 
-    with worker_in(world) as running, capture_logs() as logs:
+    with world.worker(claim_ttl_s=3) as running, capture_logs() as logs:
         ended_by = run_until(running, is_done, f"the work's end after an error in {place}")
     lines = [line for line in logs if line["event"] == "unexpected error"]
 
@@ -138,7 +120,7 @@ def test_a_thread_that_ends_ends_the_process(
     world.write_query("used")
     failing_once(monkeypatch, module, name, SystemExit(3))
 
-    with worker_in(world) as running, capture_logs():
+    with world.worker(claim_ttl_s=3) as running, capture_logs():
         ended_by = run_until(running, lambda: False, "its end")
 
     assert isinstance(ended_by, ThreadEndedError)
@@ -159,7 +141,7 @@ def test_a_stuck_thread_is_logged_and_its_process_is_alive_no_more(
 
     monkeypatch.setattr(pages, "standings", hang)
     reported = "SELECT 1 FROM workers WHERE doing LIKE 'stuck: scans: %%'"
-    with worker_in(world) as running, capture_logs() as logs:
+    with world.worker(claim_ttl_s=3) as running, capture_logs() as logs:
         run_until(
             running,
             lambda: world.rows(reported) and any("stuck" in line["event"] for line in logs),

@@ -14,7 +14,7 @@ from tests.simulation.museum.visit import EXHIBITS, Visit, visit
 
 
 async def visit_edge() -> list[Visit]:
-    """Visit the exhibits of the edge."""
+    """Visits the exhibits of the edge."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     simulators = launch_keepa(NEVER_S), launch_keepa(SOON_S)
     keepas = edge_visit.Keepas(*simulators)
@@ -26,7 +26,7 @@ async def visit_edge() -> list[Visit]:
 
 
 def main() -> int:
-    """Visit them all."""
+    """Visits them all."""
     table = Table(title="Bug museum")
     for heading in ("defect", "what it was", "killed by"):
         table.add_column(heading)

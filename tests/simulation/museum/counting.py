@@ -25,7 +25,7 @@ def held_since_the_count(self: Ledger) -> int:
 
 
 def refund(self: Holds, lease: Lease) -> None:
-    """Give a silent client's hold back."""
+    """Gives a silent client's hold back."""
     lapse(self, lease)
     self.resize(lease, 0)
 

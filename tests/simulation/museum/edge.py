@@ -58,7 +58,7 @@ def count_refill_by_wall_clock(self: KeepaSync) -> Envelope:
 async def reserve_after_await(
     self: BrokerRuntime, request: LeaseRequest, _still_let_in: object = None
 ) -> Granted | Denied:
-    """Look whether the tokens are there, let others have a turn, take them."""
+    """Looks whether the tokens are there, lets others have a turn, takes them."""
     tokens = round(request.units * request.tokens_per_unit)
     enough = self.allocator.available(self.now_ms(), projected=False) >= tokens
     await asyncio.sleep(0.01)

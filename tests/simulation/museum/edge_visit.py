@@ -44,7 +44,7 @@ def suite() -> Iterator[Test]:
 
 
 async def run(test: Test, keepas: Keepas) -> None:
-    """Run *test* with what it asks for; a parameter of many values takes the last one."""
+    """Runs *test* with what it asks for; a parameter of many values takes the last one."""
     async with serving() as serve:
         given: dict[str, Any] = {"serve": serve, **vars(keepas)}
         for mark in getattr(test, "pytestmark", ()):

@@ -34,12 +34,12 @@ def wait_for_recovery(self: Allocator, now_ms: int, *, projected: bool) -> int:
 
 
 def throttled(self: Probing, now_ms: int) -> bool:
-    """Ask Keepa every ten minutes at most."""
+    """Asks Keepa every ten minutes at most."""
     return may_start(self, now_ms) and now_ms >= 600_000 * self.probes
 
 
 def reserve_later(self: Allocator, waiting: Waiting, batch: Batch, now_ms: int) -> None:
-    """Check now, reserve when the loop comes round again."""
+    """Checks now, reserves when the loop comes round again."""
     request = waiting.request
     self.waitlist.serve(waiting, batch.tokens)
     lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms)
@@ -61,7 +61,7 @@ def await_between() -> Any:
 
 
 def cancel_silently(self: Allocator, lease_id: str, now_ms: int) -> None:
-    """Take the waiter out, and leave the others asleep."""
+    """Takes the waiter out, and leaves the others asleep."""
     del now_ms
     self.waitlist.remove(lease_id)
 

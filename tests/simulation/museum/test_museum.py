@@ -40,18 +40,15 @@ def test_every_named_defect_is_on_show() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_suite_passes_on_the_real_code() -> None:
-    """A test that always fails would kill anything."""
-    tests = list(suite())
-
-    assert len(tests) > 80
-    assert [test.__name__ for test in tests if fails(test)] == []
+def test_the_suite_is_large() -> None:
+    """Each of its tests passes on the real code, as the last test of the visits shows."""
+    assert len(list(suite())) > 80
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
 def test_a_defect_is_killed(exhibit: Exhibit) -> None:
     """With the defect brought back, at least one test fails."""
-    killers = visit(exhibit).killers
+    killers = visit(exhibit, killers_max=1).killers
 
     assert killers, exhibit.story
 
