@@ -377,10 +377,11 @@ class Allocator:
     @property
     def _check_reports_ms(self) -> int | None:
         """When a count that rests on clients' reports is checked; None if it does not."""
-        bucket, moved = self.ledger.bucket, self.ledger.drift.rests_on_reports
+        bucket = self.ledger.bucket
         seen, probed = bucket.observation, bucket.probed
         if seen is None or probed is None or seen.source is Source.PROBE:
             return None
+        moved = self.ledger.drift.rests_on_reports
         ticks = UNPROBED_TICKS_MOVED_MAX if moved else UNPROBED_TICKS_MAX
         return probed.arrived_ms + ceil(ticks * bucket.period.ms) + 1
 
@@ -476,7 +477,8 @@ class Allocator:
             times.append(self.ledger.next_over_ms(now_ms))
             if self._doubt_since_ms is not None and now_ms < self._doubt_since_ms + FRESH_MS:
                 times.append(self._doubt_since_ms + FRESH_MS)
-        return min((max(time, now_ms + 1) for time in times if time is not None), default=None)
+        due_ms = min([time_ms for time_ms in times if time_ms is not None], default=None)
+        return None if due_ms is None else max(due_ms, now_ms + 1)
 
     def take_outcomes(self) -> list[Granted | Denied]:
         """What has been decided since the last call."""
@@ -711,11 +713,13 @@ class Allocator:
         Returns whether there were any.
         """
         undecided = self.probing.wanted is not None or self.probing.in_flight
-        due = list(self._deadlines.passed(self.waitlist, now_ms, undecided=undecided))
-        delays = self._retry_delays_ms(now_ms, undecided=undecided) if due else {}
+        due = self._deadlines.passed(self.waitlist, now_ms, undecided=undecided)
+        if not due:
+            return False
+        delays = self._retry_delays_ms(now_ms, undecided=undecided)
         for waiting in due[: max(1, ANSWERS_MAX - len(self._outcomes))]:
             self._deny(waiting, self.reason(waiting, now_ms), delays, now_ms)
-        return bool(due)
+        return True
 
     def _retry_delays_ms(self, now_ms: int, *, undecided: bool) -> dict[str, int | None]:
         """When to come back: as forecast, but not before anything can be decided.

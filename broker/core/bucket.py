@@ -157,6 +157,11 @@ class Bucket:
         self._tick_ms = 0
         # When a reply first placed the present next tick: the one before had landed.
         self._placed_ms = 0
+        # The balance that Keepa last confirmed, the most that it reaches by refill, and
+        # what a tick brings; 0 before the first observation.
+        self.observed = 0
+        self.capacity = 0
+        self.lump = 0.0
 
     def supersedes(self, observation: Observation) -> bool:
         """Whether *observation* is news: later by Keepa's clock, or asked later.
@@ -218,6 +223,8 @@ class Bucket:
             self.period.place(envelope)
             self.probed = observation
         self.observation, self._tick_ms = observation, tick_ms
+        self.observed = envelope.tokens_left
+        self.capacity, self.lump = envelope.capacity, envelope.lump
         self.straddled_ticks = 0 if asked_late else self._ticks_run_over(envelope)
 
     @staticmethod
@@ -259,9 +266,7 @@ class Bucket:
     @property
     def lacking_tokens(self) -> int:
         """What the observed balance may lack by lumps that landed meanwhile."""
-        if self.observation is None:
-            return 0
-        return ceil(self.straddled_ticks * self.observation.envelope.lump)
+        return ceil(self.straddled_ticks * self.lump)
 
     def _ticks_run_over(self, envelope: Envelope) -> int:
         # An instant has no before and after: its count and its next tick agree.
@@ -276,17 +281,5 @@ class Bucket:
 
     def refill_within(self, horizon_ms: int | None) -> int:
         """Whole tokens that *horizon_ms* brings, evenly spread; None stands for one tick."""
-        if self.observation is None:
-            return 0
         ticks = 1.0 if horizon_ms is None else horizon_ms / self.period.ms
-        return floor(ticks * self.observation.envelope.lump)
-
-    @property
-    def observed(self) -> int:
-        """The balance that Keepa last confirmed."""
-        return 0 if self.observation is None else self.observation.envelope.tokens_left
-
-    @property
-    def capacity(self) -> int:
-        """Most the bucket holds by refill; 0 before the first observation."""
-        return 0 if self.observation is None else self.observation.envelope.capacity
+        return floor(ticks * self.lump)

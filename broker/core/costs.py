@@ -78,8 +78,10 @@ class Band:
         self._recent: deque[tuple[int, float]] = deque()
         self._sorted: list[float] = []
         self._calls = 0
-        # As of the last call: asked for far more often than it changes.
+        # As of the last call: asked for far more often than they change. Calm: enough calls
+        # show by themselves how their cost scatters.
         self.price = Price(0.0)
+        self.is_calm = False
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -100,6 +102,7 @@ class Band:
         if self._calls % PRICE_CHANGE_CALLS == 0 and self._sorted[0] < self._sorted[-1]:
             self._forget_old_price()
         self.price = self._price()
+        self.is_calm = len(self._sorted) >= CALM_CALLS
 
     def age(self, now_ms: int) -> None:
         """Forget what is too old, but never the last few calls."""
@@ -248,6 +251,8 @@ class CostBook:
         if not bands:
             return Price(prior, worst=UNLEARNED_WORST, proven=False)
         own = bands.get(band)
+        if own is not None and own.is_calm:
+            return own.price
         if own is None or len(own) < SAMPLES_MIN:
             # Too few calls of this size: the nearest size that is known, if dearer.
             own = bands[min(bands, key=lambda b: (abs(b - band), b))]
@@ -260,7 +265,7 @@ class CostBook:
             return price._replace(worst=UNLEARNED_WORST, proven=False)
         # Few calls prove little, even by costing the same, where any size scatters.
         known = (band.price for band in bands.values() if len(band) >= SAMPLES_MIN)
-        if len(own) < CALM_CALLS and any(price.worst > 1 for price in known):
+        if not own.is_calm and any(price.worst > 1 for price in known):
             worst = max(price.worst, UNLEARNED_WORST * price.likely)
             return price._replace(worst=worst, proven=False)
         return price

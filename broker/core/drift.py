@@ -5,11 +5,11 @@ difference is split among causes, in an order that names the certain ones
 first; what no cause explains was spent by another program with the same key.
 """
 
-from copy import copy
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.core.bucket import Envelope
+from broker.core.evidence import same_plan
 from broker.core.kinds import Kind
 
 # A refill of fractions of a token may round either way.
@@ -52,6 +52,25 @@ class Included:
         self.cost -= cost
 
 
+class Split(NamedTuple):
+    """How a difference divides among its causes, in tokens; see `Cause`.
+
+    `tokens` is observed minus predicted. `changed` is what a new rate, or at the `same_rate`
+    a new token-flow reduction, explains; `unshown` what calls explain which the count before
+    included, but did not show; `rest` what no cause explains.
+    """
+
+    tokens: int
+    estimate: int
+    changed: int
+    same_rate: bool
+    unshown: int
+    in_flight: int
+    overrun: int
+    refill: int
+    rest: int
+
+
 class Drift:
     """Differences by cause, in tokens; negative means Keepa had less."""
 
@@ -80,8 +99,11 @@ class Drift:
 
         A call in flight may have been charged or not, a lump may have landed or not.
         """
-        moved = max(self.shown_in_flight, self._owed_tokens, abs(self.rounded_tokens))
-        return moved > ROUNDING_TOKENS
+        return (
+            self.shown_in_flight > ROUNDING_TOKENS
+            or self._owed_tokens > ROUNDING_TOKENS
+            or abs(self.rounded_tokens) > ROUNDING_TOKENS
+        )
 
     def contradicts(self, in_flight: int) -> bool:
         """Whether some report must have been wrong, whichever it was.
@@ -93,26 +115,10 @@ class Drift:
         stranded = self.shown_in_flight - in_flight
         return max(stranded, self._unshown_tokens) > ROUNDING_TOKENS
 
-    def unexplained(
+    def split(
         self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
-    ) -> int:
-        """What `compare` would put down to foreign spending; changes nothing."""
-        trial = copy(self)
-        trial.by_cause = dict(self.by_cause)
-        trial.compare(known, new, ticks=ticks, included=included, in_flight=in_flight)
-        return trial.last_unexplained_tokens
-
-    def compare(
-        self,
-        known: Envelope,
-        new: Envelope,
-        *,
-        ticks: int,
-        included: Included,
-        in_flight: int,
-        probed: bool = False,
-    ) -> None:
-        """Split the difference between *new* and what *known* let expect.
+    ) -> Split:
+        """Split the difference between *new* and what *known* let expect; changes nothing.
 
         Args:
             known: The observation before.
@@ -120,36 +126,69 @@ class Drift:
             ticks: Refills between the two.
             included: Calls that only *new* includes.
             in_flight: Tokens held for calls that *new* may include or not.
-            probed: *new* is a probe's answer, on which alone spending counts as foreign.
         """
-        predicted = known.refilled(ticks) - included.cost
-        rest = new.tokens_left - predicted
-        self.last_tokens = rest + included.held - included.cost
-        self.by_cause[Cause.ESTIMATE] += included.held - included.cost
-        rest -= self._changed_refill(rest, known, new, ticks)
-        rest -= self._shown_at_last(rest)
-        rest -= self._in_flight(rest, in_flight)
-        rest -= self._own_overrun(rest, included.overrun)
+        estimate = included.held - included.cost
+        more = rest = new.tokens_left - known.refilled(ticks) + included.cost
+        changed = _changed_refill(rest, known, new, ticks)
+        rest -= changed
+        unshown = -min(max(0, -rest), self._unshown_tokens)
+        rest -= unshown
+        shown = self._in_flight(rest, in_flight)
+        rest -= shown
+        overrun = self._own_overrun(rest, included.overrun)
+        rest -= overrun
         refill = self._refill(rest, known, new, ticks, included.cost)
         rest -= refill
-        self.last_unexplained_tokens = rest
+        same_rate = known.refill_rate == new.refill_rate
+        return Split(
+            more + estimate,
+            estimate,
+            changed,
+            same_rate,
+            unshown,
+            shown,
+            overrun,
+            refill,
+            rest,
+        )
+
+    def take(self, split: Split, in_flight: int, *, probed: bool) -> None:
+        """Count the parts of *split*, whose observation is taken for Keepa's count.
+
+        Args:
+            split: As `split` has found.
+            in_flight: Tokens held for calls that the observation may include or not.
+            probed: It is a probe's answer, on which alone spending counts as foreign.
+        """
+        by_cause, rest = self.by_cause, split.rest
+        self.last_tokens, self.last_unexplained_tokens = split.tokens, rest
+        by_cause[Cause.ESTIMATE] += split.estimate
+        by_cause[Cause.FLOW_REDUCTION if split.same_rate else Cause.REFILL] += split.changed
+        self._unshown_tokens += split.unshown
+        by_cause[Cause.IN_FLIGHT] += split.in_flight
+        self._count_overrun(split.overrun)
+        by_cause[Cause.REFILL] += split.unshown + split.refill
+        self._owed_tokens = max(0, self._owed_tokens - split.refill)
         if not probed:
             # Rounding, or the ledger would not have taken the report.
-            self.by_cause[Cause.REFILL] += rest
+            by_cause[Cause.REFILL] += rest
             self.rounded_tokens += rest
         else:
             self.rounded_tokens = self._unshown_tokens = 0
             # What was owed before has landed, or never will.
-            self._owed_tokens = max(0, -refill)
-            self.by_cause[Cause.FOREIGN] += rest
+            self._owed_tokens = max(0, -split.refill)
+            by_cause[Cause.FOREIGN] += rest
             self.foreign_tokens = max(0, self.foreign_tokens - rest)
             self._claim_stranded(in_flight)
 
     def settled_late(self, held: int, cost: int, in_flight: int) -> None:
         """A call that the current observation already includes has become known."""
         self.by_cause[Cause.ESTIMATE] += held - cost
-        rest = cost - self._in_flight(cost, in_flight)
-        rest -= self._own_overrun(rest, max(0, cost - held))
+        shown = self._in_flight(cost, in_flight)
+        self.by_cause[Cause.IN_FLIGHT] += shown
+        overrun = self._own_overrun(cost - shown, max(0, cost - held))
+        self._count_overrun(overrun)
+        rest = cost - shown - overrun
         self.by_cause[Cause.REFILL] += rest
         landed = min(rest, self._owed_tokens)
         self._owed_tokens -= landed
@@ -167,52 +206,30 @@ class Drift:
         self.by_cause[Cause.IN_FLIGHT] -= cost
         self.by_cause[Cause.ESTIMATE] += cost
 
-    def _changed_refill(self, rest: int, known: Envelope, new: Envelope, ticks: int) -> int:
-        """The part that a new rate or a new token-flow reduction explains."""
-        if known.lump == new.lump and known.capacity == new.capacity:
-            return 0
-        change = round(ticks * (new.lump - known.lump))
-        part = min(rest, change) if change > 0 else max(rest, change)
-        if (part > 0) != (change > 0):
-            return 0
-        same_rate = known.refill_rate == new.refill_rate
-        self.by_cause[Cause.FLOW_REDUCTION if same_rate else Cause.REFILL] += part
-        return part
-
-    def _shown_at_last(self, rest: int) -> int:
-        """The part that calls explain which the count before included, but did not show."""
-        part = -min(max(0, -rest), self._unshown_tokens)
-        self._unshown_tokens += part
-        self.by_cause[Cause.REFILL] += part
-        return part
-
     def _in_flight(self, rest: int, in_flight: int) -> int:
         """The part that calls in flight explain, or give back."""
         shown = self.shown_in_flight
-        part = min(rest, shown) if rest > 0 else -min(-rest, max(0, in_flight - shown))
-        self.by_cause[Cause.IN_FLIGHT] += part
-        return part
+        return min(rest, shown) if rest > 0 else -min(-rest, max(0, in_flight - shown))
 
     def _own_overrun(self, rest: int, overrun: int) -> int:
         """Our own call cost more than its hold and was taken for a stranger's."""
-        part = max(0, min(rest, overrun, self.foreign_tokens))
-        self.foreign_tokens -= part
-        self.by_cause[Cause.FOREIGN] += part
-        return part
+        return max(0, min(rest, overrun, self.foreign_tokens))
+
+    def _count_overrun(self, tokens: int) -> None:
+        self.foreign_tokens -= tokens
+        self.by_cause[Cause.FOREIGN] += tokens
 
     def _refill(self, rest: int, known: Envelope, new: Envelope, ticks: int, cost: int) -> int:
         """The part that the exact moment of a tick explains."""
         if rest < 0:
             straddles = ticks > 0 and _last_tick_ms(known, new, ticks) >= new.server_time_ms
-            part = max(rest, -int(new.lump)) if straddles else 0
-        else:
-            # Spent before the tick instead of after it: less was lost at capacity.
-            spent_first = min(known.tokens_left - cost + int(ticks * known.lump), known.capacity)
-            saved = spent_first - (known.refilled(ticks) - cost)
-            part = min(rest, max(self._owed_tokens, saved, 0))
-        self.by_cause[Cause.REFILL] += part
-        self._owed_tokens = max(0, self._owed_tokens - part)
-        return part
+            return max(rest, -int(new.lump)) if straddles else 0
+        if rest == 0:
+            return 0
+        # Spent before the tick instead of after it: less was lost at capacity.
+        spent_first = min(known.tokens_left - cost + int(ticks * known.lump), known.capacity)
+        saved = spent_first - (known.refilled(ticks) - cost)
+        return min(rest, max(self._owed_tokens, saved, 0))
 
     def _claim_stranded(self, in_flight: int) -> None:
         """What was put down to calls in flight, but none is left, was foreign."""
@@ -222,6 +239,15 @@ class Drift:
             self.by_cause[Cause.FOREIGN] -= stranded
             self.foreign_tokens += stranded
             self.last_unexplained_tokens -= stranded
+
+
+def _changed_refill(rest: int, known: Envelope, new: Envelope, ticks: int) -> int:
+    """The part that a new rate or a new token-flow reduction explains."""
+    if same_plan(known, new):
+        return 0
+    change = round(ticks * (new.lump - known.lump))
+    part = min(rest, change) if change > 0 else max(rest, change)
+    return 0 if (part > 0) != (change > 0) else part
 
 
 def _last_tick_ms(known: Envelope, new: Envelope, ticks: int) -> float:

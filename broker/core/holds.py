@@ -11,7 +11,7 @@ A reply can speak for an earlier moment than the one before it. A settled call t
 does not certainly include stays reserved, at its cost.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -33,6 +33,52 @@ class Overruns(NamedTuple):
 
     unproven: int = 0
     proven: int = 0
+
+
+class Risky:
+    """Open leases with calls that may cost more than they hold."""
+
+    def __init__(self) -> None:
+        self._unproven_tokens = 0
+        # How many leases of proven cost may exceed their holds by how much: many by as much.
+        self._proven: Counter[int] = Counter()
+        # The most of them; None: to be looked up.
+        self._most: int | None = 0
+
+    @property
+    def overruns(self) -> Overruns:
+        """Tokens by which their calls may exceed their holds."""
+        if self._most is None:
+            self._most = max(self._proven, default=0)
+        return Overruns(self._unproven_tokens, self._most)
+
+    def add(self, lease: Lease) -> None:
+        """Count *lease*."""
+        overrun = lease.overrun
+        if not lease.proven:
+            self._unproven_tokens += overrun
+            return
+        self._proven[overrun] += 1
+        if self._most is not None and overrun > self._most:
+            self._most = overrun
+
+    def remove(self, lease: Lease) -> None:
+        """Count *lease* no more."""
+        overrun = lease.overrun
+        if not lease.proven:
+            self._unproven_tokens -= overrun
+            return
+        self._proven[overrun] -= 1
+        if not self._proven[overrun]:
+            del self._proven[overrun]
+            if overrun == self._most:
+                self._most = None
+
+    def recount(self, opened: list[Lease]) -> None:
+        """Assert that exactly those of *opened* that may exceed their holds are counted."""
+        risky = [lease for lease in opened if lease.overrun > 0]
+        assert self._proven == Counter(lease.overrun for lease in risky if lease.proven)
+        assert self._unproven_tokens == sum(lease.overrun for lease in risky if not lease.proven)
 
 
 class Hold(NamedTuple):
@@ -62,12 +108,16 @@ class Holds:
         """
         self._caller = caller
         self._by_state: dict[LeaseState, dict[str, Hold]] = {state: {} for state in LeaseState}
+        self._open = self._by_state[LeaseState.OPEN]
+        self._lapsed = self._by_state[LeaseState.LAPSED]
         self._tokens = dict.fromkeys(LeaseState, 0)
+        # Tokens of all holds.
+        self.reserved = 0
         # What was adopted from earlier epochs.
         self._adopted_tokens = 0
         self._shares: dict[str, Share] = {}
         # Open leases with calls that may cost more than they hold.
-        self._risky: dict[str, Lease] = {}
+        self._risky = Risky()
         # Calls settled lately that cost something, in the order of their settles.
         self._settled: deque[Lease] = deque()
         self._changes = 0
@@ -82,11 +132,6 @@ class Holds:
         return sum(map(len, self._by_state.values()))
 
     # --- what is held ------------------------------------------------------
-
-    @property
-    def reserved(self) -> int:
-        """Tokens of all holds."""
-        return sum(self._tokens.values())
 
     @property
     def uncertain_tokens(self) -> int:
@@ -106,31 +151,26 @@ class Holds:
     @property
     def holds_leases(self) -> bool:
         """Whether a call may be under way: a lease is open, or lapsed without a settle."""
-        return bool(self._by_state[LeaseState.OPEN] or self._by_state[LeaseState.LAPSED])
+        return bool(self._open or self._lapsed)
 
     @property
     def open_leases(self) -> int:
         """Leases that are open."""
-        return len(self._by_state[LeaseState.OPEN])
+        return len(self._open)
 
     @property
     def overruns(self) -> Overruns:
         """Tokens by which the calls of the open leases may exceed their holds."""
-        risky = self._risky.values()
-        return Overruns(
-            sum(lease.overrun for lease in risky if not lease.proven),
-            max((lease.overrun for lease in risky if lease.proven), default=0),
-        )
+        return self._risky.overruns
 
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
-        by_state = self._by_state
-        hold = by_state[LeaseState.OPEN].get(lease_id) or by_state[LeaseState.LAPSED].get(lease_id)
+        hold = self._open.get(lease_id) or self._lapsed.get(lease_id)
         return None if hold is None else hold.lease
 
     def is_open(self, lease_id: str) -> bool:
         """Whether *lease_id* is an open lease."""
-        return lease_id in self._by_state[LeaseState.OPEN]
+        return lease_id in self._open
 
     def leases(self, state: LeaseState) -> list[Lease]:
         """The holds in one state, the first entered first."""
@@ -256,15 +296,16 @@ class Holds:
                 share.leases += state is LeaseState.OPEN
                 adopted += tokens if lease.request is None else 0
             assert self._tokens[state] == sum(hold.tokens for hold in holds.values())
+        assert self.reserved == sum(self._tokens.values())
         assert adopted == self._adopted_tokens
         assert shares == self._shares
-        risky = {lease.lease_id for lease in self.leases(LeaseState.OPEN) if lease.overrun > 0}
-        assert risky == self._risky.keys()
+        self._risky.recount(self.leases(LeaseState.OPEN))
         self._changes = 0
 
     def _changed(self) -> None:
         self._changes += 1
-        if self._changes > RECOUNT_CHANGES_MIN + len(self):
+        beyond = self._changes - RECOUNT_CHANGES_MIN
+        if beyond > 0 and beyond > len(self):
             self.recount()
 
     def _enter(self, lease: Lease) -> None:
@@ -273,11 +314,15 @@ class Holds:
         assert tokens >= 0
         self._check(lease.state)
         holds[lease.lease_id] = Hold(lease, tokens)
-        share = self._shares.setdefault(self._caller(lease.holder), Share())
+        caller = self._caller(lease.holder)
+        share = self._shares.get(caller)
+        if share is None:
+            share = self._shares[caller] = Share()
         share.holds += 1
-        share.leases += lease.state is LeaseState.OPEN
-        if lease.state is LeaseState.OPEN and lease.overrun > 0:
-            self._risky[lease.lease_id] = lease
+        if lease.state is LeaseState.OPEN:
+            share.leases += 1
+            if lease.overrun > 0:
+                self._risky.add(lease)
         self._add(lease, share, tokens)
 
     def _leave(self, lease: Lease) -> None:
@@ -288,14 +333,17 @@ class Holds:
         caller = self._caller(lease.holder)
         share = self._shares[caller]
         share.holds -= 1
-        share.leases -= lease.state is LeaseState.OPEN
-        self._risky.pop(lease.lease_id, None)
+        if lease.state is LeaseState.OPEN:
+            share.leases -= 1
+            if lease.overrun > 0:
+                self._risky.remove(lease)
         self._add(lease, share, -tokens)
         if not share.holds:
             del self._shares[caller]
 
     def _add(self, lease: Lease, share: Share, tokens: int) -> None:
         self._tokens[lease.state] += tokens
+        self.reserved += tokens
         share.tokens += tokens
         if lease.request is None:
             self._adopted_tokens += tokens

@@ -18,10 +18,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.core.bucket import Bucket, Observation, Source
-from broker.core.drift import ROUNDING_TOKENS, Drift, Included
+from broker.core.drift import ROUNDING_TOKENS, Drift, Included, Split
 from broker.core.errors import (
     LeaseConflictError,
     LeaseEndedError,
@@ -78,6 +78,18 @@ class Totals:
     stale_observations: int = 0
     # Settled envelopes that did not fit the model.
     implausible_reports: int = 0
+
+
+class Comparison(NamedTuple):
+    """What an observation shows beside the one before it.
+
+    `released` are the uncertain calls that it certainly includes, `missing` those that the
+    one before included and it may not; `split` is None for the first observation.
+    """
+
+    released: list[Lease]
+    missing: list[Lease]
+    split: Split | None
 
 
 @dataclass(slots=True)
@@ -358,6 +370,9 @@ class Ledger:
 
     def expire(self, now_ms: int) -> None:
         """Lapse every lease with a silent client. The hold stays."""
+        # No timer rings later than its lease expires.
+        if not self._expiries or self._expiries[0][0] > now_ms:
+            return
         while (expires_ms := self.next_expiry_ms()) is not None and expires_ms <= now_ms:
             _, lease_id = heappop(self._expiries)
             lease = self.holds.lease(lease_id)
@@ -392,7 +407,7 @@ class Ledger:
             return False
         if self.bucket.observation is None:
             self._trim_adopted(observation)
-        self._adopt_observation(observation, None)
+        self._adopt_observation(observation, self._compare(observation, None))
         return True
 
     def _is_news(self, observation: Observation) -> bool:
@@ -434,10 +449,11 @@ class Ledger:
             comparable = held and self.bucket.observation is not None
             if self._is_news(own) and comparable:
                 lease.interval_ms = interval_ms
-                doubt = self._doubt(own, lease)
-                if doubt is None:
-                    self._adopt_observation(own, lease)
+                judged = self._judge(own, lease)
+                if isinstance(judged, Comparison):
+                    self._adopt_observation(own, judged)
                     return Settled(late, lease, lease.cost)
+                doubt = judged
                 self.totals.implausible_reports += 1
                 self.events.append(Event(EventKind.IMPLAUSIBLE, lease.holder, doubt=doubt))
             lease.interval_ms = None if doubt else interval_ms
@@ -471,60 +487,72 @@ class Ledger:
                     self.holds.resize(lease, min(lease.tokens, room))
                     room -= lease.tokens
 
-    def _doubt(self, own: Observation, lease: Lease) -> Doubt | None:
-        """Why the reply to the call of *lease* is not taken for Keepa's count; None if it is."""
+    def _judge(self, own: Observation, lease: Lease) -> Comparison | Doubt:
+        """What the reply to the call of *lease* shows; or why it is not Keepa's count."""
         doubt = doubt_of(self.bucket, own)
         if doubt is not None:
             return doubt
         if lease.cost > min(lease.tokens + lease.overrun, BELIEVED_WORST * lease.tokens):
             return Doubt.COST
-        known = self.bucket.observation
-        assert known is not None
-        included = Included()
-        included.add(lease.tokens, lease.cost)
-        in_flight = self.reserved
-        for settled in self.holds.included_by(own):
-            included.add(settled.tokens, settled.cost)
-            in_flight -= settled.cost
-        for settled in self.holds.missing_from(own, lease):
-            included.remove(settled.tokens, settled.cost)
-            in_flight += settled.cost
-        rest = self.drift.unexplained(
-            known.envelope,
-            own.envelope,
-            ticks=self.bucket.ticks_between(own),
-            included=included,
-            in_flight=in_flight,
-        )
+        comparison = self._compare(own, lease)
         # Each refill may round, and no report more than that: small steps must not add up.
         assert self.bucket.probed is not None
         ticks = self.bucket.ticks_apart(self.bucket.probed, own)
+        assert comparison.split is not None
+        rest = comparison.split.rest
         if abs(self.drift.rounded_tokens + rest) <= ROUNDING_TOKENS * (1 + ticks):
-            return None
+            return comparison
         return Doubt.MORE if rest > 0 else Doubt.FEWER
 
-    def _adopt_observation(self, observation: Observation, own: Lease | None) -> None:
-        """Make *observation* the balance, and reserve what it may not include."""
-        included = Included()
+    def _compare(self, observation: Observation, own: Lease | None) -> Comparison:
+        """What *observation* shows beside the one before it; changes nothing.
+
+        Args:
+            observation: Newer than any before.
+            own: The call that it answers, if any.
+        """
+        included, in_flight = Included(), self.reserved
         if own is not None:
             included.add(own.tokens, own.cost)
-        for lease in self.holds.included_by(observation):
-            self.holds.release(lease)
+        released = self.holds.included_by(observation)
+        for lease in released:
             included.add(lease.tokens, lease.cost)
-        for lease in self.holds.missing_from(observation, own):
-            self.holds.keep(lease)
+            in_flight -= lease.cost
+        missing = self.holds.missing_from(observation, own)
+        for lease in missing:
             included.remove(lease.tokens, lease.cost)
-        self._compare(observation, included)
+            in_flight += lease.cost
+        known = self.bucket.observation
+        if known is None:
+            return Comparison(released, missing, None)
+        split = self.drift.split(
+            known.envelope,
+            observation.envelope,
+            ticks=self.bucket.ticks_between(observation),
+            included=included,
+            in_flight=in_flight,
+        )
+        return Comparison(released, missing, split)
+
+    def _adopt_observation(self, observation: Observation, comparison: Comparison) -> None:
+        """Make *observation* the balance, and reserve what it may not include."""
+        for lease in comparison.released:
+            self.holds.release(lease)
+        for lease in comparison.missing:
+            self.holds.keep(lease)
+        probed = observation.source is Source.PROBE
+        if comparison.split is not None:
+            self.drift.take(comparison.split, self.reserved, probed=probed)
+            self._look_for_strangers(observation)
         capacity = self.bucket.capacity
         self.bucket.adopt(observation)
         if self.bucket.capacity != capacity:
             refill_rate = observation.envelope.refill_rate
             self.events.append(Event(EventKind.PLAN, tokens=refill_rate))
         self.totals.observations += 1
-        if observation.source is Source.PROBE:
+        if probed:
             self.records.append(self._observed(observation, taken=True))
-        self._write_off_lost(observation)
-        if observation.source is Source.PROBE:
+            self._write_off_lost(observation)
             self._spent_after_probe = 0
             self._spent_since_probe = self.holds.cost_since(observation.requested_ms)
 
@@ -539,19 +567,6 @@ class Ledger:
             unexplained if taken else 0,
             self.drift.foreign_tokens,
         )
-
-    def _compare(self, observation: Observation, included: Included) -> None:
-        known = self.bucket.observation
-        if known is not None:
-            self.drift.compare(
-                known.envelope,
-                observation.envelope,
-                ticks=self.bucket.ticks_between(observation),
-                included=included,
-                in_flight=self.reserved,
-                probed=observation.source is Source.PROBE,
-            )
-            self._look_for_strangers(observation)
 
     def _look_for_strangers(self, observation: Observation) -> None:
         """Note when others spend; suspicion ends when our own calls explain it."""
@@ -568,8 +583,7 @@ class Ledger:
 
         A report that denies such a charge, or shows a little of it, would free the whole.
         """
-        if observation.source is not Source.PROBE:
-            return
+        assert observation.source is Source.PROBE
         lapsed = self.holds.leases(LeaseState.LAPSED)
         if not lapsed:
             return

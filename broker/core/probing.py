@@ -4,7 +4,6 @@ One probe at a time. A probe that is not answered in time, or fails, delays
 no request that the projection can serve.
 """
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from broker.core.kinds import Kind
@@ -52,24 +51,24 @@ class Prospect(NamedTuple):
     confirmed: bool
 
 
-# The first that applies counts; with none, the head is served or its wait stands.
-REASONS: Final[tuple[tuple[Reason, Callable[[Prospect], bool]], ...]] = (
-    # A client's word is no authority: a probe decides (evidence.py).
-    (Reason.REPORT, lambda at: at.disputed),
-    # Others may have spent an ample balance meanwhile, or the plan may have changed.
-    (Reason.STALE, lambda at: at.age_ms > STALE_TICKS * at.period_ms),
-    # A lump that has only been computed is not granted from (ARCHITECTURE, decision 1).
-    (Reason.TICK, lambda at: at.short and at.ticks > 0),
-    # The count errs low by calls that it may lack: a probe asked now lacks none of them.
-    (Reason.DOUBT, lambda at: at.doubt and at.doubt_ripe),
-    # Only what Keepa confirms makes a caller wait; once a tick, for all that come after.
-    (Reason.WAIT, lambda at: at.waits and at.age_ms > FRESH_MS and not at.confirmed),
-)
-
-
 def reason_to_ask(at: Prospect) -> Reason | None:
     """The first reason to ask Keepa before deciding on the head; None: decide now."""
-    return next((reason for reason, applies in REASONS if applies(at)), None)
+    # A client's word is no authority: a probe decides (evidence.py).
+    if at.disputed:
+        return Reason.REPORT
+    # Others may have spent an ample balance meanwhile, or the plan may have changed.
+    if at.age_ms > STALE_TICKS * at.period_ms:
+        return Reason.STALE
+    # A lump that has only been computed is not granted from (ARCHITECTURE, decision 1).
+    if at.short and at.ticks > 0:
+        return Reason.TICK
+    # The count errs low by calls that it may lack: a probe asked now lacks none of them.
+    if at.doubt and at.doubt_ripe:
+        return Reason.DOUBT
+    # Only what Keepa confirms makes a caller wait; once a tick, for all that come after.
+    if at.waits and at.age_ms > FRESH_MS and not at.confirmed:
+        return Reason.WAIT
+    return None
 
 
 class Probing:

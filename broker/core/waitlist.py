@@ -237,14 +237,11 @@ class WeightedClass:
             tag: What the class has been served so far.
         """
         self.tag = tag
+        # How many of its requests wait.
+        self.waiting = 0
         self._weights = weights
         self._virtual_time = 0.0
         self._groups: dict[str, Group] = {}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether none of its requests waits."""
-        return not any(group.holders.flows for group in self._groups.values())
 
     def group(self, holder: str) -> Group:
         """The group of *holder*; one that begins to wait starts at the present virtual time."""
@@ -330,7 +327,7 @@ class Waitlist:
         """Queue *waiting*; its lease_id must be new."""
         assert waiting.request.lease_id not in self._waiting
         klass = self._classes[waiting.request.priority]
-        if klass.is_empty:
+        if not klass.waiting:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.group(waiting.request.holder).holders.join(waiting)
         self._enter(waiting)
@@ -406,16 +403,19 @@ class Waitlist:
         }
         for each in waiting:
             self._holders_of(each).join(each)
+            self._classes[each.request.priority].waiting += 1
 
     def _holders_of(self, waiting: Waiting) -> PriorityClass:
         return self._classes[waiting.request.priority].group(waiting.request.holder).holders
 
     def _enter(self, waiting: Waiting) -> None:
         self._waiting[waiting.request.lease_id] = waiting
+        self._classes[waiting.request.priority].waiting += 1
         self._waits[self._caller(waiting.request.holder)] += 1
 
     def _leave(self, waiting: Waiting) -> None:
         del self._waiting[waiting.request.lease_id]
+        self._classes[waiting.request.priority].waiting -= 1
         caller = self._caller(waiting.request.holder)
         self._waits[caller] -= 1
         if not self._waits[caller]:
@@ -426,14 +426,14 @@ class Waitlist:
         if tokens == 0:
             return
         klass = self._classes[priority]
-        if klass.is_empty:
+        if not klass.waiting:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.tag += tokens * TAG_PER_TOKEN[priority]
         klass.correct(holder, tokens)
 
     def head(self) -> Waiting | None:
         """The request to serve next; None if none waits."""
-        return next(self.fronts(), None)
+        return next(self.fronts(), None) if self._waiting else None
 
     def fronts(self) -> Iterator[Waiting]:
         """The first request of every holder, best claim first; lazily."""
@@ -442,7 +442,7 @@ class Waitlist:
 
     def queues(self) -> Iterator[Sequence[Waiting]]:
         """The requests of every holder in the order of service, best claim first; lazily."""
-        busy = [klass for klass in self._classes.values() if not klass.is_empty]
+        busy = [klass for klass in self._classes.values() if klass.waiting]
         # In the order of the classes, which settles ties.
         for klass in sorted(busy, key=lambda klass: klass.tag):
             for flow in klass.by_tag():
@@ -495,18 +495,19 @@ class Deadlines:
         self._overdue.pop(lease_id, None)
         self._deadlines.pop(lease_id, None)
 
-    def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> Iterator[Waiting]:
+    def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> list[Waiting]:
         """The requests out of time; while *undecided*, only those that can't await a probe."""
         while self._soonest and self._soonest[0][0] <= now_ms:
             deadline_ms, lease_id = heappop(self._soonest)
             waiting = waitlist.get(lease_id)
             if waiting is not None and self._deadlines.get(lease_id) == deadline_ms:
                 self._overdue[lease_id] = waiting
-        for waiting in self._overdue.values():
-            if not undecided or waiting.due_ms <= now_ms:
-                yield waiting
+        overdue = self._overdue.values()
+        return [waiting for waiting in overdue if not undecided or waiting.due_ms <= now_ms]
 
     def next_wake_ms(self) -> int | None:
         """When the next request runs out of time."""
         times = [waiting.due_ms for waiting in self._overdue.values()]
-        return min([*times, *(deadline_ms for deadline_ms, _ in self._soonest[:1])], default=None)
+        if self._soonest:
+            times.append(self._soonest[0][0])
+        return min(times, default=None)

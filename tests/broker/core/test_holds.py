@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker.core.holds import RECOUNT_CHANGES_MIN, UNCERTAIN_MS_MAX, Holds, Share
+from broker.core.holds import RECOUNT_CHANGES_MIN, UNCERTAIN_MS_MAX, Holds, Risky, Share
 from broker.core.leases import Lease, LeaseState
 from broker.core.ledger import Ledger
 from tests.broker.builders import EPOCH, envelope, probe, request, settlement
@@ -74,7 +74,9 @@ def test_a_change_behind_the_sums_is_noticed_before_long_by_others() -> None:
         holds.resize(other, 7)
 
 
-@pytest.mark.parametrize("sum_name", ["_tokens", "_shares", "_risky", "_adopted_tokens"])
+@pytest.mark.parametrize(
+    "sum_name", ["_tokens", "reserved", "_shares", "_risky", "_adopted_tokens"]
+)
 def test_a_wrong_sum_is_noticed(sum_name: str) -> None:
     """Each of the sums and counts is compared with the holds."""
     holds = entered(lease(), lease("b", overrun=2))
@@ -82,7 +84,8 @@ def test_a_wrong_sum_is_noticed(sum_name: str) -> None:
     wrong = {
         "_tokens": dict.fromkeys(LeaseState, 11),
         "_shares": {"team": Share(2, 2, 11)},
-        "_risky": {},
+        "reserved": 11,
+        "_risky": Risky(),
         "_adopted_tokens": 1,
     }
     setattr(holds, sum_name, wrong[sum_name])

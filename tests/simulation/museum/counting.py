@@ -6,7 +6,7 @@ from broker.core.allocator import Allocator
 from broker.core.bucket import Bucket, Envelope, Observation
 from broker.core.holds import Holds
 from broker.core.leases import Ended, Lease, Outcome, Renewal, Settled, Settlement
-from broker.core.ledger import Ledger
+from broker.core.ledger import Comparison, Ledger
 from tests.simulation.museum.exhibit import Exhibit, replacing
 
 adopt = Bucket.adopt
@@ -121,8 +121,9 @@ def certain_at_once(_observation: Observation, _settled: Lease) -> bool:
     return True
 
 
-def no_doubt(_self: Ledger, _own: Observation, _lease: Lease) -> None:
+def no_doubt(self: Ledger, own: Observation, lease: Lease) -> Comparison:
     """Trusts every client's report of Keepa's reply."""
+    return self._compare(own, lease)
 
 
 def claim_anything(_self: Ledger) -> int:
@@ -142,7 +143,7 @@ EXHIBITS: Final = (
     Exhibit(
         "a client's report overwriting the count",
         "One settle with a made-up envelope became balance, plan and capacity for all.",
-        replacing(Ledger, "_doubt", no_doubt),
+        replacing(Ledger, "_judge", no_doubt),
     ),
     Exhibit(
         "a made-up lease adopted at any size",
