@@ -36,7 +36,7 @@ from broker.core.leases import (
     Settlement,
 )
 from broker.core.snapshot import BucketView, WaitingView, changes, snapshot, waiting_view
-from broker.journal.status import JournalStatus
+from broker.journal.status import JournalState, JournalStatus
 from broker.keepa_status import KeepaSync, KeepaSyncError, ProbeFailure
 from broker.telemetry.eta_accuracy import Listener, Promises
 from broker.telemetry.notices import Notices
@@ -56,6 +56,10 @@ ETA_EVERY_MS: Final = 1_000
 # Goes on while the machine is suspended, where there is such a clock: a leader that slept
 # must not take its time as leader for unspent.
 CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+# A journal that is later than this holds up no settle: a leader that can't renew its term
+# has conceded by then, so what is amiss concerns the journal alone.
+JOURNAL_LATE_MS: Final = 10_000
 
 Answer = Granted | Denied
 T = TypeVar("T")
@@ -132,6 +136,8 @@ class BrokerRuntime:
         self._keepa = keepa
         self._notices = Notices()
         self._waits: dict[str, Wait] = {}
+        # Settles that are answered once the journal has them.
+        self._recording: set[asyncio.Future[bool]] = set()
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
@@ -204,6 +210,9 @@ class BrokerRuntime:
         if self._conceded:
             return
         self._conceded = True
+        for written in self._recording:
+            if not written.done():
+                written.set_result(False)
         self._left = [name for name, wait in self._waits.items() if not wait.delivered]
         self._end_waits(NotLeadingError(self.leader))
 
@@ -265,6 +274,32 @@ class BrokerRuntime:
             NotLeadingError: another broker leads.
         """
         return self._decide(lambda now_ms: self.allocator.settle(settlement, now_ms))
+
+    async def recorded(self) -> None:
+        """Waits until the journal has all that this broker has recorded so far.
+
+        What a client has been told then survives the broker: a client repeats a settle
+        that was not answered, and the next leader books it. Returns at once without a
+        journal, with one that is late, and for an only broker while Postgres is away.
+
+        Raises:
+            NotLeadingError: another broker leads, or will.
+        """
+        if self.journal is None:
+            return
+        status = self.journal.status
+        alone = self._elector is not None and self._elector.sole
+        late_ms = JOURNAL_LATE_MS - status.lag_ms
+        if late_ms <= 0 or (alone and status.state is JournalState.BUFFERING):
+            return
+        written = self.journal.written()
+        self._recording.add(written)
+        try:
+            await asyncio.wait({written}, timeout=late_ms / 1000)
+        finally:
+            self._recording.discard(written)
+        if written.done() and not written.result():
+            raise NotLeadingError(self.leader)
 
     async def sync(self) -> None:
         """Asks Keepa now, or shares the probe in flight.

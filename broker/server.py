@@ -82,7 +82,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     keepa = KeepaSync(settings.keepa_base_url, settings.keepa_api_key)
     files = FollowedFiles.of(settings)
     elector = _elector(settings) if settings.database_url else None
-    journal = await _journal(settings) if settings.database_url else None
+    journal = await _journal(settings, elector.holder) if elector else None
     # Without a database, only the wall clock makes epochs grow across restarts.
     epoch = 0 if elector else _now_epoch()
     budgets = files.budgets.budgets if files.budgets else ()
@@ -317,8 +317,8 @@ def _elector(settings: ServeSettings) -> Elector:
     )
 
 
-async def _journal(settings: ServeSettings) -> "Journal":
-    """The journal, ready to write; Postgres may be away.
+async def _journal(settings: ServeSettings, leader: str) -> "Journal":
+    """The journal, ready to write; Postgres may be away. The leader row names it *leader*.
 
     Raises:
         DatabaseNotSetUpError: the role may not create what is missing.
@@ -330,6 +330,7 @@ async def _journal(settings: ServeSettings) -> "Journal":
         settings.database_url,
         settings.key_fingerprint,
         BrokerRuntime.now_ms,
+        leader=leader,
         signed=settings.broker_identities_file is not None,
         months_kept=settings.broker_journal_months,
     )

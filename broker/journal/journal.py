@@ -5,6 +5,7 @@ Everything here is called from the event loop; threads do the work with Postgres
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -36,6 +37,7 @@ class Journal:
         database_url: The database.
         account: Fingerprint of the Keepa key.
         now_ms: The broker's clock.
+        leader: How the leader row names this process.
         signed: Whether holders begin with an identity.
         months_kept: Age at which records are dropped.
     """
@@ -46,13 +48,19 @@ class Journal:
         account: str,
         now_ms: Callable[[], int],
         *,
+        leader: str = "",
         signed: bool,
         months_kept: int,
     ) -> None:
         self._url, self._account, self._now_ms = database_url, account, now_ms
         self._months_kept = months_kept
         self._writer = JournalWriter(
-            database_url, account, now_ms, signed=signed, months_kept=months_kept
+            database_url,
+            account,
+            now_ms,
+            leader=leader,
+            signed=signed,
+            months_kept=months_kept,
         )
         self._reader = Reader(database_url, account)
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
@@ -103,6 +111,26 @@ class Journal:
     def put(self, epoch: int, made: Iterable[Record]) -> None:
         """Takes the records of a step."""
         self._writer.put(epoch, made)
+
+    def written(self) -> asyncio.Future[bool]:
+        """A future of whether all that has been put is written.
+
+        False: it was dropped, because another broker leads.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+
+        def report(done: bool) -> None:  # noqa: FBT001 - as the writer calls it
+            # A loop that has ended waits for nothing.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(resolve, done)
+
+        def resolve(done: bool) -> None:  # noqa: FBT001 - as above
+            if not future.done():
+                future.set_result(done)
+
+        self._writer.when_written(report)
+        return future
 
     @property
     def status(self) -> JournalStatus:

@@ -4,6 +4,9 @@ Rule 1: `put` never waits. A grant does not depend on the journal.
 Rule 2: a batch is one statement. It checks the leader row, adds the records and the sums,
         or nothing: a deposed leader writes nothing, and a batch sent twice counts once.
 Rule 3: what can't be kept is counted, and becomes a record itself when Postgres is back.
+Rule 4: what a term leaves unwritten is written by the next one only if that continues it.
+        Otherwise another broker has led since, and clients have repeated there what no
+        answer had confirmed: written now, it would count twice.
 """
 
 import threading
@@ -15,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from broker.core.records import Lost, Record
+from broker.core.records import Lost, Record, Started
 from broker.journal.encoding import Row, encode
 from broker.journal.schema import ADVICE, PROGRAM, keep_partitions
 from broker.journal.status import JournalState, JournalStatus
@@ -30,6 +33,8 @@ BATCH_MAX: Final = 2_000
 # While Postgres is away: about a kilobyte each, and an hour of ten calls a second.
 BUFFER_MAX: Final = 100_000
 RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+# So often a writer looks whether its process has begun the term that it has taken.
+TERM_POLL_S: Final = 0.05
 PARTITIONS_EVERY_MS: Final = 6 * 3_600_000
 
 SERVER_MS: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -93,7 +98,8 @@ WITH leads AS MATERIALIZED (
         written_off_tokens = known.written_off_tokens + excluded.written_off_tokens,
         charged_tokens = known.charged_tokens + excluded.charged_tokens
 )
-SELECT (SELECT count(*) FROM leads)
+SELECT (SELECT count(*) FROM leads),
+    (SELECT holder FROM tokenbroker.leader WHERE account = %(account)s)
 """
 
 
@@ -113,6 +119,7 @@ class JournalWriter:
         database_url: The database.
         account: Fingerprint of the Keepa key.
         now_ms: The broker's clock.
+        leader: How the leader row names this process.
         signed: Whether holders begin with an identity.
         months_kept: Age at which records are dropped.
     """
@@ -123,6 +130,7 @@ class JournalWriter:
         account: str,
         now_ms: Callable[[], int],
         *,
+        leader: str = "",
         signed: bool = False,
         months_kept: int = 12,
         buffer_max: int = BUFFER_MAX,
@@ -133,7 +141,11 @@ class JournalWriter:
         # The first records of the buffer, while they are being written.
         self._batch: list[Entry] = []
         self._seq = self._done_seq = 0
-        self._leader = 0
+        # Up to here records are of terms that no later one continues.
+        self._void_seq = 0
+        self._leader, self._name = 0, leader
+        # What waits for records to be written: the last of them, and the one to inform.
+        self._waiting: deque[tuple[int, Callable[[bool], None]]] = deque()
         self._offset_ms: int | None = None
         # Records that found no place since the last one that did.
         self._missed: Lost | None = None
@@ -160,6 +172,8 @@ class JournalWriter:
         with self._lock:
             self._leader = epoch
             for record in made:
+                if isinstance(record, Started) and not record.continues:
+                    self._void_seq = self._seq
                 if len(self._buffer) >= self._buffer_max:
                     self._miss(record)
                     continue
@@ -179,6 +193,19 @@ class JournalWriter:
         self._missed = replace(
             missed, at_ms=record.at_ms, number=missed.number + 1, last_ms=record.at_ms
         )
+
+    def when_written(self, report: Callable[[bool], None]) -> None:
+        """Calls *report*, from any thread, once all that has been put is written.
+
+        Its argument is False if that was dropped instead, because another broker leads.
+        """
+        with self._lock:
+            if self._done_seq < self._seq:
+                self._waiting.append((self._seq, report))
+                self._lock.notify()
+                return
+            written = not self._fenced
+        report(written)
 
     def stop(self, timeout_s: float) -> bool:
         """Writes what is left, for *timeout_s* seconds at most; returns whether all is written."""
@@ -236,21 +263,29 @@ class JournalWriter:
             self._offset_ms = int(row[0]) - self._now_ms()
 
     def _await_records(self) -> bool:
-        """Waits for records, and a moment for more; returns False at the end of the journal."""
+        """Waits for records, and a moment for more; returns False at the end of the journal.
+
+        With a caller that waits, what gathers during one commit is the next batch.
+        """
         with self._lock:
             self._lock.wait_for(lambda: self._buffer or self._stopping)
             if not self._batch:
                 self._lock.wait_for(
-                    lambda: self._stopping or len(self._buffer) >= BATCH_MAX, LINGER_S
+                    lambda: self._stopping or self._waiting or len(self._buffer) >= BATCH_MAX,
+                    LINGER_S,
                 )
             return bool(self._buffer)
 
     def _write(self, connection: Connection) -> None:
         """Writes the first records of the buffer; the same ones again after a failure."""
+        if (void := self._void_seq - self._done_seq) > 0:
+            self._done(void, written=False, deposed=True)
         with self._lock:
             if not self._batch:
                 self._batch = list(islice(self._buffer, BATCH_MAX))
             batch, leader = self._batch, self._leader
+        if not batch:
+            return
         assert self._offset_ms is not None
         rows = [
             encode(
@@ -275,10 +310,17 @@ class JournalWriter:
             log.exception("journal: records refused", records=len(rows), reason=str(exc))
             self._done(len(batch), written=False)
             return
-        leads = found is not None and found[0] > 0
-        self._done(len(batch), written=leads, fenced=not leads)
+        assert found is not None
+        leads, name = found
+        if not leads and self._name and name == self._name:
+            # This process has taken the row again, and is about to begin that term.
+            with self._lock:
+                self._lock.wait_for(lambda: self._leader != leader, TERM_POLL_S)
+            return
+        self._done(len(batch), written=bool(leads), deposed=not leads)
 
-    def _done(self, number: int, *, written: bool, fenced: bool = False) -> None:
+    def _done(self, number: int, *, written: bool, deposed: bool = False) -> None:
+        """Takes the first *number* records out of the buffer, and informs what waits for them."""
         with self._lock:
             for _ in range(number):
                 self._done_seq = self._buffer.popleft().seq
@@ -288,12 +330,17 @@ class JournalWriter:
             else:
                 self._lost += number
             back, self._trouble, self._failures = self._trouble, "", 0
-            newly_fenced = fenced and not self._fenced
-            self._fenced = fenced
+            newly_deposed = deposed and not self._fenced
+            self._fenced = deposed
+            reports = []
+            while self._waiting and self._waiting[0][0] <= self._done_seq:
+                reports.append(self._waiting.popleft()[1])
             self._lock.notify_all()
+        for report in reports:
+            report(not deposed)
         if back:
             log.info("journal: Postgres answers again")
-        if newly_fenced:
+        if newly_deposed:
             log.warning("journal: another broker leads; records are dropped", lost=number)
 
     def _failed(self, exc: DatabaseError) -> None:

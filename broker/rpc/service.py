@@ -174,6 +174,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         async with refusals(context):
             settlement = self._signed(requests.settlement(request))
             settled = self._runtime.settle(settlement)
+            await self._runtime.recorded()
         self._metrics.settled(settlement, settled)
         about: dict[str, str | int] = {
             "lease": settlement.lease_id,

@@ -93,6 +93,82 @@ def test_a_deposed_leader_writes_nothing(writer: JournalWriter, journal_url: str
     assert writer.status.state is JournalState.WRITING
 
 
+def started(epoch: int, *, continues: bool) -> Record:
+    """The first record of a term."""
+    return records.Started(now_ms(), epoch, 600_000, continues=continues)
+
+
+def reported(writer: JournalWriter) -> bool:
+    """What the writer reports of all that has been put so far."""
+    reports: list[bool] = []
+    writer.when_written(reports.append)
+    wait_until(lambda: reports, "the records are written or dropped")
+    return reports[0]
+
+
+def test_a_caller_learns_whether_its_records_are_written(
+    writer: JournalWriter, journal_url: str
+) -> None:
+    """True once they are committed, False if another leader's epoch keeps them out."""
+    writer.put(EPOCH, call("a", 7))
+    assert reported(writer)
+    assert rows(journal_url, "SELECT count(*) FROM tokenbroker.records") == [(2,)]
+    assert reported(writer), "nothing new is to be written"
+    lead(journal_url, EPOCH + 1)
+    writer.put(EPOCH, call("b", 3))
+
+    assert not reported(writer)
+
+
+def test_a_term_that_is_not_continued_leaves_nothing_to_the_next(
+    writer: JournalWriter, journal_url: str
+) -> None:
+    """Another broker led in between, and its clients repeated there what was not confirmed."""
+    lead(journal_url, EPOCH + 2)
+    with psycopg.connect(journal_url) as connection:
+        # Nothing can be written until the next term has begun.
+        connection.execute("SELECT FROM tokenbroker.leader FOR UPDATE")
+        writer.put(EPOCH, call("a", 7))
+        time.sleep(0.1)
+        writer.put(EPOCH + 2, [started(EPOCH + 2, continues=False), *call("b", 3)])
+    assert writer.flushed(DEADLINE_S)
+
+    assert rows(journal_url, "SELECT kind, lease_id FROM tokenbroker.records ORDER BY seq") == [
+        ("started", None), ("granted", "b"), ("settled", "b"),
+    ]  # fmt: skip
+    assert rows(journal_url, "SELECT sum(tokens) FROM tokenbroker.spend") == [(3,)]
+    assert writer.status.lost == 2
+
+
+def test_a_process_that_takes_its_row_again_keeps_its_records(journal_url: str) -> None:
+    """Between the take and the term's begin, the row's epoch is not the records'."""
+    journal = JournalWriter(journal_url, ACCOUNT, now_ms, leader="test")
+    lead(journal_url, EPOCH + 1)
+    journal.put(EPOCH, call("a", 7))
+    journal.start()
+    wait_until(lambda: journal._batch, "the writer has met the new epoch")
+    time.sleep(0.1)
+    assert journal.status.lost == 0
+    journal.put(EPOCH + 1, [started(EPOCH + 1, continues=True)])
+    assert reported(journal)
+    journal.stop(DEADLINE_S)
+
+    assert rows(journal_url, "SELECT epoch, kind FROM tokenbroker.records ORDER BY seq") == [
+        (EPOCH, "granted"), (EPOCH, "settled"), (EPOCH + 1, "started"),
+    ]  # fmt: skip
+
+
+def test_a_take_waits_for_a_batch_that_is_being_written(journal_url: str) -> None:
+    """So whoever takes the row reads everything that the leader before it has written."""
+    take = "UPDATE tokenbroker.leader SET epoch = epoch + 1"
+    with psycopg.connect(journal_url) as writing, psycopg.connect(journal_url) as taking:
+        writing.execute("SELECT FROM tokenbroker.leader FOR KEY SHARE")
+        taking.execute("SET lock_timeout = '100ms'")
+        taking.execute("UPDATE tokenbroker.leader SET renewals = renewals + 1")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            taking.execute(take.encode())
+
+
 def test_while_postgres_is_away_records_gather_and_the_loss_is_recorded(
     journal_url: str,
 ) -> None:

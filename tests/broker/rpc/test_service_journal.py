@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -12,7 +13,7 @@ from broker.journal.journal import Journal
 from broker.runtime import BrokerRuntime
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.broker.rpcs import acquire, refusal, settle, waiting
-from tests.fix_journal import ACCOUNT
+from tests.fix_journal import ACCOUNT, EPOCH, lead
 from tests.fix_service import SYNC_TIMEOUT_S, ServedBroker, running
 from tests.fix_simulator import RunningSimulator
 
@@ -62,6 +63,36 @@ async def test_a_lease_is_explained_from_the_request_to_keepas_count(
     assert "cost 3 tokens, Keepa had 0 tokens left" in story[2].text
     assert {event.lease_id for event in latest} == {"first", "second"}
     assert latest[0].kind == "settled"
+
+
+async def test_a_settle_is_answered_once_the_journal_has_it(
+    broker: ServedBroker, slow_keepa: RunningSimulator, journal_url: str
+) -> None:
+    """What a client has been told outlives the broker; grants don't wait for the journal."""
+    first = (await broker.stub.AcquireLease(acquire("first"))).grant
+    async with await psycopg.AsyncConnection.connect(journal_url) as connection:
+        await connection.execute("SELECT FROM tokenbroker.leader FOR UPDATE")
+        settled = asyncio.ensure_future(broker.stub.SettleLease(settle(first)))
+        await broker.stub.AcquireLease(acquire("second"))
+        done, _ = await asyncio.wait({settled}, timeout=0.3)
+        assert not done
+    await settled
+
+    story = (await broker.stub.ExplainLease(pb.ExplainLeaseRequest(lease_id="first"))).events
+    assert [event.kind for event in story] == ["granted", "settled"]
+
+
+async def test_a_settle_that_a_deposed_leader_cannot_keep_is_for_the_next_one(
+    broker: ServedBroker, journal_url: str
+) -> None:
+    """The client is told to try again, and so reaches the leader of the moment."""
+    grant = (await broker.stub.AcquireLease(acquire("a"))).grant
+    lead(journal_url, EPOCH + 1)
+    # The second time it is nothing new to a broker that does not know yet.
+    for _ in range(2):
+        status, _, reason = await refusal(broker.stub.SettleLease(settle(grant)))
+
+        assert (status, reason) == (grpc.StatusCode.UNAVAILABLE, "not_leader")
 
 
 async def test_stories_and_sums_come_in_pages(broker: ServedBroker) -> None:
