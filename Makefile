@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow chaos load day bench-freshness bench-sharing bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench clean
+.PHONY: help setup run test test-slow chaos load day bench-freshness bench-sharing bench-export fuzz check check-lock check-deploy lock compose-test simulate museum protos docs alerts images base-image sbom scan format bench bench-quick profile clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -138,14 +138,14 @@ bench-sharing: $(VENV)/.ready  ## Measure four clients on one account, through t
 bench-console: $(VENV)/.ready  ## Measure the console over a million deals: first page, filters, every page
 	$(BIN)/python -m tests.bench.bench_console
 
-bench: $(VENV)/.ready  ## Measure start times, memory, core, broker, peers, page writes, simulator, gateway
-	$(BIN)/python -m tests.bench.bench_simulator
-	$(BIN)/python -m tests.bench.bench_start
-	$(BIN)/python -m tests.bench.bench_core
-	$(BIN)/python -m tests.bench.bench_broker
-	$(BIN)/python -m tests.bench.peers
-	$(BIN)/python -m tests.bench.bench_page_writes
-	$(BIN)/python -m tests.bench.bench_gateway
+bench: $(VENV)/.ready  ## Measure all in one table, beside goals and peers (BENCH_ARGS="--only broker")
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+bench-quick: $(VENV)/.ready  ## The same in about a minute, with fewer rounds
+	@$(BIN)/python -m tests.bench --quick $(BENCH_ARGS)
+
+profile: $(VENV)/.ready  ## Sample where the broker spends its time, for a flame graph
+	@$(BIN)/python -m tests.bench.profile
 
 bench-alerts: $(VENV)/.ready  ## Measure the time from a crossing to its delivery
 	@$(BIN)/python -m tests.bench.bench_alerts

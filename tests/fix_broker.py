@@ -129,12 +129,13 @@ def launch_broker(
     name: str,
     access: Access | None = None,
     awaited: Sequence[str] = ("serving",),
+    module: Sequence[str] = ("broker",),
     **settings: object,
 ) -> RunningBroker:
     """Starts a broker on free ports and waits until it grants; keywords are settings.
 
     *access* holds the credentials for a broker that needs some; *awaited* are the states
-    in which it counts as started.
+    in which it counts as started; *module* is what runs, with the arguments before `serve`.
     """
     address, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     given = {
@@ -148,7 +149,7 @@ def launch_broker(
     }
     program = Program(
         name,
-        [sys.executable, "-m", "broker", "serve"],
+        [sys.executable, "-m", *module, "serve"],
         environment=environment(**given),
         log_path=folder / f"{name}.log",
         folder=folder,

@@ -1,24 +1,19 @@
 """The broker beside a no-op service of the same shape, both real processes with uvloop.
 
-    python -m tests.bench.bench_broker [-o json]
-
 Rounds of both are taken by turns. Each round makes pairs of AcquireLease and SettleLease, with
 64 or 1 in flight, for a while; the processor time is that of the server process.
 """
 
-import argparse
 import asyncio
-import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,40 +24,30 @@ from deploy.keepa_simulator.options import DEMO_KEY
 from protos.channel import options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
+from tests.bench.processes import cpu_s
+from tests.bench.table import Goal, Row, at_least, at_most, median_ratio
 from tests.fix_broker import launch_broker
 from tests.fix_simulator import launch_simulator
 
 ROOT: Final = Path(__file__).parents[2]
 ROUNDS: Final = 7
 ROUND_S: Final = 1.5
+QUICK_ROUNDS: Final = 3
+QUICK_ROUND_S: Final = 0.8
 TOKENS: Final = 5
 FULL_TOKENS: Final = 60_000_000
 HOLDERS: Final = 64
-CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+# By calls in flight: pairs a second, and processor time.
+GOALS: Final[dict[int, tuple[Goal, Goal]]] = {
+    64: (at_least(0.75), at_most(1.35)),
+    1: (at_least(0.9), at_most(1.3)),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The least ratio of pairs a second, and the greatest of processor time."""
-
-    pairs: float
-    cpu: float
-
-
-GOALS: Final = {64: Goal(0.75, 1.35), 1: Goal(0.9, 1.3)}
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """The broker beside the no-op service, with so many pairs in flight; medians."""
-
-    in_flight: int
-    broker_pairs_per_s: float
-    noop_pairs_per_s: float
-    pairs_ratio: float
-    broker_cpu_us: float
-    noop_cpu_us: float
-    cpu_ratio: float
+WHY: Final = (
+    "what a pair costs beyond a no-op's is the allocator's two steps and the journal's records"
+)
 
 
 @dataclass(slots=True)
@@ -72,11 +57,6 @@ class Server:
     pid: int
     stub: Any
     left: int
-
-    def cpu_s(self) -> float:
-        """Processor time of the process so far, in seconds."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 async def pair(server: Server, number: int) -> None:
@@ -119,31 +99,38 @@ async def round_of(server: Server, in_flight: int, seconds: float) -> tuple[floa
             await pair(server, number)
             done += 1
 
-    began_s, cpu_s = time.monotonic(), server.cpu_s()
+    began_s, used_s = time.monotonic(), cpu_s(server.pid)
     await asyncio.gather(*(worker(number) for number in range(in_flight)))
-    return done / (time.monotonic() - began_s), (server.cpu_s() - cpu_s) / done * 1e6
+    return done / (time.monotonic() - began_s), (cpu_s(server.pid) - used_s) / done * 1e6
 
 
-async def beside(broker: Server, noop: Server, in_flight: int, rounds: int) -> Beside:
+async def beside(broker: Server, noop: Server, in_flight: int, *, quick: bool) -> list[Row]:
     """Takes rounds of both by turns."""
+    seconds = QUICK_ROUND_S if quick else ROUND_S
     for server in (broker, noop):
-        await round_of(server, in_flight, ROUND_S / 3)
+        await round_of(server, in_flight, seconds / 3)
     results: dict[int, list[tuple[float, float]]] = {broker.pid: [], noop.pid: []}
-    for number in range(rounds):
+    for number in range(QUICK_ROUNDS if quick else ROUNDS):
         turns = (broker, noop) if number % 2 else (noop, broker)
         for server in turns:
-            results[server.pid].append(await round_of(server, in_flight, ROUND_S))
-    ours, others = results[broker.pid], results[noop.pid]
-    ratios = [(a[0] / b[0], a[1] / b[1]) for a, b in zip(ours, others, strict=True)]
-    return Beside(
-        in_flight,
-        statistics.median(pairs for pairs, _ in ours),
-        statistics.median(pairs for pairs, _ in others),
-        statistics.median(pairs for pairs, _ in ratios),
-        statistics.median(cpu for _, cpu in ours),
-        statistics.median(cpu for _, cpu in others),
-        statistics.median(cpu for _, cpu in ratios),
-    )
+            results[server.pid].append(await round_of(server, in_flight, seconds))
+    rows = []
+    measures = (("pairs a second", "pairs/s"), ("processor time a pair", "us"))
+    for place, (what, unit) in enumerate(measures):
+        ours = [result[place] for result in results[broker.pid]]
+        others = [result[place] for result in results[noop.pid]]
+        rows.append(
+            Row(
+                f"a pair of calls beside a no-op service, {in_flight} in flight: {what}",
+                median_ratio(ours, others),
+                "x",
+                GOALS[in_flight][place],
+                f"{statistics.median(ours):,.0f} and {statistics.median(others):,.0f} {unit}",
+                WHY,
+                {"broker": ours, "noop": others},
+            )
+        )
+    return rows
 
 
 @contextmanager
@@ -183,55 +170,27 @@ def broker_process(folder: Path) -> Iterator[tuple[int, str]]:
         simulator.stop()
 
 
-async def with_server(
-    pid: int, address: str, use: Callable[[Server], Awaitable[list[Beside]]]
-) -> list[Beside]:
-    """Connects to a server process."""
-    async with grpc.aio.insecure_channel(address, options=options.CLIENT) as channel:
-        stub = pb_grpc.TokenBrokerServiceStub(channel)
-        return await use(Server(pid, stub, FULL_TOKENS))
-
-
-async def measure(
-    broker: tuple[int, str], noop: tuple[int, str], rounds: int = ROUNDS
-) -> list[Beside]:
+async def measure(broker: tuple[int, str], noop: tuple[int, str], *, quick: bool) -> list[Row]:
     """Both settings."""
+    async with (
+        grpc.aio.insecure_channel(broker[1], options=options.CLIENT) as to_broker,
+        grpc.aio.insecure_channel(noop[1], options=options.CLIENT) as to_noop,
+    ):
+        servers = [
+            Server(pid, pb_grpc.TokenBrokerServiceStub(channel), FULL_TOKENS)
+            for (pid, _), channel in ((broker, to_broker), (noop, to_noop))
+        ]
+        found = []
+        for in_flight in GOALS:
+            found += await beside(servers[0], servers[1], in_flight, quick=quick)
+        return found
 
-    async def with_both(ours: Server, other: Server) -> list[Beside]:
-        return [await beside(ours, other, in_flight, rounds) for in_flight in GOALS]
 
-    return await with_server(
-        *broker, lambda ours: with_server(*noop, lambda other: with_both(ours, other))
-    )
-
-
-def main() -> None:
-    """Prints the ratios beside their goals."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.bench_broker", description=__doc__
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each server")
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    arguments = parser.parse_args()
+def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
+    """Ratios of both settings."""
     with (
         tempfile.TemporaryDirectory(prefix="keepa-bench-") as name,
         broker_process(Path(name)) as broker,
         noop_process() as noop,
     ):
-        results = uvloop.run(measure(broker, noop, arguments.rounds))
-    if arguments.output == "json":
-        json.dump([asdict(result) for result in results], sys.stdout, indent=1)
-        return
-    for result in results:
-        goal = GOALS[result.in_flight]
-        print(  # noqa: T201 - the result
-            f"{result.in_flight:3} in flight, beside the no-op service:"
-            f" {result.pairs_ratio:.2f} of its pairs a second (goal {goal.pairs}),"
-            f" {result.cpu_ratio:.2f} x its processor time (goal {goal.cpu});"
-            f" {result.broker_pairs_per_s:,.0f} and {result.noop_pairs_per_s:,.0f} pairs/s,"
-            f" {result.broker_cpu_us:,.0f} and {result.noop_cpu_us:,.0f} us a pair"
-        )
-
-
-if __name__ == "__main__":
-    main()
+        yield from uvloop.run(measure(broker, noop, quick=quick))

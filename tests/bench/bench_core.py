@@ -1,22 +1,19 @@
 """Acquire and settle through the pure core alone: cycles a second on one core.
 
-    python -m tests.bench.bench_core
-
 Beside it, the same number of dictionary updates by the same interpreter: a yardstick for
 the machine, because a rate alone means little on a noisy one.
 """
 
-import json
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from typing import Final
 
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.bucket import Envelope
 from broker.core.costs import SAMPLES_MIN
 from broker.core.leases import Granted, LeaseRequest, Outcome, Priority, Settlement
+from tests.bench.table import Row, at_least
 
 OPEN_LEASES: Final = (0, 1_000, 10_000)
 CYCLES: Final = 4_000
@@ -26,16 +23,11 @@ RATE: Final = 500_000
 TICK_MS: Final = 60_000
 HOLDERS: Final = 64
 SERVER_MS: Final = 1_758_000_000_000
-GOAL: Final = 60_000
-
-
-@dataclass(frozen=True, slots=True)
-class Cycles:
-    """One setting; per second of processor time."""
-
-    open_leases: int
-    cycles_per_s: float
-    updates_per_s: float
+GOAL: Final = at_least(60_000)
+WHY: Final = (
+    "a cycle is two decisions, each with a quote, limits, holds asserted before and after, and a"
+    " record; more needs these in a compiled language"
+)
 
 
 class Bench:
@@ -84,6 +76,7 @@ class Bench:
 
     def _drain(self) -> list[object]:
         """Does what the runtime does after every step."""
+        self.allocator.take_records()
         outcomes: list[object] = list(self.allocator.take_outcomes())
         self.allocator.take_events()
         self.allocator.probe_wanted(self._now_ms)
@@ -111,31 +104,27 @@ def updates_per_s() -> float:
     return 200_000 / (time.process_time() - began_s)
 
 
-def measure(open_leases: int) -> Cycles:
-    """The medians of rounds taken by turns with the yardstick."""
-    bench = Bench(open_leases)
-    cycles, updates = [], []
+def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
+    """Rounds of all settings by turns, with the yardstick between."""
+    benches = {count: Bench(count) for count in OPEN_LEASES}
+    cycles: dict[int, list[float]] = {count: [] for count in benches}
+    updates: list[float] = []
+    number = CYCLES // 4 if quick else CYCLES
     for _ in range(ROUNDS):
         updates.append(updates_per_s())
-        began_s = time.process_time()
-        for _ in range(CYCLES):
-            bench.cycle()
-        cycles.append(CYCLES / (time.process_time() - began_s))
-    return Cycles(open_leases, statistics.median(cycles), statistics.median(updates))
-
-
-def main() -> None:
-    """Prints one line a setting."""
-    results = [measure(count) for count in OPEN_LEASES]
-    if "json" in sys.argv:
-        json.dump([asdict(result) for result in results], sys.stdout, indent=1)
-        return
-    for result in results:
-        print(  # noqa: T201 - the result
-            f"{result.open_leases:6,} open: {result.cycles_per_s:8,.0f} cycles/s (goal {GOAL:,});"
-            f" {result.updates_per_s / result.cycles_per_s:,.0f} dictionary updates a cycle"
+        for count, bench in benches.items():
+            began_s = time.process_time()
+            for _ in range(number):
+                bench.cycle()
+            cycles[count].append(number / (time.process_time() - began_s))
+    for count, rates in cycles.items():
+        rate = statistics.median(rates)
+        yield Row(
+            f"pure core, acquire + settle, {count:,} leases open",
+            rate,
+            "cycles/s",
+            GOAL,
+            f"{statistics.median(updates) / rate:,.0f} dictionary updates a cycle",
+            WHY,
+            {"cycles_per_s": rates, "updates_per_s": updates},
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,14 @@
 """Writing pages of 150 deals to Postgres: the fetcher's way beside COPY and a merge.
 
-    python -m tests.bench.bench_page_writes
-
 Both write the same columns to the same tables, listings and deals with the triggers of
-their history, half of the rows new and half of them changed. Prints rows per second and
-the median ratio of rounds taken by turns.
+their history, half of the rows new and half of them changed; also where very many deals are
+present. Rounds are taken by turns.
 """
 
-import json
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -29,12 +25,19 @@ from fetcher.postgres.deals import (
     upsert_deals,
 )
 from fetcher.replies.deals import Deal
+from tests.bench.bench_console import OPTIONS, fill
+from tests.bench.table import Row, at_least, median_ratio
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
 
 PAGES: Final = 40
 ROWS: Final = 150
 ROUNDS: Final = 9
-RATIO_MIN: Final = 0.8
+QUICK_PAGES: Final = 10
+QUICK_ROUNDS: Final = 5
+PRESENT: Final = (0, 1_000_000)
+QUICK_PRESENT: Final = (0, 20_000)
+GOAL: Final = at_least(1.0)
+WHY: Final = "the triggers that keep the history and the grid are most of both; see postgres"
 
 Pages = Sequence[tuple[Sequence[Deal], int]]
 Write = Callable[[Connection, Sequence[Deal], int], None]
@@ -76,10 +79,10 @@ def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) 
         connection.execute(merge.encode())
 
 
-def pages(round_number: int) -> Pages:
-    """Pages with half of their rows from the previous round."""
+def pages(round_number: int, count: int) -> Pages:
+    """So many pages with half of their rows from the previous round."""
     served_ms = NOON_MS + round_number * MINUTE_MS
-    first = round_number * PAGES * ROWS // 2
+    first = round_number * count * ROWS // 2
     return [
         (
             page(
@@ -88,7 +91,7 @@ def pages(round_number: int) -> Pages:
             ).deals,
             served_ms,
         )
-        for number in range(PAGES)
+        for number in range(count)
     ]
 
 
@@ -101,35 +104,39 @@ def rate(connection: Connection, write: Write, arrived: Pages) -> float:
     return len(arrived) * ROWS / (time.perf_counter() - started_s)
 
 
-def measure(server: PostgresServer) -> dict[str, list[float]]:
-    """Rows per second of both by turns, so other load slows both alike."""
+def measure(server: PostgresServer, present: int, *, quick: bool) -> Row:
+    """Rows per second of both by turns, with *present* deals of other products."""
     writes: dict[str, Write] = {"ours": write_ours, "copy + merge": write_copied}
     rates: dict[str, list[float]] = {label: [] for label in writes}
     with ExitStack() as stack:
         connections = {}
         for number, label in enumerate(writes):
-            url = server.create_database(f"writes_{number}")
+            url = server.create_database(f"writes_{present}_{number}")
             migrate(url)
+            fill(url, present)
             connections[label] = stack.enter_context(connect(url))
-        for round_number in range(ROUNDS):
-            arrived = pages(round_number)
-            for label, write in writes.items():
+        for round_number in range(QUICK_ROUNDS if quick else ROUNDS):
+            arrived = pages(round_number, QUICK_PAGES if quick else PAGES)
+            turns = list(writes.items())
+            for label, write in turns if round_number % 2 else reversed(turns):
                 rates[label].append(rate(connections[label], write, arrived))
-    return rates
+    ours, copied = rates.values()
+    return Row(
+        f"page writes beside COPY and merge, {present:,} deals present",
+        median_ratio(ours, copied),
+        "x",
+        GOAL,
+        f"{statistics.median(ours):,.0f} and {statistics.median(copied):,.0f} rows/s",
+        WHY,
+        {"rows_per_s": ours, "copied_rows_per_s": copied},
+    )
 
 
-def main() -> None:
-    """Measures both on a private server and prints them side by side; exits 1 if too slow."""
+def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
+    """Both on a private server, beside other deals."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with PostgresServer(folder / "data", log_path=folder / "log") as server:
-            rates = measure(server)
-    ratio = statistics.median(ours / copied for ours, copied in zip(*rates.values(), strict=True))
-    medians = {label: round(statistics.median(each)) for label, each in rates.items()}
-    sys.stdout.write(json.dumps({**medians, "ratio": round(ratio, 2)}) + "\n")
-    raise SystemExit(0 if ratio >= RATIO_MIN else 1)
-
-
-if __name__ == "__main__":
-    main()
+        with PostgresServer(folder / "data", log_path=folder / "log", options=OPTIONS) as server:
+            for present in QUICK_PRESENT if quick else PRESENT:
+                yield measure(server, present, quick=quick)

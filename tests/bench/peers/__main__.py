@@ -3,10 +3,11 @@
     python -m tests.bench.peers [--hours 2] [--quick] [-o json]
 
 All policies run in the same virtual world: the same model of Keepa, delays, costs and endless
-demand. `stalled` is the share of time in which Keepa's balance covered the likely cost of the
-next call (the head of the queue, or else the cheapest wanted one) and no call ran. `off by` is
-the difference between the believed and the true count when a call is decided on: what 99 % of
-the calls stay below, and the greatest.
+demand. `used` is what was spent of the generated tokens, without those left at the end that
+can't pay for the next call; above 100 % it was borrowed. `stalled` is the share of time in
+which Keepa's balance covered the likely cost of the next call (the head of the queue, or else
+the cheapest wanted one) and no call ran. `off by` is the difference between the believed and
+the true count when a call is decided on: what 99 % of the calls stay below, and the greatest.
 """
 
 import argparse
@@ -30,7 +31,7 @@ HOUR_MS: Final = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Found:
     """One policy in one setting; tokens, shares of time, seconds."""
 
     workload: str
@@ -49,12 +50,13 @@ class Row:
     off_by_p99: float
     off_by_most: float
     deals_per_1000_tokens: float
+    products_per_1000_tokens: float
     deal_age_s: float
 
 
 def measure(
     policy: str, *, rate: int, workers: int, workload: str, hours: float, seed: int = 1
-) -> Row:
+) -> Found:
     """Runs *policy* for so many virtual hours."""
     world = World(rate=rate, workers=workers, workload=workload, seed=seed)
     for number, worker in enumerate(POLICIES[policy](world, workers)):
@@ -63,7 +65,7 @@ def measure(
     world.run(until_ms)
     books, tally = world.model.books, world.tally
     generated = books.opening + books.refilled
-    return Row(
+    return Found(
         workload=workload,
         rate=rate,
         workers=workers,
@@ -72,7 +74,7 @@ def measure(
         spent=books.spent,
         lapsed=books.lapsed,
         left=world.model.balance,
-        used=books.spent / generated,
+        used=books.spent / (generated - world.unspendable()),
         stalled=tally.stalled_ms / until_ms,
         calls=tally.calls,
         refusals=tally.refusals,
@@ -80,11 +82,12 @@ def measure(
         off_by_p99=tally.difference(99),
         off_by_most=max(tally.differences, default=0.0),
         deals_per_1000_tokens=1000 * tally.deals / max(1, books.spent),
+        products_per_1000_tokens=1000 * tally.products / max(1, books.spent),
         deal_age_s=tally.age_ms / max(1.0, tally.deals) / 1000,
     )
 
 
-def measurements(hours: float, *, quick: bool) -> Iterator[Row]:
+def measurements(hours: float, *, quick: bool) -> Iterator[Found]:
     """Every policy in every setting; *quick*: the middle plan with the smallest fleet only."""
     rates, fleets = ((25,), (4,)) if quick else (RATES, WORKERS)
     settings = list(product(WORKLOADS, rates, fleets, POLICIES))
@@ -94,7 +97,7 @@ def measurements(hours: float, *, quick: bool) -> Iterator[Row]:
         yield measure(policy, rate=rate, workers=workers, workload=workload, hours=hours)
 
 
-def tables(rows: list[Row]) -> Iterator[Table]:
+def tables(rows: list[Found]) -> Iterator[Table]:
     """One table a setting."""
     for setting in dict.fromkeys((row.workload, row.rate, row.workers) for row in rows):
         workload, rate, workers = setting
@@ -102,7 +105,7 @@ def tables(rows: list[Row]) -> Iterator[Table]:
         table.add_column("policy")
         for heading in (
             *("generated", "spent", "lapsed", "left", "used", "stalled", "refused", "/token"),
-            *("off by p99", "most", "deals/1000 tokens", "age at writing"),
+            *("off by p99", "most", "deals/1000 tokens", "details/1000", "age at writing"),
         ):
             table.add_column(heading, justify="right")
         for row in rows:
@@ -120,6 +123,7 @@ def tables(rows: list[Row]) -> Iterator[Table]:
                     f"{row.off_by_p99:.0f}",
                     f"{row.off_by_most:.0f}",
                     f"{row.deals_per_1000_tokens:,.0f}",
+                    f"{row.products_per_1000_tokens:,.0f}",
                     f"{row.deal_age_s:,.0f} s",
                 )
         yield table
@@ -136,7 +140,7 @@ def main() -> None:
     if options.output == "json":
         json.dump([asdict(row) for row in rows], sys.stdout, indent=1)
         return
-    console = Console(width=160)
+    console = Console(width=170)
     for table in tables(rows):
         console.print(table)
 

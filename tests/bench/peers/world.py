@@ -104,6 +104,8 @@ class Tally:
     stalled_ms: int = 0
     differences: list[float] = field(default_factory=list)
     deals: float = 0.0
+    # Products of which details were read.
+    products: int = 0
     # Sum over all deals of their age when they are written.
     age_ms: float = 0.0
     spent_by_worker: Counter[int] = field(default_factory=Counter)
@@ -173,6 +175,8 @@ class World:
     def run(self, until_ms: int) -> None:
         """Lets things happen until *until_ms*, and measures stalls between them."""
         timeline = self.timeline
+        # The last moment is an event, too: nothing later is run.
+        timeline.at(until_ms, lambda: None)
         while timeline.now_ms < until_ms:
             before_ms, stalled = timeline.now_ms, self.is_stalled()
             timeline.step()
@@ -185,8 +189,16 @@ class World:
         """
         if self._in_flight or self.model.balance <= 0 or not self._wanted:
             return False
+        return self.model.balance >= self._next_tokens()
+
+    def unspendable(self) -> int:
+        """Tokens that are left and can't pay for the next call."""
+        left = self.model.balance
+        return left if 0 < left < self._next_tokens() else 0
+
+    def _next_tokens(self) -> float:
         demands = [self.head] if self.head is not None else list(self._wanted.values())
-        return self.model.balance >= min(LIKELY_TOKENS[demand.operation] for demand in demands)
+        return min(LIKELY_TOKENS[demand.operation] for demand in demands)
 
     def later(self, action: Callable[[], None]) -> None:
         """Runs *action* after the way between a worker and a process beside it."""
@@ -244,6 +256,8 @@ class World:
             deals, age_ms = self.feeds[number].read(self.timeline.now_ms)
             self.tally.deals += deals
             self.tally.age_ms += age_ms
+        else:
+            self.tally.products += demand.units_max
         work_ms = 1 + int(PROCESSING_MS * (0.5 + self._network.random()))
         self.timeline.after(work_ms, partial(self._finish, running, go_on))
 
