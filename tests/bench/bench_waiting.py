@@ -59,7 +59,7 @@ BURST_WHY: Final = (
 
 
 def teach(keepa: RunningSimulator, broker: RunningBroker) -> None:
-    """Makes so many calls that the broker knows their cost: else it grants one by one."""
+    """Makes so many calls that their cost counts as proven: else they are granted one by one."""
     client = Keepa(keepa.api_key, base_url=keepa.base_url)
     with closing(client), BrokerClient(broker.address) as leases:
         for _ in range(TAUGHT):

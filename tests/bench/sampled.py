@@ -23,7 +23,7 @@ SWITCH_S: Final = 0.0002
 
 def stack(frame: FrameType | None) -> str:
     """The functions of a stack, the outermost first."""
-    names = []
+    names: list[str] = []
     while frame is not None and len(names) < DEEPEST:
         code = frame.f_code
         module = str(frame.f_globals.get("__name__", "?"))
