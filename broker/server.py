@@ -280,10 +280,9 @@ def _security(settings: ServeSettings) -> str:
 
 
 def _allocator(settings: ServeSettings, budgets: tuple[Budget, ...], epoch: int) -> Allocator:
-    horizon = settings.broker_debt_horizon
     config = AllocatorConfig(
         floor_tokens=settings.broker_floor_tokens,
-        debt_horizon_ms=None if horizon is None else horizon // MS,
+        debt_horizon_ms=settings.broker_debt_horizon // MS,
         lease_age_ms_max=settings.broker_lease_age_max // MS,
         recovery_grace_ms=settings.broker_recovery_grace_ms,
         budgets=budgets,

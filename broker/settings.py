@@ -167,10 +167,9 @@ class ServeSettings(RequiredKeepaSettings, JournalSettings, LogSettings):
     """Client certificates of this CA (PEM) are identities on the HTTP port too."""
     broker_floor_tokens: NonNegativeInt = 0
     """Tokens that are never granted: room for other users of the key."""
-    broker_debt_horizon: Annotated[timedelta | None, BeforeValidator(duration)] = None
+    broker_debt_horizon: Annotated[timedelta, BeforeValidator(duration)] = timedelta(minutes=15)
     """Refill time that may pay back what a lone call takes below zero: `90s`, `5m`, or `0` for no
-    debt. Unset: one tick's refill. Keepa admits any call above zero, so debt costs only the
-    wait for it."""
+    debt. Keepa admits any call above zero, so debt costs only the wait for it."""
     # Replaced by the horizon; kept so that an old setting is refused and not ignored.
     broker_max_debt_tokens: Annotated[None, BeforeValidator(_replaced_by_horizon)] = None
     broker_lease_ttl_ms: PositiveInt = 15_000

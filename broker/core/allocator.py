@@ -54,6 +54,9 @@ ABSENCE_MS: Final = 30_000
 FORESEEN_MAX: Final = 100
 # Requests of a holder that are looked at while budgets keep its first ones waiting.
 LOOKED_PAST_MAX: Final = 50
+# Calls that scatter seldom cost their price: one in 200 does. Until what they likely cost is
+# there, and not until their price is, a lone one waits; this bounds what that may cost others.
+DEBT_HORIZON_MS: Final = 15 * 60_000
 # Answers of one step; the rest follow a millisecond later, so that no step is long.
 ANSWERS_MAX: Final = 50
 # Costs that await a probe's judgement; more of them would teach nothing new.
@@ -65,13 +68,13 @@ class AllocatorConfig:
     """How to allocate; tokens and milliseconds.
 
     `debt_horizon_ms` is the refill time within which a lone call's price must be paid
-    back if it takes the balance below zero; None stands for one tick.
+    back if it takes the balance below zero; 0 allows no debt.
     `recovery_grace_ms` is the time after a start without a journal in which
     living clients re-present their leases; nothing is granted before.
     """
 
     floor_tokens: int = 0
-    debt_horizon_ms: int | None = None
+    debt_horizon_ms: int = DEBT_HORIZON_MS
     lease_age_ms_max: int = LEASE_AGE_MS_MAX
     recovery_grace_ms: int = 3_000
     budgets: tuple[Budget, ...] = ()
@@ -118,6 +121,8 @@ class Allocator:
         self._unfinished = False
         self._deadlines = Deadlines()
         self._budget_wake_ms: int | None = None
+        # Until then the head yields to a holder that is to come back.
+        self._yields_until_ms: int | None = None
         self.record(records.Started(started_ms, epoch, config.lease_age_ms_max))
 
     def restore(self, recovered: Recovered, now_ms: int) -> None:
@@ -247,7 +252,7 @@ class Allocator:
         lease = self.ledger.revoke(lease_id)
         if lease is None:
             return
-        self._correct(lease, -lease.tokens)
+        self._correct(lease, -lease.tokens, now_ms)
         self.budgets.give_back(lease_id)
         self.record(
             records.Revoked(
@@ -317,7 +322,7 @@ class Allocator:
                     self._learn(claim, now_ms)
                 elif len(self._claims) < CLAIMS_MAX:
                     self._claims.append(claim)
-            self._correct(lease, cost - lease.tokens)
+            self._correct(lease, cost - lease.tokens, now_ms)
             self.budgets.settle(lease_id, lease.holder, lease.operation, cost, now_ms)
         elif lease is not None:
             self._count_adopted(lease, now_ms)
@@ -474,6 +479,7 @@ class Allocator:
                 times.append(self._budget_wake_ms)
             if now_ms < self._recovered_ms:
                 times.append(self._recovered_ms)
+            times.append(self._yields_until_ms)
             times.append(self.ledger.next_over_ms(now_ms))
             if self._doubt_since_ms is not None and now_ms < self._doubt_since_ms + FRESH_MS:
                 times.append(self._doubt_since_ms + FRESH_MS)
@@ -562,6 +568,7 @@ class Allocator:
 
     def _serve(self, now_ms: int) -> None:
         """Grant to the head while it can be granted."""
+        self._yields_until_ms = None
         if self.state(now_ms) is not BucketState.SERVING:
             return
         self.probing.wanted = None
@@ -576,6 +583,10 @@ class Allocator:
             batch = self._batch_now(head, now_ms)
             if not isinstance(batch, Batch):
                 return
+            left_tokens = self.available(now_ms, projected=True) - batch.tokens
+            self._yields_until_ms = self.waitlist.yields_until(head, left_tokens, now_ms)
+            if self._yields_until_ms is not None:
+                break
             self._grant(head, batch, now_ms)
         self._doubt_since_ms = None
 
@@ -670,7 +681,7 @@ class Allocator:
     def _grant(self, waiting: Waiting, batch: Batch, now_ms: int) -> None:
         request = waiting.request
         self._deadlines.drop(request.lease_id)
-        self.waitlist.serve(waiting, batch.tokens)
+        self.waitlist.serve(waiting, batch.tokens, now_ms)
         quote, waited_ms = waiting.quote, now_ms - waiting.since_ms
         overrun, proven = quote.overrun(batch.tokens), quote.proven
         self.quotes.count_shadows(request, quote, now_ms)
@@ -699,11 +710,10 @@ class Allocator:
             )
         )
 
-    def _correct(self, lease: Lease, tokens: int) -> None:
-        """The lease cost *tokens* more, or less, than it was charged."""
-        if lease.request is None or tokens == 0:
-            return
-        self.waitlist.correct(lease.request.priority, lease.holder, tokens)
+    def _correct(self, lease: Lease, tokens: int, now_ms: int) -> None:
+        """The call of *lease* is over; it cost *tokens* more, or less, than it was charged."""
+        if lease.request is not None:
+            self.waitlist.settled(lease.request.priority, lease.holder, tokens, now_ms)
 
     # --- denying -----------------------------------------------------------
 

@@ -279,7 +279,6 @@ class Bucket:
             return 0
         return 1 + int((last_tick_ms - ran_ms[0]) / self.period.ms)
 
-    def refill_within(self, horizon_ms: int | None) -> int:
-        """Whole tokens that *horizon_ms* brings, evenly spread; None stands for one tick."""
-        ticks = 1.0 if horizon_ms is None else horizon_ms / self.period.ms
-        return floor(ticks * self.lump)
+    def refill_within(self, horizon_ms: int) -> int:
+        """Whole tokens that *horizon_ms* brings, evenly spread."""
+        return floor(horizon_ms / self.period.ms * self.lump)

@@ -153,7 +153,7 @@ class Drift:
         )
 
     def take(self, split: Split, in_flight: int, *, probed: bool) -> None:
-        """Count the parts of *split*, whose observation is taken for Keepa's count.
+        """Count the parts of *split*: its observation is taken for Keepa's count.
 
         Args:
             split: As `split` has found.

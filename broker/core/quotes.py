@@ -97,7 +97,7 @@ class Quotes:
         costs: CostBook,
         budgets: BudgetBook,
         floor_tokens: int,
-        horizon_ms: int | None,
+        horizon_ms: int,
     ) -> None:
         """Price nothing yet.
 
@@ -106,8 +106,7 @@ class Quotes:
             costs: What calls have cost.
             budgets: Limits for groups of callers.
             floor_tokens: Tokens that are never granted.
-            horizon_ms: Debt reaches as far as the refill of so long pays it back; None
-                stands for one tick.
+            horizon_ms: Debt reaches as far as the refill of so long pays it back.
         """
         self._ledger, self._costs, self._budgets = ledger, costs, budgets
         self._floor_tokens, self._horizon_ms = floor_tokens, horizon_ms

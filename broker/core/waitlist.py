@@ -10,6 +10,11 @@ A holder that comes back after idling starts at the current virtual time: time
 away saves up no credit. Tokens it was served ahead of its turn are remembered
 until the others have caught up.
 
+A holder with a call under way is not idle: it keeps its turn, within `CREDIT_CALLS` of
+the largest charges, if it comes back soon. The last tokens of a tick are kept for it
+for a moment, if it is served before those that wait: else whichever loop is fastest
+would get them every time.
+
 Theory: start-time fair queueing (Goyal, Vin, Cheng 1996). Tags of backlogged
 holders differ by at most the largest request.
 """
@@ -29,6 +34,18 @@ ABSENT_MAX: Final = 10_000
 
 # Stale deadlines beyond this, and beyond those that count, are cleared away.
 STALE_MAX: Final = 64
+
+# A holder that asks again so soon after a grant was not idle between.
+KEPT_MS: Final = 60_000
+# How much of its turn it keeps then, in charges of the largest size lately seen. One is not
+# enough where costs scatter: a call that is refunded lets others pass by as much.
+CREDIT_CALLS: Final = 2
+# Tokens are kept so long at most for a holder that is to come back, counted from its grant,
+# and so long from the end of its call: a worker in a loop asks again at once.
+YIELD_MS: Final = 2_000
+RETURN_MS: Final = 250
+# Before any moment of the broker's clock.
+NEVER_MS: Final = -(1 << 62)
 
 # Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
 TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
@@ -55,14 +72,32 @@ class Waiting:
         return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
 
 
+@dataclass(slots=True)
+class Place:
+    """What is remembered of a holder: its tag, when it was served last, and how much then.
+
+    `back_ms` is when it is expected back at the latest.
+    """
+
+    tag: int
+    served_ms: int = NEVER_MS
+    served_tokens: int = 0
+    back_ms: int = NEVER_MS
+
+
 @dataclass(slots=True, eq=False)
 class Flow:
     """The requests of one holder in one class."""
 
     holder: str
-    tag: int
+    place: Place
     arrival: int
     queue: deque[Waiting] = field(default_factory=deque)
+
+    @property
+    def tag(self) -> int:
+        """The smallest is served next."""
+        return self.place.tag
 
     def __lt__(self, other: "Flow") -> bool:
         # A flow that was left and taken up again ties with its own stale entry in the heap.
@@ -95,18 +130,23 @@ class PriorityClass:
         # Start tag of the request last served: where newcomers begin.
         self.virtual_time = 0
         self.flows: dict[str, Flow] = {}
-        # Tags of idle holders that were served ahead of virtual time.
-        self.ahead: dict[str, int] = {}
+        # Of holders that do not wait, but were served lately, or ahead of virtual time.
+        self.places: dict[str, Place] = {}
+        # Those of them that are expected back; the one served first comes first.
+        self._expected: dict[str, Place] = {}
+        # The largest charge of late.
+        self.largest = 0
         self._heap: list[Tagged] = []
         self._arrivals = 0
+        self._places_max = 64
 
     def join(self, waiting: Waiting) -> None:
         """Queue *waiting* behind its holder's earlier requests."""
         flow = self.flows.get(waiting.request.holder)
         if flow is None:
-            tag = max(self.virtual_time, self.ahead.pop(waiting.request.holder, 0))
+            place = self._come_back(waiting.request.holder, waiting.since_ms)
             self._arrivals += 1
-            flow = Flow(waiting.request.holder, tag, self._arrivals)
+            flow = Flow(waiting.request.holder, place, self._arrivals)
             self.flows[waiting.request.holder] = flow
             self._push(flow)
         flow.queue.append(waiting)
@@ -116,8 +156,9 @@ class PriorityClass:
         waiting = absent.waiting
         flow = self.flows.get(waiting.request.holder)
         if flow is None:
-            tag = self.ahead.pop(waiting.request.holder, absent.tag)
-            flow = Flow(waiting.request.holder, tag, absent.arrival)
+            self._expected.pop(waiting.request.holder, None)
+            place = self.places.pop(waiting.request.holder, None) or Place(absent.tag)
+            flow = Flow(waiting.request.holder, place, absent.arrival)
             self.flows[flow.holder] = flow
             self._push(flow)
         elif absent.arrival < flow.arrival:
@@ -132,26 +173,81 @@ class PriorityClass:
         flow.queue.remove(waiting)
         if not flow.queue:
             del self.flows[flow.holder]
-            if flow.tag > self.virtual_time:
-                self.ahead[flow.holder] = flow.tag
+            self.places[flow.holder] = flow.place
+            if flow.place.back_ms > NEVER_MS:
+                self._expected[flow.holder] = flow.place
 
-    def charge(self, holder: str, tokens: int) -> None:
+    def charge(self, holder: str, tokens: int, now_ms: int) -> None:
         """The holder's front request is being served *tokens* tokens."""
         flow = self.flows[holder]
-        self.virtual_time = max(self.virtual_time, flow.tag)
+        place = flow.place
+        self.virtual_time = max(self.virtual_time, place.tag)
+        self.largest = max(tokens, self.largest * 63 // 64)
+        place.served_ms, place.served_tokens = now_ms, tokens
+        place.back_ms = now_ms + YIELD_MS
         self._advance(flow, tokens)
-        if len(self.ahead) > 2 * len(self.flows) + 64:
-            self.ahead = {h: t for h, t in self.ahead.items() if t > self.virtual_time}
+        if len(self.places) > 2 * len(self.flows) + self._places_max:
+            self._forget_places(now_ms)
 
-    def correct(self, holder: str, tokens: int) -> None:
-        """A served request cost *tokens* more (or less) than it was charged."""
+    def settled(self, holder: str, tokens: int, now_ms: int) -> None:
+        """A call of *holder* is over; it cost *tokens* more (or less) than it was charged."""
         flow = self.flows.get(holder)
         if flow is not None:
-            self._advance(flow, tokens)
+            if tokens:
+                self._advance(flow, tokens)
             return
-        tag = max(self.ahead.pop(holder, 0), self.virtual_time) + tokens
-        if tag > self.virtual_time:
-            self.ahead[holder] = tag
+        place = self.places.get(holder)
+        if place is None:
+            if tokens > 0:
+                self.places[holder] = Place(self.virtual_time + tokens)
+            return
+        place.tag = self._start_tag(place, now_ms) + tokens
+        place.back_ms = min(place.back_ms, now_ms + RETURN_MS)
+
+    def yields_until(self, waiting: Waiting, left_tokens: int, now_ms: int) -> int | None:
+        """Until when *waiting* has to wait for a holder that is served before it; None: go on.
+
+        Args:
+            waiting: The head.
+            left_tokens: What its grant would leave; enough for any other call is no reason.
+            now_ms: The broker's clock.
+        """
+        if left_tokens >= self.largest:
+            return None
+        expected, tag = self._expected, self.flows[waiting.request.holder].tag
+        for holder, place in list(expected.items()):
+            if place.back_ms <= now_ms:
+                del expected[holder]
+            elif place.tag < tag and place.served_tokens > left_tokens:
+                return place.back_ms
+        return None
+
+    def _come_back(self, holder: str, now_ms: int) -> Place:
+        """The place of a holder that begins to wait."""
+        self._expected.pop(holder, None)
+        place = self.places.pop(holder, None)
+        if place is None:
+            return Place(self.virtual_time)
+        place.tag = self._start_tag(place, now_ms)
+        return place
+
+    def _start_tag(self, place: Place, now_ms: int) -> int:
+        """Where it starts: it has saved up nothing, but its own turn if it was not idle."""
+        is_kept = now_ms - place.served_ms <= KEPT_MS
+        credit = CREDIT_CALLS * self.largest if is_kept else 0
+        return max(place.tag, self.virtual_time - credit)
+
+    def _forget_places(self, now_ms: int) -> None:
+        """Forget what no longer makes a difference; look again when there are twice as many."""
+        self.places = {
+            holder: place
+            for holder, place in self.places.items()
+            if place.tag > self.virtual_time or now_ms - place.served_ms <= KEPT_MS
+        }
+        self._expected = {
+            holder: place for holder, place in self._expected.items() if place.back_ms > now_ms
+        }
+        self._places_max = max(64, 2 * len(self.places))
 
     def by_tag(self) -> Iterator[Flow]:
         """All flows, smallest tag first; lazily, so that the first costs little.
@@ -195,7 +291,7 @@ class PriorityClass:
         return (tag, arrival) == (flow.tag, flow.arrival) and self.flows.get(flow.holder) is flow
 
     def _advance(self, flow: Flow, tokens: int) -> None:
-        flow.tag += tokens
+        flow.place.tag += tokens
         self._push(flow)
 
     def _push(self, flow: Flow) -> None:
@@ -215,6 +311,7 @@ class Group:
     weight: float
     arrival: int
     tag: float = 0.0
+    served_ms: int = NEVER_MS
     holders: PriorityClass = field(default_factory=PriorityClass)
 
     @property
@@ -244,28 +341,42 @@ class WeightedClass:
         self._groups: dict[str, Group] = {}
 
     def group(self, holder: str) -> Group:
-        """The group of *holder*; one that begins to wait starts at the present virtual time."""
+        """The group of *holder*."""
         name = holder.partition("/")[0] if self._weights else ""
         group = self._groups.get(name)
         if group is None:
             group = Group(self._weights.get(name, 1.0), len(self._groups))
             self._groups[name] = group
-        if not group.holders.flows:
-            group.tag = max(group.tag, self._virtual_time)
         return group
 
-    def charge(self, holder: str, tokens: int) -> None:
+    def join(self, waiting: Waiting) -> None:
+        """Queue *waiting* behind its holder's earlier requests."""
+        group = self.group(waiting.request.holder)
+        if not group.holders.flows:
+            group.tag = self._start_tag(group, waiting.since_ms)
+        group.holders.join(waiting)
+
+    def charge(self, holder: str, tokens: int, now_ms: int) -> None:
         """A request of *holder* is being served *tokens* tokens."""
         group = self.group(holder)
         self._virtual_time = max(self._virtual_time, group.tag)
         group.tag += tokens / group.weight
-        group.holders.charge(holder, tokens)
+        group.served_ms = now_ms
+        group.holders.charge(holder, tokens, now_ms)
 
-    def correct(self, holder: str, tokens: int) -> None:
-        """A served request cost *tokens* more (or less) than it was charged."""
+    def settled(self, holder: str, tokens: int, now_ms: int) -> None:
+        """A call of *holder* is over; it cost *tokens* more (or less) than it was charged."""
         group = self.group(holder)
+        if not group.holders.flows:
+            group.tag = self._start_tag(group, now_ms)
         group.tag += tokens / group.weight
-        group.holders.correct(holder, tokens)
+        group.holders.settled(holder, tokens, now_ms)
+
+    def _start_tag(self, group: Group, now_ms: int) -> float:
+        """Where *group* starts when it begins to wait; as for its holders."""
+        is_kept = now_ms - group.served_ms <= KEPT_MS
+        credit = CREDIT_CALLS * group.holders.largest / group.weight if is_kept else 0.0
+        return max(group.tag, self._virtual_time - credit)
 
     def by_tag(self) -> Iterator[Flow]:
         """All flows, best claim first; lazily."""
@@ -329,7 +440,7 @@ class Waitlist:
         klass = self._classes[waiting.request.priority]
         if not klass.waiting:
             klass.tag = max(klass.tag, self._virtual_time)
-        klass.group(waiting.request.holder).holders.join(waiting)
+        klass.join(waiting)
         self._enter(waiting)
 
     def remove(self, lease_id: str) -> Waiting | None:
@@ -378,13 +489,13 @@ class Waitlist:
                 return
             del self._absent[lease_id]
 
-    def serve(self, waiting: Waiting, tokens: int) -> None:
+    def serve(self, waiting: Waiting, tokens: int, now_ms: int) -> None:
         """Take *waiting* out and charge *tokens* for it."""
         klass = self._classes[waiting.request.priority]
         assert self._waiting[waiting.request.lease_id] is waiting
         self._virtual_time = max(self._virtual_time, klass.tag)
         klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
-        klass.charge(waiting.request.holder, tokens)
+        klass.charge(waiting.request.holder, tokens, now_ms)
         self._leave(waiting)
         self._holders_of(waiting).leave(waiting)
 
@@ -402,7 +513,7 @@ class Waitlist:
             for priority, klass in self._classes.items()
         }
         for each in waiting:
-            self._holders_of(each).join(each)
+            self._classes[each.request.priority].join(each)
             self._classes[each.request.priority].waiting += 1
 
     def _holders_of(self, waiting: Waiting) -> PriorityClass:
@@ -421,15 +532,21 @@ class Waitlist:
         if not self._waits[caller]:
             del self._waits[caller]
 
-    def correct(self, priority: Priority, holder: str, tokens: int) -> None:
-        """A served request really cost *tokens* more (or less, if negative)."""
-        if tokens == 0:
-            return
+    def settled(self, priority: Priority, holder: str, tokens: int, now_ms: int) -> None:
+        """A call is over that really cost *tokens* more (or less, if negative)."""
         klass = self._classes[priority]
-        if not klass.waiting:
+        if tokens and not klass.waiting:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.tag += tokens * TAG_PER_TOKEN[priority]
-        klass.correct(holder, tokens)
+        klass.settled(holder, tokens, now_ms)
+
+    def yields_until(self, head: Waiting, left_tokens: int, now_ms: int) -> int | None:
+        """Until when *head* waits for a holder before it that is to come back; None: go on."""
+        until_ms = self._holders_of(head).yields_until(head, left_tokens, now_ms)
+        deadline_ms = head.request.deadline_ms
+        if until_ms is not None and deadline_ms is not None and deadline_ms <= until_ms:
+            return None
+        return until_ms
 
     def head(self) -> Waiting | None:
         """The request to serve next; None if none waits."""

@@ -97,17 +97,17 @@ def test_a_wrong_setting_is_named_with_its_remedy(
     ("text", "horizon_ms"),
     [
         *(("0", 0), ("500ms", 500), ("90", 90_000), ("90s", 90_000), ("5m", 300_000)),
-        *(("1h", 3_600_000), ("", None)),
+        *(("1h", 3_600_000), ("", 900_000)),
     ],
 )
 def test_the_horizon_of_debt_is_a_duration(
-    monkeypatch: pytest.MonkeyPatch, text: str, horizon_ms: int | None
+    monkeypatch: pytest.MonkeyPatch, text: str, horizon_ms: int
 ) -> None:
-    """A number and a unit, or of seconds; unset means one tick."""
+    """A number and a unit, or of seconds; unset means a quarter of an hour."""
     monkeypatch.setenv("KEEPA_API_KEY", KEY)
     monkeypatch.setenv("BROKER_DEBT_HORIZON", text)
 
-    expected = None if horizon_ms is None else timedelta(milliseconds=horizon_ms)
+    expected = timedelta(milliseconds=horizon_ms)
     assert ServeSettings.load().broker_debt_horizon == expected
 
 

@@ -194,6 +194,7 @@ class Audit:
         self._check_grant(broker, call, lease)
         self.budgets.granted(broker.allocator, call, lease, self._timeline.now_ms)
         self._measures.granted(call, outcome)
+        self.liveness.granted()
         self.bound.serve(call.demand.priority, lease.tokens)
         complaint = None if self._scenario.budgets else self.bound.broken_by()
         if complaint is not None:

@@ -7,8 +7,9 @@ that share the class while a request waits.
 Inside the class: the request starts at most W·L behind its holder's earlier
 ones, and its holder at most W·L ahead of virtual time (what it was served ahead
 of its turn, corrections included). Another holder is served until its tag has
-passed that of the request: at most 2·W·L + 2·L tokens. So the class is served
-at most P = F·(2·W·L + 2·L) before it.
+passed that of the request: at most 2·W·L + 2·L tokens, and 2·L more if it comes back
+from a call and has kept its turn. So the class is served at most P = F·(2·W·L + 4·L)
+before it.
 
 Among classes: a class of weight v is served at most v/w·(P + 2·L) + 2·L while
 one of weight w is served P, by the same argument on class tags.
@@ -85,7 +86,7 @@ class WaitBound:
         own = arrival.call.demand.priority
         largest = self._largest
         flows = self._holders + self._births - arrival.births
-        class_tokens = flows * 2 * largest * (self._calls_per_holder + 1)
+        class_tokens = flows * 2 * largest * (self._calls_per_holder + 2)
         for priority, before in zip(Priority, arrival.served, strict=True):
             bound = class_tokens
             if priority is not own:

@@ -12,6 +12,8 @@ These exceptions excuse nothing else:
 * a paused or recovering broker must wait;
 * a Keepa that does not answer: the broker waits for PATIENCE_MS, then must use its
   projection;
+* a grant within the last YIELD_MS: its holder may be served before the head, and come
+  back for the tokens;
 * a broker that stood still, or had a stopped clock: until the first tick after that,
   it cannot measure its delay.
 """
@@ -27,7 +29,7 @@ from broker.core.bucket import SAME_TICK_MS, TICK_GUARD_MS
 from broker.core.leases import BucketState, LeaseRequest
 from broker.core.probing import FRESH_MS, PATIENCE_MS
 from broker.core.quotes import Batch
-from broker.core.waitlist import Waiting
+from broker.core.waitlist import YIELD_MS, Waiting
 from tests.simulation.errors import CheckFailedError
 from tests.simulation.keepa_model import KeepaModel
 from tests.simulation.scenario import Scenario
@@ -51,6 +53,8 @@ class Liveness:
         self._scenario, self._timeline, self._model = scenario, timeline, model
         self._starved_since_ms: int | None = None
         self._live_from_ms = 0
+        # The last grant, of which the holder may come back.
+        self._granted_ms: int | None = None
         self._wakes = 0
         self._wakes_counted_s = -1
         way_ms = scenario.probe_way_ms[1]
@@ -58,11 +62,15 @@ class Liveness:
 
     def restarted(self) -> None:
         """A new broker owes nothing yet."""
-        self._starved_since_ms, self._live_from_ms = None, 0
+        self._starved_since_ms, self._live_from_ms, self._granted_ms = None, 0, None
 
     def not_starved(self) -> None:
         """No grant is due now."""
         self._starved_since_ms = None
+
+    def granted(self) -> None:
+        """Tokens may be kept for a moment for the holder of this grant."""
+        self._granted_ms = self._timeline.now_ms
 
     def blind_until(self, true_ms: int) -> None:
         """The broker can't observe the next tick before *true_ms*."""
@@ -84,13 +92,17 @@ class Liveness:
             self._starved_since_ms = None
         elif self._starved_since_ms is None:
             self._starved_since_ms = now_ms
-        elif now_ms - max(self._starved_since_ms, self._live_from_ms) > self._allowed_ms(broker):
+        elif now_ms - self._due_from_ms(self._starved_since_ms) > self._allowed_ms(broker):
             head = allocator.waitlist.head()
             self._fail(
                 "liveness",
                 f"{head} is not granted, though Keepa has {self._model.balance} tokens and"
                 f" {allocator.ledger.in_flight_tokens(broker.now_ms())} are in flight",
             )
+
+    def _due_from_ms(self, starved_since_ms: int) -> int:
+        yields_until_ms = 0 if self._granted_ms is None else self._granted_ms + YIELD_MS
+        return max(starved_since_ms, self._live_from_ms, yields_until_ms)
 
     def _allowed_ms(self, broker: BrokerProcess) -> int:
         return self._sync_ms + PATIENCE_MS * broker.probe_hangs

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from broker.core.allocator import AllocatorConfig
+from broker.core.allocator import DEBT_HORIZON_MS, AllocatorConfig
 from broker.core.budgets import Budget
 from tests.simulation.demand import DEALS, KNOWN, UNKNOWN, Demand
 from tests.simulation.keepa_model import Moment
@@ -68,7 +68,7 @@ class Scenario:
     clock_ppm: int = 0
     floor_tokens: int = 0
     # Refill time of the greatest debt; None stands for one tick.
-    debt_horizon_ms: int | None = None
+    debt_horizon_ms: int = DEBT_HORIZON_MS
     budgets: tuple[Budget, ...] = ()
     # Length of a day of the budgets; 0: there is none.
     day_ms: int = 0
@@ -121,7 +121,7 @@ FEATURES: Final[dict[str, tuple[object, ...]]] = {
     "reduction_every_ms": (HOUR_MS,),
     "clock_ppm": (-50, 100),
     "floor_tokens": (10,),
-    "debt_horizon_ms": (0, 5 * MINUTE_MS),
+    "debt_horizon_ms": (0, MINUTE_MS, 5 * MINUTE_MS),
     "budgets": (
         (Budget("offers", operation="*offers*", share=0.3),),
         (Budget("odd", holder="*1*", tokens_per_hour=200),),

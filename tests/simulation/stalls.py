@@ -15,6 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from broker.core.allocator import DEBT_HORIZON_MS
 from tests.simulation.broker_process import BrokerProcess
 from tests.simulation.demand import DEALS, OFFERS_OF_15
 from tests.simulation.dice import Fate
@@ -23,8 +24,8 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.simulation import Simulation
 
 RATES: Final = (5, 25)
-# No debt, one tick (the default), five minutes.
-HORIZONS_MS: Final = (0, None, 300_000)
+# No debt, one tick, a quarter of an hour (the default).
+HORIZONS_MS: Final = (0, 60_200, DEBT_HORIZON_MS)
 TICKS: Final = 1_000
 MIXED: Final = Scenario(workers=4, demands=(replace(DEALS, units_max=1), OFFERS_OF_15))
 
@@ -34,7 +35,7 @@ class Stalls:
     """What one run has shown; shares of time, tokens."""
 
     rate: int
-    horizon_ms: int | None
+    horizon_ms: int
     stalled: float
     in_debt: float
     deepest: int
@@ -44,7 +45,7 @@ class Stalls:
     probes_a_tick: float
 
 
-def measure(rate: int, horizon_ms: int | None, *, ticks: int = TICKS, seed: int = 1) -> Stalls:
+def measure(rate: int, horizon_ms: int, *, ticks: int = TICKS, seed: int = 1) -> Stalls:
     """Runs the mix for so many *ticks*.
 
     Raises:
@@ -102,10 +103,9 @@ def table(runs: list[Stalls]) -> Table:
     ):
         shown.add_column(heading, justify="right")
     for run in runs:
-        horizon = "one tick" if run.horizon_ms is None else f"{run.horizon_ms // 1000} s"
         shown.add_row(
             str(run.rate),
-            horizon,
+            f"{run.horizon_ms // 1000} s",
             f"{run.stalled:.1%}",
             f"{run.in_debt:.1%}",
             str(run.deepest),

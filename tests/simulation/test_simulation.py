@@ -1,12 +1,14 @@
 """A short slice of the simulation; `make simulate` runs millions of events."""
 
+from dataclasses import replace
+
 import pytest
 
 from broker.core.budgets import Budget, Mode
 from broker.core.holds import Holds
 from broker.core.leases import Priority
 from tests.simulation.campaign import run_random, shrink
-from tests.simulation.demand import DEALS, PAGES, PRODUCTS, RATED
+from tests.simulation.demand import DEALS, OFFERS_OF_15, PAGES, PRODUCTS, RATED, Demand
 from tests.simulation.dice import Fate
 from tests.simulation.figures import (
     BY_CHANCE,
@@ -61,6 +63,24 @@ def test_equal_holders_get_equal_shares() -> None:
     figures = measure("equal holders", 1, FIGURE_EVENTS)
 
     assert (figures.spread <= figures.largest, list(figures.broken())) == (True, [])
+
+
+@pytest.mark.parametrize("rate", [5, 25])
+@pytest.mark.parametrize(
+    "demands", [(PAGES,), (PAGES, PAGES, PAGES, replace(OFFERS_OF_15, whole=True))]
+)
+def test_loops_of_one_call_each_share_equally(demands: tuple[Demand, ...], rate: int) -> None:
+    """A holder with a call under way is not idle: it keeps its turn, and the last tokens."""
+    scenario = Scenario(rate=rate, workers=4, demands=demands, processing_ms=400, opening=0)
+    simulation = Simulation(scenario, Fate(2))
+    while simulation.timeline.events < 6_000:
+        simulation.timeline.step()
+        simulation.audit.check()
+    spent, measures = simulation.measures.spent_by_holder, simulation.measures
+
+    assert len(spent) == 4
+    # Calls under way are not charged yet.
+    assert max(spent.values()) - min(spent.values()) <= 2 * measures.largest
 
 
 def test_classes_share_by_weight() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.allocator import ABSENCE_MS, Allocator, AllocatorConfig
+from broker.core.allocator import ABSENCE_MS, DEBT_HORIZON_MS, Allocator, AllocatorConfig
 from broker.core.bucket import DEFAULT_PERIOD_MS, TICK_GUARD_MS
 from broker.core.budgets import Budget
 from broker.core.costs import SAMPLES_MIN
@@ -345,7 +345,7 @@ def test_the_floor_is_never_granted() -> None:
     assert allocator.etas_ms(10) == {"a": 9_000 + TICK_GUARD_MS - 10}
 
 
-def scattering(tokens: int, debt_horizon_ms: int | None) -> Allocator:
+def scattering(tokens: int, debt_horizon_ms: int = DEBT_HORIZON_MS) -> Allocator:
     """Calls of an operation "q" mostly cost 6 tokens, and seldom 10."""
     config = AllocatorConfig(debt_horizon_ms=debt_horizon_ms, recovery_grace_ms=0)
     allocator = synced(tokens, config)
@@ -355,8 +355,8 @@ def scattering(tokens: int, debt_horizon_ms: int | None) -> Allocator:
 
 
 def test_only_a_lone_lease_reaches_into_debt() -> None:
-    """Its likely cost is there, and one tick pays the rest of its price back."""
-    allocator = scattering(6, debt_horizon_ms=None)
+    """Its likely cost is there, and refills pay the rest of its price back in time."""
+    allocator = scattering(6)
     allocator.acquire(request("a", operation="q"), 10)
     allocator.acquire(request("b", operation="q", holder="B"), 10)
     assert [lease.tokens for lease in granted(allocator)] == [10]
@@ -368,9 +368,9 @@ def test_only_a_lone_lease_reaches_into_debt() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "horizon_ms"),
-    [(5, None), (6, 0), (6, 30_000)],
+    [(5, DEBT_HORIZON_MS), (6, 0), (6, 30_000)],
 )
-def test_debt_is_a_horizon_in_time(tokens: int, horizon_ms: int | None) -> None:
+def test_debt_is_a_horizon_in_time(tokens: int, horizon_ms: int) -> None:
     """Neither less than the likely cost will do, nor refill that comes too late."""
     allocator = scattering(tokens, horizon_ms)
     allocator.acquire(request("a", operation="q"), 10)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from broker.core.leases import Priority
 from broker.core.quotes import Priced, Quote
-from broker.core.waitlist import TAG_PER_TOKEN, Waiting, Waitlist
+from broker.core.waitlist import RETURN_MS, TAG_PER_TOKEN, YIELD_MS, Waiting, Waitlist
 from tests.broker.builders import request
 
 # A price that rests on nothing learned.
@@ -29,7 +29,7 @@ def drain(waitlist: Waitlist, count: int) -> list[str]:
     for _ in range(count):
         head = waitlist.head()
         assert head is not None
-        waitlist.serve(head, head.quote.tokens)
+        waitlist.serve(head, head.quote.tokens, 0)
         holders.append(head.request.holder)
     return holders
 
@@ -84,7 +84,7 @@ def tokens_by_identity(waitlist: Waitlist, count: int) -> Counter[str]:
     for _ in range(count):
         head = waitlist.head()
         assert head is not None
-        waitlist.serve(head, head.quote.tokens)
+        waitlist.serve(head, head.quote.tokens, 0)
         served[head.request.holder.partition("/")[0]] += head.quote.tokens
     return served
 
@@ -106,7 +106,7 @@ def test_holders_of_one_identity_share_equally() -> None:
     for _ in range(60):
         head = waitlist.head()
         assert head is not None
-        waitlist.serve(head, head.quote.tokens)
+        waitlist.serve(head, head.quote.tokens, 0)
         served[head.request.holder] += head.quote.tokens
 
     assert abs(served["a/0"] - served["a/1"]) <= 6
@@ -144,7 +144,7 @@ def test_weights_that_change_keep_those_that_wait() -> None:
     foreseen = [each.request.lease_id for each in waitlist.order()]
     served = []
     while (head := waitlist.head()) is not None:
-        waitlist.serve(head, head.quote.tokens)
+        waitlist.serve(head, head.quote.tokens, 0)
         served.append(head.request.lease_id)
 
     assert served == foreseen
@@ -211,6 +211,66 @@ def test_tokens_taken_ahead_are_remembered_while_idle() -> None:
     assert drain(waitlist, 10) == ["B"] * 10
 
 
+def test_a_holder_with_a_call_under_way_keeps_its_turn() -> None:
+    """One call at a time is no reason to lose what others are served meanwhile."""
+    waitlist = Waitlist()
+    for holder in "AB":
+        waitlist.add(waiting(f"{holder}0", holder))
+    assert drain(waitlist, 2) == ["A", "B"]
+    for number in range(1, 4):
+        waitlist.add(waiting(f"a{number}", "A"))
+    assert drain(waitlist, 2) == ["A", "A"]
+    for number in range(1, 4):
+        waitlist.add(waiting(f"b{number}", "B"))
+
+    assert drain(waitlist, 4) == ["B", "B", "A", "B"]
+
+
+def test_what_it_keeps_is_no_more_than_two_calls() -> None:
+    """A holder saves up nothing in times of plenty, however short its calls are."""
+    waitlist = Waitlist()
+    for holder in "AB":
+        waitlist.add(waiting(f"{holder}0", holder))
+    drain(waitlist, 2)
+    for number in range(1, 40):
+        waitlist.add(waiting(f"a{number}", "A"))
+    drain(waitlist, 30)
+    for number in range(1, 40):
+        waitlist.add(waiting(f"b{number}", "B"))
+    served = Counter(drain(waitlist, 8))
+
+    assert served == {"B": 5, "A": 3}
+
+
+def test_the_last_tokens_are_kept_for_the_holder_whose_turn_it_is() -> None:
+    """They are not kept for ever, and enough for both keeps no request waiting."""
+    waitlist = Waitlist()
+    for holder in "AB":
+        waitlist.add(waiting(f"{holder}0", holder))
+    drain(waitlist, 2)
+    waitlist.settled(Priority.NORMAL, "A", 5, 10)
+    ahead = waiting("a1", "A")
+    waitlist.add(ahead)
+
+    assert waitlist.yields_until(ahead, 0, 20) == YIELD_MS
+    assert waitlist.yields_until(ahead, 5, 20) is None
+    assert waitlist.yields_until(ahead, 0, YIELD_MS) is None
+
+
+def test_a_worker_that_asks_no_more_delays_others_for_a_moment_only() -> None:
+    """Its call is over, and a loop would have asked again by then."""
+    waitlist = Waitlist()
+    for holder in "AB":
+        waitlist.add(waiting(f"{holder}0", holder))
+    drain(waitlist, 2)
+    waitlist.settled(Priority.NORMAL, "A", 5, 10)
+    waitlist.settled(Priority.NORMAL, "B", 0, 100)
+    ahead = waiting("a1", "A")
+    waitlist.add(ahead)
+
+    assert waitlist.yields_until(ahead, 0, 120) == 100 + RETURN_MS
+
+
 def test_a_settle_corrects_the_share() -> None:
     """A call that cost four times its charge makes its holder wait for the others."""
     waitlist = Waitlist()
@@ -218,7 +278,7 @@ def test_a_settle_corrects_the_share() -> None:
         for number in range(10):
             waitlist.add(waiting(f"{holder}{number}", holder))
     drain(waitlist, 1)
-    waitlist.correct(Priority.NORMAL, "A", 15)
+    waitlist.settled(Priority.NORMAL, "A", 15, 0)
 
     assert drain(waitlist, 5) == ["B", "B", "B", "B", "A"]
 
@@ -276,7 +336,7 @@ class WaitlistMachine(RuleBasedStateMachine):
         assert head is not None
         flow = (head.request.priority, head.request.holder)
         assert self.queued[flow].pop(0) == head.request.lease_id
-        self.waitlist.serve(head, head.quote.tokens)
+        self.waitlist.serve(head, head.quote.tokens, 0)
 
     @rule(
         holder=st.sampled_from("ABCDE"),
@@ -285,7 +345,7 @@ class WaitlistMachine(RuleBasedStateMachine):
     )
     def correct(self, holder: str, priority: Priority, tokens: int) -> None:
         """A settle comes in at another cost than was charged."""
-        self.waitlist.correct(priority, holder, tokens)
+        self.waitlist.settled(priority, holder, tokens, 0)
 
     @invariant()
     def nobody_is_lost(self) -> None:
@@ -301,7 +361,8 @@ class WaitlistMachine(RuleBasedStateMachine):
         """Idle holders are forgotten once the others have caught up."""
         for weighted_class in self.waitlist._classes.values():
             klass = weighted_class.group("h").holders
-            assert len(klass.ahead) <= 2 * len(klass.flows) + 64
+            # All five holders were served just now: no time passes here.
+            assert len(klass.places) <= 5
             assert len(klass._heap) <= 4 * len(klass.flows) + 65
 
 

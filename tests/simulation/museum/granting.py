@@ -11,7 +11,7 @@ from broker.core.leases import Granted, Lease, LeaseRequest
 from broker.core.ledger import Ledger
 from broker.core.probing import Probing, Prospect
 from broker.core.quotes import Batch, MustWait, Quotes
-from broker.core.waitlist import Flow, PriorityClass, Waiting, Waitlist
+from broker.core.waitlist import Flow, Place, PriorityClass, Waiting, Waitlist
 from tests.simulation.museum.counting import always, certain_at_once
 from tests.simulation.museum.exhibit import Exhibit, replacing
 
@@ -41,7 +41,7 @@ def throttled(self: Probing, now_ms: int) -> bool:
 def reserve_later(self: Allocator, waiting: Waiting, batch: Batch, now_ms: int) -> None:
     """Checks now, reserves when the loop comes round again."""
     request = waiting.request
-    self.waitlist.serve(waiting, batch.tokens)
+    self.waitlist.serve(waiting, batch.tokens, now_ms)
     lease = self.ledger.reserve(request, batch.units, batch.tokens, now_ms)
     self.ledger.holds.resize(lease, 0)
     self._outcomes.append(Granted(lease, now_ms - waiting.since_ms))
@@ -77,9 +77,9 @@ def smallest_first(self: Waitlist) -> Waiting | None:
     return min(self, key=lambda waiting: waiting.quote.tokens, default=None)
 
 
-def serve_any(self: Waitlist, waiting: Waiting, tokens: int) -> None:
+def serve_any(self: Waitlist, waiting: Waiting, tokens: int, now_ms: int) -> None:
     """Serves a request that need not be the first of its holder."""
-    del tokens
+    del tokens, now_ms
     self.remove(waiting.request.lease_id)
 
 
@@ -94,7 +94,8 @@ def join_with_credit(self: PriorityClass, waiting: Waiting) -> None:
     flow = self.flows.get(holder)
     if flow is None:
         self._arrivals += 1
-        flow = self.flows[holder] = Flow(holder, self.ahead.pop(holder, 0), self._arrivals)
+        place = self.places.pop(holder, None) or Place(0)
+        flow = self.flows[holder] = Flow(holder, place, self._arrivals)
         self._push(flow)
     flow.queue.append(waiting)
 
