@@ -90,9 +90,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     runtime = BrokerRuntime(allocator, keepa, elector, journal)
     metrics = BrokerMetrics(runtime)
     process = ProcessMetrics(metrics.registry, files.states, files.expiries_s)
-    server = _grpc_server(
-        settings, runtime, metrics, _interceptors(metrics, process, files.book, traced=traced)
-    )
+    server = _grpc_server(settings, runtime, metrics, process, files.book, traced=traced)
     introspection = Introspection(server)
     grpc_listen = _bind(server, settings, files)
     page, http_port = _http_port(settings, runtime, metrics, files)
@@ -122,7 +120,10 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         )
         if settings.broker_start_paused:
             log.warning("granting paused by BROKER_START_PAUSED; `tokenbroker resume` ends it")
-        following += _follow_files(runtime, files.budgets, files.book)
+        if files.budgets is not None:
+            following.append(asyncio.create_task(files.budgets.follow(runtime)))
+        if files.book is not None:
+            following.append(asyncio.create_task(_follow_shares(files.book, runtime)))
         await stop.wait()
         log.info("broker stopping")
         for task in following:
@@ -195,24 +196,21 @@ class FollowedFiles:
         return {} if self.tls is None else self.tls.expiries_s()
 
 
-def _interceptors(
+def _grpc_server(
+    settings: ServeSettings,
+    runtime: BrokerRuntime,
     metrics: BrokerMetrics,
     process: ProcessMetrics,
     book: Followed[IdentityBook] | None,
     *,
     traced: bool,
-) -> list[Any]:
-    """What each call passes, the outermost first: a refused call is counted, but has no span."""
-    gate = [] if book is None else [Gate(book, metrics.refused)]
-    return [MeasuredCalls(process.called), *gate, *([TracedCalls()] if traced else [])]
-
-
-def _grpc_server(
-    settings: ServeSettings,
-    runtime: BrokerRuntime,
-    metrics: BrokerMetrics,
-    interceptors: list[Any],
 ) -> grpc.aio.Server:
+    # The outermost first: a refused call is counted, but has no span.
+    interceptors: list[Any] = [MeasuredCalls(process.called)]
+    if book is not None:
+        interceptors.append(Gate(book, metrics.refused))
+    if traced:
+        interceptors.append(TracedCalls())
     server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
     service = TokenBrokerService(
         runtime,
@@ -358,18 +356,6 @@ def _leadership(
         return allocator
 
     return Leadership(elector, row, runtime, succeed)
-
-
-def _follow_files(
-    runtime: BrokerRuntime, file: BudgetsFile | None, book: Followed[IdentityBook] | None
-) -> list[asyncio.Task[None]]:
-    """Tasks that apply changes of the budgets and the identities to *runtime*."""
-    tasks = []
-    if file is not None:
-        tasks.append(asyncio.create_task(file.follow(runtime)))
-    if book is not None:
-        tasks.append(asyncio.create_task(_follow_shares(book, runtime)))
-    return tasks
 
 
 async def _follow_shares(book: Followed[IdentityBook], runtime: BrokerRuntime) -> None:

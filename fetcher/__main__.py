@@ -568,7 +568,7 @@ def _duration(text: str | None) -> timedelta | None:
 
 
 def main() -> None:
-    """Run the command; a wrong setting exits 2, any other failure 1."""
+    """Runs the command; exits with 2 for a wrong setting, with 1 for any other failure."""
     run_command(
         "dealfetcher",
         app,

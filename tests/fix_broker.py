@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 READY_TIMEOUT_S = 90.0
+# Lines of a program's log that a failed test shows.
+SHOWN_LINES = 40
+# Set on a test that has failed in its setup or call.
+FAILED = pytest.StashKey[bool]()
 RPC_TIMEOUT_S = 60.0
 # The developer's own settings must not leak into a test.
 OWN_PREFIXES = (
@@ -94,14 +99,20 @@ class RunningBroker:
             return False
 
 
-@pytest.fixture
-def start_program(tmp_path: Path) -> Iterator[StartProgram]:
-    """A factory: ``start_program("fetcher", "run", broker_address=…)`` runs ``-m fetcher run``.
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Lets fixtures see that their test has failed, so that they can show why."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
-    Keywords are settings; ``name`` names the program and its log. It runs in an empty
-    folder, so that no ``.env`` is read.
-    """
-    programs: list[Program] = []
+
+@contextmanager
+def starting_programs(folder: Path, programs: list[Program]) -> Iterator[StartProgram]:
+    """A factory of programs that run in *folder*, are listed in *programs*, and end in the end."""
 
     def start(
         module: str, *arguments: str, name: str | None = None, **settings: object
@@ -111,14 +122,36 @@ def start_program(tmp_path: Path) -> Iterator[StartProgram]:
             name,
             [sys.executable, "-m", module, *arguments],
             environment=environment(**settings),
-            log_path=tmp_path / f"{name}.log",
-            folder=tmp_path,
+            log_path=folder / f"{name}.log",
+            folder=folder,
         )
         programs.append(program)
         return program.start()
 
     yield start
     stop_together(programs)
+
+
+def show_if_failed(test: pytest.Item, programs: Iterable[Program]) -> None:
+    """Prints the last lines of each program of a test that has failed."""
+    if test.stash.get(FAILED, False):
+        for program in programs:
+            head = f"--- {program.name}: exit code {program.returncode}"
+            lines = program.output().splitlines()[-SHOWN_LINES:]
+            sys.stderr.write("\n".join([head, *lines, ""]))
+
+
+@pytest.fixture
+def start_program(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartProgram]:
+    """A factory: ``start_program("fetcher", "run", broker_address=…)`` runs ``-m fetcher run``.
+
+    Keywords are settings; ``name`` names the program and its log. It runs in an empty
+    folder, so that no ``.env`` is read.
+    """
+    programs: list[Program] = []
+    with starting_programs(tmp_path, programs) as start:
+        yield start
+    show_if_failed(request.node, programs)
 
 
 def launch_broker(
@@ -164,7 +197,7 @@ def launch_broker(
 
 
 @pytest.fixture
-def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+def start_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartBroker]:
     """A factory: ``start_broker(base_url, api_key, broker_floor_tokens=5, …)``.
 
     Further keywords are settings. Returns once the broker grants leases.
@@ -183,4 +216,6 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
         return broker
 
     yield start
-    stop_together(broker.program for broker in brokers)
+    programs = [broker.program for broker in brokers]
+    stop_together(programs)
+    show_if_failed(request.node, programs)

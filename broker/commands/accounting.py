@@ -1,10 +1,10 @@
 """Commands that read the journal through the broker: spend and explain."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,6 @@ from broker.commands.connection import CommandError, Target, connect
 from broker.commands.plain import plain
 from broker.commands.tables import escape
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
 # The broker asks Postgres, and gives up sooner.
 TIMEOUT_S = 15.0
@@ -21,14 +20,16 @@ PAGE_SIZE = 1_000
 # Of a holder's story: the latest records are what is asked for.
 HOLDER_RECORDS = 200
 
-Stub = pb_grpc.TokenBrokerServiceStub
+Page = TypeVar("Page", pb.ListSpendResponse, pb.ExplainLeaseResponse)
 
 
 def spend(target: Target, by: str, since: timedelta, *, as_json: bool) -> None:
     """Prints the tokens spent, summed up by *by*."""
     key = pb.SpendKey.Value(f"SPEND_KEY_{by.upper()}")
     with connect(target) as broker:
-        pages = list(_spend_pages(broker, key, since))
+        request = pb.ListSpendRequest(by=key, page_size=PAGE_SIZE)
+        request.since.FromTimedelta(since)
+        pages = list(_pages(broker.ListSpend, request))
     total, rows = pages[0].total_tokens, [row for page in pages for row in page.rows]
     if as_json:
         entries = {"total_tokens": total, "rows": [{by: row.key, **_sums(row)} for row in rows]}
@@ -54,19 +55,13 @@ def _sums(row: pb.SpendRow) -> dict[str, int]:
     }
 
 
-def _spend_pages(
-    broker: Stub, key: pb.SpendKey.ValueType, since: timedelta
-) -> Iterator[pb.ListSpendResponse]:
-    back, token, more = Duration(), "", True
-    back.FromTimedelta(since)
+def _pages(ask: Callable[..., Page], request: Any) -> Iterator[Page]:
+    more = True
     while more:
-        page = broker.ListSpend(
-            pb.ListSpendRequest(by=key, since=back, page_size=PAGE_SIZE, page_token=token),
-            timeout=TIMEOUT_S,
-        )
+        page = ask(request, timeout=TIMEOUT_S)
         yield page
-        token = page.next_page_token
-        more = bool(token)
+        request.page_token = page.next_page_token
+        more = bool(page.next_page_token)
 
 
 def explain(target: Target, name: str, *, as_json: bool) -> None:
@@ -76,7 +71,11 @@ def explain(target: Target, name: str, *, as_json: bool) -> None:
         CommandError: The journal has neither.
     """
     with connect(target) as broker:
-        events = list(_story(broker, name)) or _of_holder(broker, name)
+        story = pb.ExplainLeaseRequest(lease_id=name, page_size=PAGE_SIZE)
+        events = [event for page in _pages(broker.ExplainLease, story) for event in page.events]
+        if not events:
+            latest = pb.ExplainLeaseRequest(holder=name, page_size=HOLDER_RECORDS)
+            events = [*reversed(broker.ExplainLease(latest, timeout=TIMEOUT_S).events)]
     if not events:
         raise CommandError(
             f"the journal has no lease and no holder {name!r}: `tokenbroker leases` lists those"
@@ -102,18 +101,3 @@ def explain(target: Target, name: str, *, as_json: bool) -> None:
             f"Lease {escape(first.lease_id)} of {escape(first.holder)}, {escape(first.operation)}"
         )
     console.print(table)
-
-
-def _story(broker: Stub, lease_id: str) -> Iterator[pb.LeaseEvent]:
-    token, more = "", True
-    while more:
-        request = pb.ExplainLeaseRequest(lease_id=lease_id, page_size=PAGE_SIZE, page_token=token)
-        page = broker.ExplainLease(request, timeout=TIMEOUT_S)
-        yield from page.events
-        token = page.next_page_token
-        more = bool(token)
-
-
-def _of_holder(broker: Stub, holder: str) -> list[pb.LeaseEvent]:
-    request = pb.ExplainLeaseRequest(holder=holder, page_size=HOLDER_RECORDS)
-    return list(reversed(broker.ExplainLease(request, timeout=TIMEOUT_S).events))

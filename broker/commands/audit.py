@@ -61,7 +61,16 @@ def _report(result: Audit, tolerance: int) -> dict[str, Any]:
         "unexplained_tokens": unexplained,
         "tolerance_tokens": tolerance,
         "explained": unexplained <= tolerance,
-        "differences": [_difference(each) for each in replay.differences],
+        "differences": [
+            {
+                "time": _time(each.at_ms),
+                "gap": each.gap.value,
+                "tokens": each.tokens,
+                "lease_id": each.lease_id,
+                "holder": each.holder,
+            }
+            for each in replay.differences
+        ],
     }
 
 
@@ -71,16 +80,6 @@ def _count(seen: Observation | None) -> dict[str, Any] | None:
         return None
     said = seen.envelope
     return {"tokens_left": said.tokens_left, "keepa_time": _time(said.server_time_ms)}
-
-
-def _difference(each: Difference) -> dict[str, Any]:
-    return {
-        "time": _time(each.at_ms),
-        "gap": each.gap.value,
-        "tokens": each.tokens,
-        "lease_id": each.lease_id,
-        "holder": each.holder,
-    }
 
 
 def _time(unix_ms: int) -> str:

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from broker.console.series import TokenSeries
-from broker.core.leases import DenialReason, Lease, LeaseState
+from broker.core.leases import DenialReason, LeaseState
 from broker.keepa_status import KeepaSyncError
 from broker.runtime import BrokerRuntime
 from broker.telemetry.metrics import BrokerMetrics
@@ -114,7 +114,7 @@ class TokensPage:
 
     async def _parts(self, request: web.Request) -> str:
         runtime, now_s = self._runtime, time.time()
-        view = runtime.bucket()
+        view, now_ms = runtime.bucket(), runtime.now_ms()
         operations, holders = self._metrics.spent()
         values: dict[str, Any] = {
             "view": view,
@@ -124,7 +124,14 @@ class TokensPage:
             "trouble": runtime.probes.trouble,
             "budgets_trouble": runtime.budgets_trouble,
             "chart": self.series.chart(now_s),
-            "leases": [_lease(lease, runtime.now_ms()) for lease in runtime.leases(ROWS_MAX)],
+            "leases": [
+                {
+                    "lease": lease,
+                    "age_ms": now_ms - lease.granted_ms,
+                    "ttl_ms": lease.expires_ms - now_ms,
+                }
+                for lease in runtime.leases(ROWS_MAX)
+            ],
             "open_state": LeaseState.OPEN,
             "waiting": runtime.waiting(ROWS_MAX),
             "spends": {"operation": _shares(operations), "holder": _shares(holders)},
@@ -146,14 +153,6 @@ def span(milliseconds: float | None) -> str:
         if seconds >= 2 * unit_s:
             return f"{seconds // unit_s:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _lease(lease: Lease, now_ms: int) -> dict[str, Any]:
-    return {
-        "lease": lease,
-        "age_ms": now_ms - lease.granted_ms,
-        "ttl_ms": lease.expires_ms - now_ms,
-    }
 
 
 def _shares(spent: Mapping[str, float]) -> list[tuple[str, int, Any]]:

@@ -67,7 +67,8 @@ class TokenSeries:
             else:
                 self._marks.append(Mark(seen_s, left, "seen", f"Keepa counts {left}"))
         if before is not None and _has_ticked(before, view):
-            landed_s = now_s - _since_tick_ms(view) / 1000
+            since_ms = max(0.0, view.refill_period_ms - (view.next_refill_ms or 0))
+            landed_s = now_s - since_ms / 1000
             words = f"refill of {view.refill_rate} tokens"
             self._marks.append(Mark(landed_s, None, "refill", words))
 
@@ -103,7 +104,3 @@ def _has_ticked(before: BucketView, view: BucketView) -> bool:
     if before.next_refill_ms is None or view.next_refill_ms is None:
         return False
     return view.next_refill_ms - before.next_refill_ms > view.refill_period_ms / 4
-
-
-def _since_tick_ms(view: BucketView) -> float:
-    return max(0.0, view.refill_period_ms - (view.next_refill_ms or 0))

@@ -111,20 +111,6 @@ def _waited(record: records.Waited) -> str:
     )
 
 
-def _granted(record: records.Granted) -> str:
-    return (
-        f"granted {record.tokens} tokens for {_units(record.units)} after"
-        f" {record.waited_ms / 1000:.3f} s; asked for {_wanted(record.request)}"
-    )
-
-
-def _denied(record: records.Denied) -> str:
-    return (
-        f"denied after {record.waited_ms / 1000:.3f} s ({record.reason.replace('_', ' ')}):"
-        f" {record.available} tokens were available"
-    )
-
-
 def _settled(record: records.Settled) -> str:
     call = record.settlement
     parts = [f"settled{' late' if record.late else ''}: {ENDINGS[call.outcome]}"]
@@ -135,22 +121,6 @@ def _settled(record: records.Settled) -> str:
     if record.doubt is not None:
         parts.append(f"the reply did not fit the count ({record.doubt})")
     return ", ".join(parts)
-
-
-def _written_off(record: records.WrittenOff) -> str:
-    return (
-        f"given up: no settle came; Keepa's count shows {record.cost} of the {record.tokens}"
-        " tokens held"
-    )
-
-
-def _carried(record: records.Carried) -> str:
-    lapsed = "lapsed " if record.lapsed else ""
-    return f"taken over after a restart: {lapsed}hold of {record.tokens} tokens"
-
-
-def _corrected(record: records.Corrected) -> str:
-    return f"a late settle replaces the write-off of {-record.tokens} tokens"
 
 
 def _wanted(request: LeaseRequest) -> str:
@@ -164,12 +134,26 @@ def _units(most: int, least: int | None = None) -> str:
 
 TEXTS: Final[dict[type, str | Callable[[Any], str]]] = {
     records.Waited: _waited,
-    records.Granted: _granted,
-    records.Denied: _denied,
+    records.Granted: lambda record: (
+        f"granted {record.tokens} tokens for {_units(record.units)} after"
+        f" {record.waited_ms / 1000:.3f} s; asked for {_wanted(record.request)}"
+    ),
+    records.Denied: lambda record: (
+        f"denied after {record.waited_ms / 1000:.3f} s ({record.reason.replace('_', ' ')}):"
+        f" {record.available} tokens were available"
+    ),
     records.Settled: _settled,
-    records.WrittenOff: _written_off,
-    records.Carried: _carried,
-    records.Corrected: _corrected,
+    records.WrittenOff: lambda record: (
+        f"given up: no settle came; Keepa's count shows {record.cost} of the {record.tokens}"
+        " tokens held"
+    ),
+    records.Carried: lambda record: (
+        f"taken over after a restart: {'lapsed ' if record.lapsed else ''}hold of"
+        f" {record.tokens} tokens"
+    ),
+    records.Corrected: lambda record: (
+        f"a late settle replaces the write-off of {-record.tokens} tokens"
+    ),
     records.Revoked: "taken back: the grant never reached its client",
     records.Renewed: "renewed by a heartbeat",
     records.Adopted: "taken over from its client's heartbeat: an earlier epoch granted it",

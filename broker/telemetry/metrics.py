@@ -79,7 +79,9 @@ class BrokerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(BucketCollector(runtime))
-        self._operation = BoundedLabel(self._forget_operation)
+        self._operation = BoundedLabel(
+            lambda operation: self._operation_tokens.remove_by_labels({"operation": operation})
+        )
         self._holder = BoundedLabel(self._forget_holder)
         self._wait = Histogram(
             "tokenbroker_wait_seconds",
@@ -135,9 +137,6 @@ class BrokerMetrics:
             self._refused.labels(reason.value)
         for told in ("first", "last"):
             self._eta_error.labels(told)
-
-    def _forget_operation(self, operation: str) -> None:
-        self._operation_tokens.remove_by_labels({"operation": operation})
 
     def _forget_holder(self, holder: str) -> None:
         self._holder_tokens.remove_by_labels({"holder": holder})

@@ -1,18 +1,20 @@
 """Messages and exit codes of commands that the broker rejects."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import broker.__main__ as tokenbroker
+import fetcher.__main__ as dealfetcher
 from deploy.local.ports import free_port
 from tests.fix_broker import RunningBroker, environment, launch_broker
 from tests.fix_certificates import Company, table
 from tests.fix_simulator import RunningSimulator
+from tests.in_process import run_here
 
 ROOT = Path(__file__).parents[2]
+MAINS = {"broker": tokenbroker.main, "fetcher": dealfetcher.main}
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +47,9 @@ def broker(
 
 def run(command: str, folder: Path, **settings: object) -> tuple[int, str]:
     """Exit code and error output of a command such as "broker status"."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        env=environment(queries=ROOT / "deploy/queries", **settings),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    program, *words = command.split()
+    given = environment(queries=ROOT / "deploy/queries", **settings)
+    done = run_here(MAINS[program], program, tuple(words), environment=given, folder=folder)
     return done.returncode, done.stderr
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from deploy.keepa_simulator.options import DEMO_KEY
 from deploy.local.program import Program
-from tests.fix_broker import StartProgram, environment
+from tests.fix_broker import environment, starting_programs
 from tests.test_documents import ROOT, of
 from tests.waiting import wait_until
 
@@ -76,22 +77,25 @@ class RunningStack:
         return process.returncode, first + output
 
 
-@pytest.fixture
-def stack(start_program: StartProgram, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack as `make run` starts it, with deals in its database."""
-    data_dir = tmp_path_factory.mktemp("stack") / "data"
-    program = start_program(
-        "deploy.local",
-        broker_listen="127.0.0.1:0",
-        broker_http_listen="127.0.0.1:0",
-        gateway_listen="127.0.0.1:0",
-        gateway_http_listen="127.0.0.1:0",
-        console_listen="127.0.0.1:0",
-        queries=ROOT / "deploy" / "queries",
-        data_dir=data_dir,
-    )
-    wait_until(lambda: "page read" in program.output() or not program.running, "the first page")
-    return RunningStack(program, data_dir)
+    folder = tmp_path_factory.mktemp("stack")
+    with starting_programs(folder, []) as start:
+        program = start(
+            "deploy.local",
+            broker_listen="127.0.0.1:0",
+            broker_http_listen="127.0.0.1:0",
+            gateway_listen="127.0.0.1:0",
+            gateway_http_listen="127.0.0.1:0",
+            console_listen="127.0.0.1:0",
+            queries=ROOT / "deploy" / "queries",
+            data_dir=folder / "data",
+        )
+        wait_until(
+            lambda: "page read" in program.output() or not program.running, "the first page"
+        )
+        yield RunningStack(program, folder / "data")
 
 
 def documented(program: str) -> list[list[str]]:

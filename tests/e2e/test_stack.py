@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.command import main
 from deploy.local.ports import free_port
 from deploy.local.program import Program
 from tests.e2e.collection import fetch, stored_deals
 from tests.fix_broker import StartProgram, environment
 from tests.fix_simulator import StartSimulator
+from tests.in_process import run_here
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -234,7 +236,8 @@ def test_a_wrong_setting_is_named_in_one_line(
     settings: dict[str, str], exit_code: int, complaint: str, tmp_path: Path
 ) -> None:
     """The error names an unusable setting, and nothing starts."""
-    done = run_stack(tmp_path, **settings)
+    given = environment(**{**ANY_PORTS, **QUERIES, "data_dir": tmp_path / "data", **settings})
+    done = run_here(lambda: sys.exit(main()), "stack", (), environment=given, folder=tmp_path)
 
     assert done.returncode == exit_code
     assert len(done.stderr.splitlines()) == 1

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from broker.core.allocator import Allocator
 from broker.core.errors import BrokerError
 from broker.core.snapshot import snapshot, waiting_view
+from broker.journal.status import JournalStatus
 from broker.rpc import replies, requests
 from broker.rpc.requests import InvalidRequestError, Ttl
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -206,4 +207,8 @@ def test_whatever_is_accepted_can_be_shown() -> None:
                 replies.lease(held, NOW_MS)
             for waiting in waiting_view(allocator, NOW_MS, 10):
                 replies.waiting(waiting)
-            replies._observation(snapshot(allocator, NOW_MS).observation, 0)  # type: ignore[arg-type]  # synced
+            replies.bucket(
+                snapshot(allocator, NOW_MS), allocator.ledger.totals, floor_tokens=0,
+                max_debt_tokens=5, fingerprint="", trouble="", budgets_trouble="",
+                journal=JournalStatus(),
+            )  # fmt: skip
