@@ -21,6 +21,7 @@ import structlog
 
 from broker.calendar import alike, present
 from broker.core.allocator import Allocator
+from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
 from broker.core.elector import Elector
 from broker.core.errors import BrokerError
@@ -441,10 +442,7 @@ class BrokerRuntime:
         if self.journal is not None and made:
             self.journal.put(self.allocator.ledger.epoch, made)
         for answer in self.allocator.take_outcomes():
-            lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
-            wait = self._waits.get(lease_id)
-            if wait is not None and not wait.answer.done():
-                wait.answer.set_result(answer)
+            self._deliver(answer)
         self._notices.log(self.allocator.take_events())
         now_ms = self.now_ms()
         self._promises.keep_score(self.allocator, now_ms)
@@ -463,6 +461,12 @@ class BrokerRuntime:
         if shown != self._shown:
             self._shown = shown
             self._wake_watchers()
+
+    def _deliver(self, answer: Answer) -> None:
+        lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
+        wait = self._waits.get(lease_id)
+        if wait is not None and not wait.answer.done():
+            wait.answer.set_result(answer)
 
     def _set_timer(self, now_ms: int) -> None:
         if self._timer is not None:
@@ -522,6 +526,10 @@ class BrokerRuntime:
             return self._probe_failed(
                 KeepaSyncError(ProbeFailure.BAD_REPLY, "Keepa's reply can't be handled"), asking
             )
+        self._probe_answered(envelope, requested_ms, asking)
+        return None
+
+    def _probe_answered(self, envelope: Envelope, requested_ms: int, asking: Allocator) -> None:
         self._probe = None
         if self.probes.trouble is not None or not self.synced.is_set():
             log.info("Keepa answers", tokens_left=envelope.tokens_left)
@@ -530,7 +538,6 @@ class BrokerRuntime:
             self._decide(
                 lambda now_ms: self.allocator.probe_answered(envelope, requested_ms, now_ms)
             )
-        return None
 
     def _probe_failed(self, exc: KeepaSyncError, asking: Allocator) -> KeepaSyncError:
         """Counts the failure; logs a lasting one once, not at every retry."""
