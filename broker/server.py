@@ -106,7 +106,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         if elector is None:
             runtime.start()
         else:
-            leadership = _leadership(settings, elector, runtime, str(grpc_listen))
+            leadership = _leadership(settings, elector, runtime, grpc_listen)
             following.append(asyncio.create_task(leadership.follow()))
         log.info(
             "broker listening",
@@ -336,7 +336,7 @@ async def _journal(settings: ServeSettings, leader: str) -> "Journal":
 
 
 def _leadership(
-    settings: ServeSettings, elector: Elector, runtime: BrokerRuntime, listen: str
+    settings: ServeSettings, elector: Elector, runtime: BrokerRuntime, listen: Listen
 ) -> "Leadership":
     # Imported here: a broker without a database does without the driver's memory.
     from broker.journal.leader_row import LeaderRow  # noqa: PLC0415 - see above
@@ -346,7 +346,7 @@ def _leadership(
         settings.database_url,
         account=settings.key_fingerprint,
         holder=elector.holder,
-        address=settings.broker_advertise or listen,
+        address=settings.broker_advertise or listen.as_seen_by_others,
     )
 
     async def succeed(term: Term) -> Allocator:

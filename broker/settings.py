@@ -204,7 +204,8 @@ class ServeSettings(RequiredKeepaSettings, JournalSettings, LogSettings):
     """How long a leader leads without an answer of Postgres. A standby takes over after a
     quarter more."""
     broker_advertise: str = ""
-    """Address of this broker that standbys name as the leader's; default: BROKER_LISTEN."""
+    """Address of this broker that standbys name as the leader's; default: BROKER_LISTEN, with
+    the machine's name if that means every interface."""
     broker_tls_cert_file: Path | None = None
     """The broker's certificate (PEM); with it the broker speaks TLS."""
     broker_tls_key_file: Path | None = None

@@ -46,7 +46,9 @@ def migrate(database_url: str, months_kept: int) -> list[str]:
     applied: list[str] = []
     with connect(database_url, ADVICE, PROGRAM) as connection:
         complete = not missing_migrations(connection)
-        if not complete:
+        # Even IF NOT EXISTS needs the right to create schemas, which a role with a schema
+        # of its own may lack.
+        if not complete and connection.execute(SEES).fetchone() == (False,):
             connection.execute(CREATE_SCHEMA)
     if not complete:
         applied = migrating.migrate(

@@ -21,6 +21,7 @@ class DataDir:
         self.logs = path / "logs"
         self.postgres = path / "postgres"
         self.database_url_file = path / "database-url"
+        self.broker_database_url_file = path / "broker-database-url"
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -44,4 +45,5 @@ class DataDir:
         traceback: TracebackType | None,
     ) -> None:
         self.database_url_file.unlink(missing_ok=True)
+        self.broker_database_url_file.unlink(missing_ok=True)
         os.close(self._lock)

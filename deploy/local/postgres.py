@@ -182,9 +182,17 @@ class PostgresServer:
         """Deletes the data of the stopped server."""
         shutil.rmtree(self.data_dir)
 
-    def create_database(self, name: str, *, template: str = "template1") -> str:
-        """Creates the database *name* if it is missing, and returns its URL."""
+    def create_database(
+        self, name: str, *, template: str = "template1", anew: bool = False
+    ) -> str:
+        """Creates the database *name* if it is missing, and returns its URL.
+
+        *anew* deletes an existing one first.
+        """
         with psycopg.connect(self.url(), autocommit=True) as connection:
+            if anew:
+                drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+                connection.execute(drop.format(sql.Identifier(name)))
             identifiers = (sql.Identifier(name), sql.Identifier(template))
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*identifiers)
             with contextlib.suppress(psycopg.errors.DuplicateDatabase):

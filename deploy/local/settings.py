@@ -56,6 +56,11 @@ class StackSettings(Environment):
     """URL of your Postgres, 15 or newer; without it, `make run` starts one."""
     database_url_file: Path | None = None
     """A file that holds the URL."""
+    broker_database_url: SecretStr = SecretStr("")
+    """URL of the journal's database; without it, the journal is in the Postgres that
+    `make run` starts. With a Postgres of yours there is none: set it to the same URL."""
+    broker_database_url_file: Path | None = None
+    """A file that holds this URL."""
     broker_listen: Address = "127.0.0.1:50051"
     """Address of the broker's gRPC server."""
     broker_http_listen: Address = "127.0.0.1:9464"
@@ -140,6 +145,20 @@ class StackSettings(Environment):
     def runs_postgres(self) -> bool:
         """Whether the stack starts its own Postgres."""
         return not (self.database_url.get_secret_value() or self.database_url_file)
+
+    @property
+    def brings_journal(self) -> bool:
+        """Whether the stack's own Postgres holds the broker's journal."""
+        return self.runs_postgres and not self._names_journal
+
+    @property
+    def journal_is_off(self) -> bool:
+        """Whether the broker has no database: Postgres is the user's, the journal not set."""
+        return not (self.runs_postgres or self._names_journal)
+
+    @property
+    def _names_journal(self) -> bool:
+        return bool(self.broker_database_url.get_secret_value() or self.broker_database_url_file)
 
     @property
     def rpc(self) -> Listen:

@@ -34,6 +34,8 @@ from fetcher.work.pace import PLAN_EVENT
 
 FIRST_FETCHER: Final = "fetcher-1"
 _DATABASE: Final = "deals"
+# Each simulator is an account of its own under the same key, so its journal begins anew.
+_SIMULATED_JOURNAL: Final = "simulated_journal"
 _READY_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.1
 _SURVEY_S: Final = 0.5
@@ -172,6 +174,13 @@ class Stack:
         url = self._postgres.create_database(_DATABASE)
         self._data_dir.database_url_file.write_text(url + "\n")
         environment["DATABASE_URL"] = url
+        if self._settings.brings_journal:
+            journal_url = url
+            if self._settings.keepa is Keepa.SIMULATOR:
+                journal_url = self._postgres.create_database(_SIMULATED_JOURNAL, anew=True)
+            self._data_dir.broker_database_url_file.write_text(journal_url + "\n")
+            # Alone, the broker leads at once, also after a run that was killed.
+            environment |= {"BROKER_DATABASE_URL": journal_url, "BROKER_LEADERSHIP": "sole"}
         return url
 
     def _announce(self, simulator_url: str) -> None:
@@ -187,6 +196,8 @@ class Stack:
             note(f"Postgres {self._postgres.major}: {self._postgres.url(_DATABASE)}")
         else:
             note("Postgres: yours, by DATABASE_URL")
+        if self._settings.journal_is_off:
+            note("journal: off; BROKER_DATABASE_URL names a database for it, or the same")
         note(f"broker: gRPC on {settings.rpc}, metrics on http://{settings.http}/metrics")
         note(f"tokens in a browser: http://{settings.http}/")
         note(f"deals in a browser: http://{settings.console_listen}/")

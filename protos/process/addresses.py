@@ -50,6 +50,12 @@ class Listen:
         return is_loopback(self.host)
 
     @property
+    def as_seen_by_others(self) -> str:
+        """The address, with this machine's name in place of every interface."""
+        host = socket.gethostname() if self.host in EVERY_INTERFACE else self.host
+        return str(Listen(host, self.port))
+
+    @property
     def hosts(self) -> list[str]:
         """The IP addresses to listen on; for every interface, one for IPv4 and IPv6.
 

@@ -1,5 +1,6 @@
 """The commands in README, broker and fetcher documents work on a running stack."""
 
+import json
 import re
 import shutil
 import signal
@@ -26,12 +27,8 @@ ENDLESS = (
     ("dealfetcher", "console"),
     ("dealfetcher", "alert"),
 )
-# They need a journal, channels, saved replies or roles, which `make run` has none of.
+# They need channels, saved replies or roles, which `make run` has none of.
 ELSEWHERE = (
-    ("tokenbroker", "audit"),
-    ("tokenbroker", "explain"),
-    ("tokenbroker", "migrate"),
-    ("tokenbroker", "spend"),
     ("dealfetcher", "alerts", "test"),
     ("dealfetcher", "history", "import"),
     ("dealfetcher", "migrate", "--roles"),
@@ -55,6 +52,7 @@ class RunningStack:
             keepa_base_url=simulator[1],
             keepa_api_key=DEMO_KEY,
             database_url=(data_dir / "database-url").read_text("utf-8").strip(),
+            broker_database_url_file=data_dir / "broker-database-url",
             queries=ROOT / "deploy" / "queries",
         )
 
@@ -121,14 +119,28 @@ def asin_of(stack: RunningStack) -> str:
     return found[1]
 
 
+def holder_in(stack: RunningStack) -> str:
+    """A holder whose calls the journal has."""
+    command = [sys.executable, "-m", "broker", "spend", "--by", "holder", "-o", "json"]
+    rows: list[dict[str, str]] = []
+
+    def spent() -> bool:
+        _, output = stack.run(command)
+        rows[:] = json.loads(output)["rows"]
+        return bool(rows)
+
+    wait_until(spent, "a call in the journal")
+    return rows[0]["holder"]
+
+
 @pytest.mark.slow
 def test_the_documented_commands_work(stack: RunningStack) -> None:
     """Every command of the three documents ends with exit code 0 beside `make run`."""
-    asin = asin_of(stack)
+    examples = {"ASIN": asin_of(stack), "LEASE_ID": holder_in(stack)}
     commands = []
     for program, module in PROGRAMS.items():
         for command in documented(program):
-            arguments = [asin if word == "ASIN" else word for word in command[1:]]
+            arguments = [examples.get(word, word) for word in command[1:]]
             commands.append([sys.executable, "-m", module, *arguments])
 
     def outcome(command: list[str]) -> tuple[int, str]:

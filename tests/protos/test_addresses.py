@@ -25,6 +25,15 @@ def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> Non
     assert Listen.parse(text) == Listen(host, port)
 
 
+def test_others_see_a_machines_name_in_place_of_every_interface() -> None:
+    """An address of all interfaces is none to connect to."""
+    name = socket.gethostname()
+
+    assert Listen.parse(":50051").as_seen_by_others == f"{name}:50051"
+    assert Listen.parse("[::]:50051").as_seen_by_others == f"{name}:50051"
+    assert Listen.parse("10.0.0.7:50051").as_seen_by_others == "10.0.0.7:50051"
+
+
 @pytest.mark.parametrize("text", ["", "50051", "host", "host:", "host:x", "::1:80", "h:65536"])
 def test_anything_else_is_refused(text: str) -> None:
     """Rather than guessed at."""

@@ -1,6 +1,14 @@
 -- Which broker leads, one row per Keepa account; see broker/core/elector.py.
 
-CREATE SCHEMA IF NOT EXISTS tokenbroker;
+-- Even IF NOT EXISTS needs the right to create schemas, which a role with a schema of its own
+-- may lack.
+DO $$
+BEGIN
+    IF to_regnamespace('tokenbroker') IS NULL THEN
+        CREATE SCHEMA tokenbroker;
+    END IF;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS tokenbroker.leader (
     -- The fingerprint of the Keepa key.

@@ -12,12 +12,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from deploy.keepa_simulator.options import DEMO_KEY
 
 ROOT = Path(__file__).parents[3]
+# Free ones: another stack may run on this machine.
+PORTS = ("BROKER_RPC_PORT", "BROKER_HTTP_PORT", "CONSOLE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")
 FILES = ("docker-compose.yml", "deploy/docker/simulator.yml")
 TLS_FILE = "deploy/docker/tls.yml"
 PGBOUNCER_FILE = "deploy/docker/pgbouncer.yml"
@@ -27,13 +31,15 @@ RESTORE = (
     *("pg_restore", "--username=deals", "--dbname=deals"),
     *("--clean", "--if-exists", "--single-transaction"),
 )
+PROMETHEUS = "prom/prometheus:v3.5.0"
 BASE_IMAGE = "python:3.12-slim"
-ABOVE_BASE_MAX_BYTES = 120_000_000
+ABOVE_BASE_MAX_BYTES = 130_000_000
 BUILD_TIMEOUT_S = 1_200
 DEADLINE_S = 120
 POLL_S = 0.5
-# SIGTERM drains within 5 s; the rest is the engine's own time for eight containers at once.
+# SIGTERM drains within 5 s; the rest is the engine's own time for several containers at once.
 STOP_MAX_S = 8
+FETCHERS = 4
 
 
 def docker(*arguments: str, timeout_s: float = 120, **settings: str) -> str:
@@ -41,7 +47,7 @@ def docker(*arguments: str, timeout_s: float = 120, **settings: str) -> str:
     run = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
-        env=os.environ | dict.fromkeys(("BROKER_RPC_PORT", "BROKER_HTTP_PORT"), "0") | settings,
+        env=os.environ | dict.fromkeys(PORTS, "0") | settings,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -151,27 +157,103 @@ def test_deals_arrive(stack: Stack) -> None:
     """A fresh checkout without a key collects deals."""
     wait_for(lambda: stack.number("SELECT count(*) FROM deals") > 0, "deals")
 
-    assert health(stack, "broker") == health(stack, "fetcher") == ["healthy"]
+    services = ("simulator", "postgres", "broker", "fetcher", "gateway", "console")
+
+    assert [health(stack, name) for name in services] == [["healthy"]] * len(services)
+
+
+def test_programs_share_the_account_through_the_gateway(stack: Stack) -> None:
+    """Keepa's API on the published port: the call waits for its lease and is answered."""
+    url = f"http://{published(stack, 'gateway', 8902)}/product?key=any&domain=1&asin=B0D8W1YVBX"
+    with urlopen(url, timeout=DEADLINE_S) as reply:
+        answer = json.load(reply)
+
+    assert len(answer["products"]) == 1
+
+
+def test_pages_show_tokens_and_deals(stack: Stack) -> None:
+    """Both pages are there for this machine's browsers."""
+    pages = [("broker", 9464, "tokens"), ("console", 9466, "deals")]
+    shown = [
+        urlopen(f"http://{published(stack, name, port)}/", timeout=DEADLINE_S).read().decode()
+        for name, port, _ in pages
+    ]
+
+    assert [word in page.lower() for (_, _, word), page in zip(pages, shown, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_the_journal_accounts_for_every_token(stack: Stack) -> None:
+    """README's commands: who spent what, and the audit by Keepa's own count."""
+    spend = json.loads(tokenbroker(stack, "spend", "--by", "holder", "-o", "json"))
+    audit = json.loads(tokenbroker(stack, "audit", "-o", "json"))
+    story = json.loads(tokenbroker(stack, "explain", spend["rows"][0]["holder"], "-o", "json"))
+
+    assert spend["total_tokens"] > 0
+    assert audit["explained"] is True
+    assert story
+
+
+def test_the_profiles_come_up(stack: Stack, tmp_path: Path) -> None:
+    """Alerts, pruning and measuring run beside the rest, each as its own role."""
+    channels = tmp_path / "alerts.toml"
+    channels.write_text('[channels.team]\napprise = "json://simulator:8901/none"\n', "utf-8")
+    channels.chmod(0o644)
+    tmp_path.chmod(0o755)
+    extended = Stack(ALERTS_FILE=str(channels))
+    services = ("alert", "metrics", "prune")
+    profiles = ("--profile", "alerts", "--profile", "retention", "--profile", "observability")
+    extended.run(*profiles, "up", "--detach", "--no-build", "--no-deps", *services)
+    states = [health(extended, name) for name in services]
+    wait_for(lambda: "deleted: " in stack.run("logs", "prune"), "a run of the profile")
+    extended.run(*profiles, "stop", "alert", "prune")
+
+    assert states == [["healthy"]] * len(services)
+
+
+def test_prometheus_scrapes_what_the_profile_starts(stack: Stack) -> None:
+    """Broker and metrics are up under the job names of the alerts."""
+    if not has_image(PROMETHEUS):
+        pytest.skip(f"{PROMETHEUS} is not here, and no registry has it")
+    observed = ("--profile", "observability", "up", "--detach", "--no-build", "--no-deps")
+    stack.run(*observed, "metrics", "prometheus")
+    url = f"http://{published(stack, 'prometheus', 9090)}/api/v1/query?query=up"
+
+    def up() -> dict[str, str]:
+        try:
+            with urlopen(url, timeout=10) as reply:
+                series = json.load(reply)["data"]["result"]
+        except OSError:
+            return {}
+        return {one["metric"]["job"]: one["value"][1] for one in series}
+
+    wanted = {"keepa-broker": "1", "keepa-fetcher-metrics": "1"}
+    wait_for(lambda: up() == wanted, "both jobs scraped")
+    stack.run("--profile", "observability", "stop", "metrics", "prometheus")
 
 
 def test_images_are_small_and_without_root() -> None:
-    """Each image adds less than 120 MB to its base, and starts as an ordinary user."""
+    """Each image adds less than 130 MB to its base, and starts as an ordinary user."""
     if reason := no_engine():
         pytest.skip(f"no Docker engine: {reason}")
-    images = ["keepa-broker", "keepa-fetcher", "keepa-simulator"]
+    images = ["keepa-broker", "keepa-fetcher", "keepa-gateway", "keepa-simulator"]
     found = json.loads(docker("image", "inspect", BASE_IMAGE, *images))
     base, ours = found[0], found[1:]
 
-    assert [image["Size"] - base["Size"] < ABOVE_BASE_MAX_BYTES for image in ours] == [True] * 3
+    assert [image["Size"] - base["Size"] < ABOVE_BASE_MAX_BYTES for image in ours] == [True] * len(
+        images
+    )
     assert {image["Config"]["User"] for image in ours} == {"10001:10001"}
 
 
 def test_fetchers_scale(stack: Stack) -> None:
-    """Eight fetchers work side by side."""
-    stack.run("up", "--detach", "--no-recreate", "--scale", "fetcher=8")
+    """Several fetchers work side by side."""
+    stack.run("up", "--detach", "--no-build", "--no-recreate", "--scale", f"fetcher={FETCHERS}")
 
     alive = "SELECT count(*) FROM workers WHERE seen_at > now() - interval '30 seconds'"
-    wait_for(lambda: stack.number(alive) == 8, "eight living fetchers")
+    wait_for(lambda: stack.number(alive) == FETCHERS, "as many living fetchers")
 
 
 def test_collection_survives_a_killed_broker(stack: Stack) -> None:
@@ -189,6 +271,28 @@ def test_collection_survives_a_killed_broker(stack: Stack) -> None:
     wait_for(lambda: stack.number(read) > 0, "page read after the kill")
 
 
+def test_a_standby_takes_over(stack: Stack) -> None:
+    """Two brokers: the other one leads after a kill, deals go on, the audit explains both."""
+    stack.run("up", "--detach", "--no-build", "--no-recreate", "--scale", f"fetcher={FETCHERS}",
+              "--scale", "broker=2")  # fmt: skip
+    assert health(stack, "broker") == ["healthy"] * 2
+    leader, standby = leader_first(stack)
+    kill_from_outside(stack.inspect(leader, "{{.State.Pid}}"))
+    wait_for(lambda: bucket(standby)["state"] == "serving", "the standby's lead")
+    taken_at = stack.number("SELECT extract(epoch FROM now())::bigint")
+    wait_for(lambda: stack.inspect(leader, "{{.State.Health.Status}}") == "healthy", "a standby")
+    follower = bucket(leader)
+    read = f"SELECT count(*) FROM scan_pages WHERE done_at > to_timestamp({taken_at + 1})"
+    wait_for(lambda: stack.number(read) > 0, "a page read after the kill")
+    audit = json.loads(tokenbroker(stack, "audit", "--tolerance", "60", "-o", "json"))
+    stack.run("up", "--detach", "--no-build", "--no-recreate", "--scale", f"fetcher={FETCHERS}",
+              "--scale", "broker=1")  # fmt: skip
+
+    assert follower["state"] == "standby"
+    assert follower["leader"] == f"{standby[:12]}:50051"
+    assert audit["epochs"] > 2
+
+
 def test_nothing_shows_the_key(stack: Stack) -> None:
     """No log line and no environment holds the key."""
     containers = stack.run("ps", "--all", "--quiet").split()
@@ -198,12 +302,14 @@ def test_nothing_shows_the_key(stack: Stack) -> None:
 
 
 def test_everything_ends_when_asked_to(stack: Stack) -> None:
-    """Fetchers, broker and simulator each end by themselves within seconds."""
-    services = ("fetcher", "broker", "simulator")
+    """Each program ends by itself within seconds."""
+    services = ("fetcher", "gateway", "console", "broker", "simulator")
     containers = [one for service in services for one in stack.containers(service)]
     took_s = [stop_time_s(stack, service) for service in services]
 
-    assert [stack.inspect(one, "{{.State.ExitCode}}") for one in containers] == ["0"] * 10
+    assert [stack.inspect(one, "{{.State.ExitCode}}") for one in containers] == ["0"] * (
+        FETCHERS + 4
+    )
     assert max(took_s) < STOP_MAX_S, took_s
 
 
@@ -242,6 +348,7 @@ def test_a_pooler_in_transaction_mode_carries_all_work(stack: Stack) -> None:
     assert "login attempt" in pooled.run("logs", "pgbouncer")
     assert "prepared statement" not in logs
     assert "Postgres is away" not in logs
+    assert json.loads(tokenbroker(pooled, "status", "-o", "json"))["journal"]["state"] == "writing"
 
 
 def test_roles_have_the_least_rights(stack: Stack) -> None:
@@ -263,9 +370,6 @@ def test_old_deals_are_pruned(stack: Stack) -> None:
     )
     count = stack.number(old)
     deleted = json.loads(stack.run("run", "--rm", "prune", "prune", "--output", "json"))
-    stack.run("--profile", "retention", "up", "--detach", "--no-build", "prune")
-    wait_for(lambda: "deleted: " in stack.run("logs", "prune"), "a run of the profile")
-    stack.run("--profile", "retention", "stop", "prune")
 
     assert count > 0
     assert deleted["deals"] == count
@@ -307,6 +411,39 @@ from pathlib import Path
 for found in Path("/run").rglob("database_url"):
     print(found.read_text().partition("://")[2].partition(":")[0])
 """
+
+
+def published(stack: Stack, service: str, port: int) -> str:
+    """The address on this machine of a service's port."""
+    return stack.run("port", service, str(port)).strip()
+
+
+def tokenbroker(stack: Stack, *command: str) -> str:
+    """The output of a command beside the broker."""
+    return stack.run("exec", "--no-TTY", "broker", "tokenbroker", *command)
+
+
+def bucket(container: str) -> dict[str, Any]:
+    """The bucket as the broker in *container* sees it; {} while it does not answer."""
+    command = ("tokenbroker", "status", "--address", f"{container[:12]}:50051", "-o", "json")
+    run = subprocess.run(
+        ["docker", "exec", container, *command], capture_output=True, text=True, check=False
+    )
+    return dict(json.loads(run.stdout)) if run.returncode == 0 else {"state": ""}
+
+
+def leader_first(stack: Stack) -> list[str]:
+    """The containers of the two brokers, the leader's first."""
+    brokers = stack.containers("broker")
+    return sorted(brokers, key=lambda one: bucket(one)["state"] == "standby")
+
+
+def has_image(name: str) -> bool:
+    """Whether the engine has an image, or gets it from a registry."""
+    for command in (["image", "inspect", name], ["pull", "--quiet", name]):
+        if subprocess.run(["docker", *command], capture_output=True, check=False).returncode == 0:
+            return True
+    return False
 
 
 def restore(stack: Stack, dump: Path) -> None:

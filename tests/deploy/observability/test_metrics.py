@@ -114,7 +114,8 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
     del config["alerting"]
     targets = {"keepa-broker": stack.broker, "keepa-fetcher-metrics": stack.metrics}
     for scrape in config["scrape_configs"]:
-        scrape["static_configs"][0]["targets"] = [targets[scrape["job_name"]]]
+        scrape.pop("dns_sd_configs", None)
+        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
     assert PROMETHEUS is not None

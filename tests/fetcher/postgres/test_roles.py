@@ -44,6 +44,23 @@ def urls_of(owner_url: str) -> RoleUrls:
     return RoleUrls(*(role_url(owner_url, role) for role in ROLES[1:]))
 
 
+def test_the_broker_makes_its_journal_with_its_own_role(
+    owner_url: str, start_program: StartProgram
+) -> None:
+    """In the schema that is there for it, though it may create none; the reader reads it."""
+    migrate(owner_url)
+    grant_roles(owner_url, urls_of(owner_url))
+    journal = start_program(
+        "broker", "migrate", broker_database_url=role_url(owner_url, "k_broker")
+    )
+    code = journal.wait(60)
+    assert (code, "applied" in journal.output()) == (0, True), journal.output()
+    with psycopg.connect(role_url(owner_url, "k_reader")) as reader:
+        records = reader.execute("SELECT count(*) FROM tokenbroker.records").fetchone()
+
+    assert records == (0,)
+
+
 def test_each_role_does_its_work_and_no_more(owner_url: str) -> None:
     """Fetchers write rows, readers read them, the broker has its own schema."""
     migrate(owner_url)
