@@ -199,7 +199,12 @@ class BucketCollector(Collector):
         yield from self._by_label()
 
     def _gauges(self) -> Iterator[Metric]:
+        synced = self._runtime.synced.is_set()
+        yield gauge("synced", "1 once a balance has been read from Keepa.", synced)
         view, config = self._runtime.bucket(), self._runtime.allocator.config
+        if view.state is BucketState.STANDBY:
+            # What it last knew as leader, if anything, would stand beside the leader's.
+            return
         yield gauge("balance_tokens", "Projected balance.", view.balance)
         yield gauge("reserved_tokens", "Tokens held for calls.", view.reserved)
         yield gauge("available_tokens", "Tokens that could be granted now.", view.available)
@@ -229,8 +234,6 @@ class BucketCollector(Collector):
             if outlook.full_ms is not None:
                 yield gauge("full_seconds", "Time until the bucket is full at this pace.",
                             outlook.full_ms / 1e3)  # fmt: skip
-        synced = self._runtime.synced.is_set()
-        yield gauge("synced", "1 once a balance has been read from Keepa.", synced)
         if view.observation is not None and view.observation_age_ms is not None:
             yield gauge("observed_balance_tokens", "Balance last observed at Keepa.",
                          view.observation.envelope.tokens_left)  # fmt: skip

@@ -120,7 +120,7 @@ def asin_of(stack: RunningStack) -> str:
 
 
 def holder_in(stack: RunningStack) -> str:
-    """A holder whose calls the journal has."""
+    """A holder of calls that the journal has."""
     command = [sys.executable, "-m", "broker", "spend", "--by", "holder", "-o", "json"]
     rows: list[dict[str, str]] = []
 

@@ -186,7 +186,7 @@ def test_pages_show_tokens_and_deals(stack: Stack) -> None:
 
 
 def test_the_journal_accounts_for_every_token(stack: Stack) -> None:
-    """README's commands: who spent what, and the audit by Keepa's own count."""
+    """README's commands: spend by holder, and the audit by Keepa's own count."""
     spend = json.loads(tokenbroker(stack, "spend", "--by", "holder", "-o", "json"))
     audit = json.loads(tokenbroker(stack, "audit", "-o", "json"))
     story = json.loads(tokenbroker(stack, "explain", spend["rows"][0]["holder"], "-o", "json"))

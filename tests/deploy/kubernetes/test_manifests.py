@@ -80,6 +80,7 @@ def test_every_program_accepts_its_settings(
     """Each program starts with the values that the overlay gives, once its Secrets exist."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "api-key").write_text("k" * 64)
+    (tmp_path / "url").write_text("postgresql://broker:p@db.example.com/deals")
     for name, container in containers(overlay):
         if name not in SETTINGS:
             continue
@@ -88,6 +89,8 @@ def test_every_program_accepts_its_settings(
             for variable, value in given.items():
                 patched.setenv(variable, value)
             patched.setenv("KEEPA_API_KEY_FILE", str(tmp_path / "api-key"))
+            if name == "broker":
+                patched.setenv("BROKER_DATABASE_URL_FILE", str(tmp_path / "url"))
 
             SETTINGS[name].load()
 
@@ -116,7 +119,8 @@ def test_ports_are_where_programs_listen(overlay: str) -> None:
 
     assert {name: declared[name] for name in listening} == listening
     assert all(
-        names[one["metadata"]["name"]][port["targetPort"]] == port["port"]
+        names[one["spec"]["selector"]["app.kubernetes.io/name"]][port["targetPort"]]
+        == port["port"]
         for one in services
         for port in one["spec"]["ports"]
     )
@@ -188,6 +192,7 @@ def test_each_program_has_the_credentials_of_its_own_role(overlay: str) -> None:
 
     assert found["fetcher"] == found["prune"] == {"database"}
     assert found["metrics"] == {"database-reader"}
+    assert found["broker"] == {"database-broker"}
     assert "database-owner" in found["migrate"]
     assert [name for name, secrets in found.items() if "database-owner" in secrets] == (
         ["migrate"] if overlay != "local" else ["postgres", "migrate"]
@@ -275,7 +280,7 @@ def test_no_budget_blocks_a_drain(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_one_broker_for_one_account(overlay: str) -> None:
-    """Each namespace has one broker; its successor starts after its end."""
+    """Each namespace has its brokers: one, or two of which one leads (test_components.py)."""
     brokers = [
         one for one in of_kind(overlay, "Deployment") if one["metadata"]["name"] == "broker"
     ]
@@ -283,8 +288,10 @@ def test_one_broker_for_one_account(overlay: str) -> None:
 
     assert {one["metadata"]["namespace"] for one in brokers} == namespaces
     assert len(brokers) == len(namespaces) == (2 if overlay == "two-accounts" else 1)
-    assert all(one["spec"]["replicas"] == 1 for one in brokers)
-    assert all(one["spec"]["strategy"] == {"type": "Recreate"} for one in brokers)
+    assert {one["spec"]["replicas"] for one in brokers} == {1 if overlay == "local" else 2}
+    assert {one["spec"]["strategy"]["type"] for one in brokers} == {
+        "Recreate" if overlay == "local" else "RollingUpdate"
+    }
 
 
 def test_probes_ask_over_http() -> None:
