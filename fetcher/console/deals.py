@@ -12,17 +12,17 @@ from aiohttp import web
 
 from fetcher.console.context import ConsoleContext, price_kind, words_of_value
 from fetcher.deals.filters import (
-    FIELDS,
     SORTS,
     STATES,
     Cursor,
+    DealFilter,
     FilterError,
     Sort,
     read_filter,
     read_sort,
 )
 from fetcher.postgres.database import Connection, Row
-from fetcher.postgres.grid import GridFilter, query_names, read_grid
+from fetcher.postgres.grid import SEARCH_MS, query_names, read_grid
 from fetcher.postgres.history import price_history
 from fetcher.postgres.marks import MARKS, list_marks, marks_of, remove_mark, set_mark
 from fetcher.postgres.overview import readers
@@ -45,12 +45,12 @@ PAGE_ROWS: Final = 48
 API: Final = "/api/deals"
 MARKS_ROWS: Final = 100
 CHANGES: Final = 50
-NAMES: Final = frozenset(field.name for field in FIELDS)
-# What only the grid has, beyond the filters of all lists.
-EXTRA_NUMBERS: Final = ("new_offers_min", "used_offers_min")
 # The other filters are folded up while none of them is used.
 MAIN_FILTERS: Final = {"title", "state", "query", "sort", "created_within", "domain"}
-NUMBER_MAX: Final = 2**31 - 1
+# The address of a search that may take longer, within the bound of all pages.
+PATIENT: Final = "patient"
+PATIENT_MS: Final = 8_000
+OWN_NAMES: Final = frozenset({"sort", PATIENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,10 @@ class Asked:
     """What the address of the grid asks for."""
 
     values: Mapping[str, str]
-    wanted: GridFilter
+    wanted: DealFilter
     sort: Sort
     after: Cursor | None
+    search_ms: int
 
     def address(self, **changes: str) -> str:
         """The address of the same list with *changes*; an empty value is left out."""
@@ -104,6 +105,11 @@ class Asked:
         # An empty state means any, and is no default.
         kept = {name: text for name, text in values.items() if text or name == "state"}
         return f"/?{urlencode(kept)}"
+
+    def patiently(self) -> str:
+        """The address of the same page with a longer search."""
+        place = {} if self.after is None else {"cursor": str(self.after)}
+        return self.address(**{PATIENT: "1"}, **place)
 
 
 def read_address(query: Mapping[str, str]) -> Asked:
@@ -114,24 +120,14 @@ def read_address(query: Mapping[str, str]) -> Asked:
     """
     values = {"state": "accepted"} if not query else {}
     values |= {name: text.strip() for name, text in query.items() if name != "cursor"}
-    extras: dict[str, int] = {}
-    for name in EXTRA_NUMBERS:
-        if text := values.get(name):
-            if not text.isascii() or not text.isdecimal() or int(text) > NUMBER_MAX:
-                raise FilterError(name, "write a whole number")
-            extras[name] = int(text)
-    shared = {
-        name: text for name, text in values.items() if name not in {*EXTRA_NUMBERS, "sort", "rule"}
-    }
+    shared = {name: text for name, text in values.items() if name not in OWN_NAMES}
     sort = read_sort(values.get("sort", ""))
-    rule = values.get("rule") or None
-    if rule is not None and (len(rule) > 100 or not rule.isprintable()):  # noqa: PLR2004 - no rule is longer
-        raise FilterError("rule", "write the name of a rule")
-    wanted = GridFilter(read_filter(shared), rule=rule, **extras)
+    wanted = read_filter(shared)
     place = query.get("cursor", "")
     after = Cursor.parse(place, sort=sort) if place else None
     kept = {name: text for name, text in values.items() if text or name == "state"}
-    return Asked(kept, wanted, sort, after)
+    search_ms = PATIENT_MS if values.get(PATIENT) else SEARCH_MS
+    return Asked(kept, wanted, sort, after, search_ms)
 
 
 class DealPages:
@@ -171,6 +167,7 @@ class DealPages:
             first=asked.address(),
             following=None if page.next is None else asked.address(cursor=str(page.next)),
             is_first=asked.after is None,
+            patient=None if asked.search_ms > SEARCH_MS else asked.patiently(),
             query_names=names,
             states=STATES,
             sorts=SORTS,
@@ -182,7 +179,7 @@ class DealPages:
             ranges=DATE_RANGES,
             images=context.images,
             has_api=any(resource.canonical == API for resource in request.app.router.resources()),
-            export=urlencode(asked.wanted.deals.parameters() | {"sort": asked.sort}),
+            export=urlencode(asked.wanted.parameters() | {"sort": asked.sort}),
             can_mark=request[CALLER].may_act and context.writing is not None,
         )
 
@@ -256,7 +253,14 @@ class DealPages:
 
 
 def _grid(connection: Connection, asked: Asked) -> tuple[Any, list[str]]:
-    page = read_grid(connection, asked.wanted, sort=asked.sort, after=asked.after, limit=PAGE_ROWS)
+    page = read_grid(
+        connection,
+        asked.wanted,
+        sort=asked.sort,
+        after=asked.after,
+        limit=PAGE_ROWS,
+        search_ms=asked.search_ms,
+    )
     return page, query_names(connection)
 
 

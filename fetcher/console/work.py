@@ -56,24 +56,29 @@ class WorkPages:
         period = request.query.get("since", "24h")
         period = period if period in PERIODS else "24h"
         query = request.query.get("query") or None
-        states, rules = await self._context.read(
-            rejections, query=_text(query), since=PERIODS[period][1]
+        exact = bool(request.query.get("exact"))
+        found = await self._context.read(
+            rejections, query=_text(query), since=PERIODS[period][1], exact=exact
         )
         counts: dict[str, dict[str, int]] = {}
-        for row in states:
-            counts.setdefault(row["query"], {})[row["state"]] = row["deals"]
         by_query: dict[str, list[Any]] = {}
-        for row in rules:
-            rejected = counts.get(row["query"], {}).get("rejected", 0)
-            share = row["deals"] / rejected if rejected else 0
-            by_query.setdefault(row["query"], []).append(
+        for row in found.rows:
+            name, deals = row["query"], row["deals"]
+            if row["rule"] is None:
+                counts.setdefault(name, {})[row["state"]] = deals
+                continue
+            share = deals / max(counts[name].get("rejected", 0), 1)
+            by_query.setdefault(name, []).append(
                 {**row, "share": round(100 * share), "bar": bar(share)}
             )
+        for rows in by_query.values():
+            rows.sort(key=lambda row: -row["deals"])
         return self._context.pages.page(
             request,
             "rejections.html",
             counts=counts,
             rules=by_query,
+            sampled=found.sampled,
             periods={name: words for name, (words, _) in PERIODS.items()},
             period=period,
             query=query,

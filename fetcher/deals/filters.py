@@ -68,7 +68,11 @@ FIELDS: Final = (
     Field("domain", "whole", f"Keepa's number of the site: {', '.join(map(str, DOMAINS))}"),
     Field("price_type", "whole", f"Keepa's price type: 0 to {len(PRICE_TYPES) - 1}"),
     Field("asin", "asin", "one product"),
-    Field("title", "text", "a part of the title, in any case"),
+    Field(
+        "title",
+        "text",
+        "words of the title, or how they begin, in any order",
+    ),
     Field("category", "whole", "the root category's number"),
     Field("condition", "whole", "Keepa's code of the condition"),
     Field("price_min", "whole", "lowest price, in minor units"),
@@ -79,6 +83,9 @@ FIELDS: Final = (
     Field("rank_max", "whole", "highest number of the sales rank"),
     Field("rating_min", "whole", "lowest rating, 0 to 50"),
     Field("reviews_min", "whole", "least number of reviews"),
+    Field("new_offers_min", "whole", "least number of new offers"),
+    Field("used_offers_min", "whole", "least number of used offers"),
+    Field("rule", "text", "a rule that stands against it"),
     Field("created_within", "duration", 'youngest deals: "30m", "24h", "7d"'),
     Field("judged_within", "duration", 'judged lately: "30m", "24h", "7d"'),
 )
@@ -105,6 +112,9 @@ class DealFilter:
     rank_max: int | None = None
     rating_min: int | None = None
     reviews_min: int | None = None
+    new_offers_min: int | None = None
+    used_offers_min: int | None = None
+    rule: str | None = None
     created_within: int | None = None
     judged_within: int | None = None
 

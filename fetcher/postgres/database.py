@@ -1,5 +1,6 @@
 """Connections to Postgres: a small pool, and one error for "not now"."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ __all__ = [
     "execute_each",
     "fetch_dicts",
     "instant",
+    "planned_rows",
+    "timeout_of",
     "unix_ms",
 ]
 
@@ -126,6 +129,27 @@ def bound_reading(connection: Connection, *, timeout_ms: int) -> None:
         f"SET TRANSACTION READ ONLY; SET LOCAL jit = off;"
         f" SET LOCAL statement_timeout = {timeout_ms:d}".encode()
     )
+
+
+def planned_rows(
+    connection: Connection, select: LiteralString, values: Mapping[str, object]
+) -> int:
+    """Returns how many rows the planner expects of *select*; to count would read them all."""
+    found = connection.execute(f"EXPLAIN (FORMAT JSON) {select}", values).fetchone()
+    assert found is not None
+    plan = found[0] if isinstance(found[0], list) else json.loads(found[0])
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+@contextmanager
+def timeout_of(connection: Connection, timeout_ms: int) -> Iterator[None]:
+    """Lets statements take *timeout_ms* at most; the bound from before holds again behind it."""
+    row = connection.execute("SELECT current_setting('statement_timeout')").fetchone()
+    assert row is not None
+    connection.execute(f"SET LOCAL statement_timeout = {timeout_ms:d}".encode())
+    yield
+    # A statement that was cancelled is rolled back, and this setting with it.
+    connection.execute("SELECT set_config('statement_timeout', %s, true)", row)
 
 
 def execute_each(

@@ -7,7 +7,6 @@ Law:
    can still precede is shown: a reader that goes on from its cursor misses no change.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -35,7 +34,9 @@ CONDITIONS: Final[Mapping[str, LiteralString]] = {
     "domain": "domain_id = %(domain)s",
     "price_type": "price_type = %(price_type)s",
     "asin": "asin = %(asin)s",
-    "title": "title ILIKE %(title)s",
+    # The patterns cost little, and leave few titles to be taken into words.
+    "title": "short_title LIKE ALL (title_patterns(%(title)s))"
+    " AND title_has(short_title, title_query(%(title)s))",
     "category": "root_category = %(category)s",
     "condition": "condition = %(condition)s",
     "price_min": "price_minor >= %(price_min)s",
@@ -46,6 +47,9 @@ CONDITIONS: Final[Mapping[str, LiteralString]] = {
     "rank_max": "rank <= %(rank_max)s",
     "rating_min": "rating >= %(rating_min)s",
     "reviews_min": "reviews >= %(reviews_min)s",
+    "new_offers_min": "new_offers >= %(new_offers_min)s",
+    "used_offers_min": "used_offers >= %(used_offers_min)s",
+    "rule": "%(rule)s = ANY(failed_rules)",
     "created_within": "creation_time >= now() - %(created_within)s * interval '1 ms'",
     "judged_within": "judged_at >= now() - %(judged_within)s * interval '1 ms'",
 }
@@ -86,8 +90,6 @@ STREAM_ROWS: Final = 2_000
 PLACE: Final = ("value", "query", "domain_id", "asin", "price_type")
 # A cursor on the server lasts as long as its transaction.
 STREAM: Final = "deals"
-_ESCAPED: Final = r"\\\g<0>"
-_LIKE_SIGNS: Final = re.compile(r"[%_\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +163,10 @@ def stream_deal_rows(
             yield asked.rows(found, more=True)
 
 
-def like(text: str) -> str:
-    """Returns the pattern for values that contain *text*."""
-    return f"%{_LIKE_SIGNS.sub(_ESCAPED, text)}%"
-
-
 def _list(connection: Connection, wanted: DealFilter, sort: Sort, after: Cursor | None) -> _List:
     given = wanted.given()
     conditions: list[LiteralString] = [UNMARKED, *(CONDITIONS[name] for name in given)]
     values: dict[str, Any] = dict(given)
-    if wanted.title is not None:
-        values["title"] = like(wanted.title)
     server = 0
     if sort == "changed":
         row = connection.execute(HORIZON).fetchone()
@@ -186,7 +181,7 @@ def _list(connection: Connection, wanted: DealFilter, sort: Sort, after: Cursor 
     statement: LiteralString = f"""
 SELECT {SELECTED}, sort_value
   FROM (SELECT *, {SORT_VALUES[sort]} AS sort_value
-          FROM (SELECT {QUALIFIED}, g.changed
+          FROM (SELECT {QUALIFIED}, g.changed, g.title AS short_title
                   FROM deal_grid g JOIN listings l USING (domain_id, asin)) wide) deal
  WHERE {" AND ".join(conditions)}
  ORDER BY {ASCENDING if sort == "changed" else ORDER}

@@ -1,10 +1,11 @@
 """What the console shows of the work: queries, rejections over time, the fleet, readers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 
-from fetcher.postgres.database import Connection, Row, fetch_dicts
+from fetcher.postgres.database import Connection, Row, fetch_dicts, planned_rows
 from fetcher.queries.query import DealQuery
 
 # Times of scans are Keepa's; ages are measured by Keepa's clock too.
@@ -54,21 +55,23 @@ SELECT v.query, v.domain_id, v.price_type, v.stage, v.reply_time, v.scan_id, s.k
  ORDER BY v.reply_time DESC LIMIT 50
 """
 
-STATES: Final[LiteralString] = """
-SELECT query, state, count(*) AS deals FROM deal_grid
+JUDGED: Final[LiteralString] = """
+SELECT query, state, failed_rules FROM deal_grid
  WHERE (%(query)s::text IS NULL OR query = %(query)s)
-   AND (%(since)s::interval IS NULL OR judged_at >= now() - %(since)s::interval)
- GROUP BY query, state ORDER BY query, state
 """
-
-RULES: Final[LiteralString] = """
-SELECT query, rule, count(*) AS deals
-  FROM deal_grid CROSS JOIN LATERAL unnest(failed_rules) AS rule
- WHERE state = 'rejected'
-   AND (%(query)s::text IS NULL OR query = %(query)s)
-   AND (%(since)s::interval IS NULL OR judged_at >= now() - %(since)s::interval)
- GROUP BY query, rule ORDER BY query, count(*) DESC, rule
+SINCE: Final[LiteralString] = " AND judged_at >= now() - %(since)s::interval"
+# Behind the rows to be counted.
+COUNTED: Final[LiteralString] = """)
+SELECT query, state, NULL AS rule, count(*) AS deals FROM judged GROUP BY query, state
+UNION ALL
+SELECT query, state, rule, count(*) FROM judged CROSS JOIN LATERAL unnest(failed_rules) AS rule
+ WHERE state = 'rejected' GROUP BY query, state, rule
+ ORDER BY 1, 3 NULLS FIRST, 2
 """
+# The blocks of a sample are the same each time: a page that is loaded again shows the same.
+SAMPLED: Final[LiteralString] = "FROM deal_grid TABLESAMPLE SYSTEM (%(percent)s) REPEATABLE (1)"
+# So many rows are counted within some tens of milliseconds.
+COUNTED_MAX: Final = 30_000
 
 
 def queries_overview(connection: Connection, queries: Sequence[DealQuery]) -> list[Row]:
@@ -90,9 +93,42 @@ def readers(connection: Connection, domain_id: int, asin: str) -> list[Row]:
     return fetch_dicts(connection, READERS, {"domain_id": domain_id, "asin": asin})
 
 
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Deals by query, state and rule; a rule of None counts all of the state.
+
+    Args:
+        rows: The counts.
+        sampled: The share of all rows that was counted, for estimates; None: all.
+    """
+
+    rows: list[Row]
+    sampled: float | None
+
+
 def rejections(
-    connection: Connection, *, query: str | None, since: timedelta | None
-) -> tuple[list[Row], list[Row]]:
-    """Returns the numbers of deals by verdict, and of rejected ones by rule."""
-    values = {"query": query, "since": since}
-    return fetch_dicts(connection, STATES, values), fetch_dicts(connection, RULES, values)
+    connection: Connection,
+    *,
+    query: str | None,
+    since: timedelta | None,
+    exact: bool = False,
+    counted_max: int = COUNTED_MAX,
+) -> Rejections:
+    """Returns the numbers of deals by verdict, and of rejected ones by rule.
+
+    Where that means to count more than *counted_max* rows, it estimates from a sample of
+    whole blocks, unless it must be *exact*.
+    """
+    values: dict[str, Any] = {"query": query, "since": since}
+    judged: LiteralString = JUDGED if since is None else JUDGED + SINCE
+    sampled = None
+    if not exact and planned_rows(connection, judged, values) > counted_max:
+        everything = planned_rows(connection, "SELECT 1 FROM deal_grid", {})
+        sampled = counted_max / max(everything, counted_max)
+        judged = judged.replace("FROM deal_grid", SAMPLED)
+        values["percent"] = 100 * sampled
+    rows = fetch_dicts(connection, f"WITH judged AS ({judged} {COUNTED}", values)
+    if sampled is not None:
+        for row in rows:
+            row["deals"] = round(row["deals"] / sampled)
+    return Rejections(rows, sampled)
