@@ -14,7 +14,7 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import PostgresServer
 from deploy.local.program import Program
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 90.0
 
 
 @pytest.fixture

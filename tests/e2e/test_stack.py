@@ -20,7 +20,7 @@ from tests.e2e.collection import fetch, stored_deals
 from tests.fix_broker import StartProgram, environment
 from tests.fix_simulator import StartSimulator
 from tests.in_process import run_here
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 # Unlike any other text, so finding it in an output means a leak.
@@ -55,7 +55,7 @@ def run_stack(folder: Path, **settings: object) -> subprocess.CompletedProcess[s
         env=given,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=DEADLINE_S,
         check=False,
     )
 
@@ -170,12 +170,12 @@ def test_an_interrupt_ends_everything_in_order_and_the_data_stays(
     wait_until(lambda: has_deals(first) or not first.running, "the first page")
     family = descendants(first.pid)
     os.kill(first.pid, signal.SIGINT)
-    first_code = first.wait(90)
+    first_code = first.wait(DEADLINE_S)
     stored = re.search(r"deals   (\d+) stored", first.output())
     second = start_program(
         "deploy.local", **ANY_PORTS, **QUERIES, data_dir=data_dir, fetchers=0, run_seconds=3
     )
-    second_code = second.wait(60)
+    second_code = second.wait(DEADLINE_S)
     found = re.search(r"deals   (\d+) stored, 0 new", second.output())
 
     assert (first_code, second_code) == (0, 0)
@@ -212,7 +212,7 @@ def test_a_killed_broker_or_fetcher_is_started_again(
     pages = stack.output().count("page read")
     wait_until(lambda: stack.output().count("page read") > pages, "another page")
     os.kill(stack.pid, signal.SIGTERM)
-    code = stack.wait(90)
+    code = stack.wait(DEADLINE_S)
 
     assert code == 0
     assert "broker ended (killed by SIGKILL); starting again" in stack.output()

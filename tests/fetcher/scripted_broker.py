@@ -1,7 +1,5 @@
 """A broker that follows a script, for answers that a real one can't give at will."""
 
-import threading
-import time
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -12,16 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 
 from protos.channel.options import SERVER, Options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-
-DEADLINE_S = 60.0
+from tests.waiting import wait_until
 
 
 def until(condition: Callable[[], bool]) -> None:
     """Waits for *condition*; fails the test when it doesn't come true in time."""
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "condition never came true"
-        threading.Event().wait(0.01)
+    wait_until(condition, "a condition of the scripted broker")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from tests.fetcher.keepa_pages import body, row
 from tests.fix_broker import StartProgram, environment
 from tests.fix_fetcher import ROOT, SELECTION, StartWorld, World
 from tests.in_process import run_here
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 RECORDED = ROOT.parent / "shared/keepa-recordings/deal-page0-2025-09-14.trimmed-to-2-deals.json"
 
@@ -261,7 +261,7 @@ def test_prune_repeats_itself_until_it_is_stopped(
     wait_until(lambda: pruning.output().count("deleted: ") > 1, "a second time")
     pruning.terminate()
 
-    assert pruning.wait(90) == 0
+    assert pruning.wait(DEADLINE_S) == 0
 
 
 def test_every_command_explains_itself() -> None:

@@ -9,7 +9,7 @@ from tests.load.waiting_crowd import measure
 
 CONNECTIONS = 60
 # Promised are 5 s, on a machine that has time for it.
-ENDED_S = 20.0
+ENDED_S = 45.0
 
 
 @pytest.mark.slow

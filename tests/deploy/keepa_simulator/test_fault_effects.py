@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+from tests.waiting import wait_until
 
 SELECTION = json.dumps({"domainId": 1, "priceTypes": [1], "dateRange": 3, "sortType": 4})
 
@@ -82,10 +83,7 @@ def test_lost_reply_was_paid_for(simulator: RunningSimulator, fault: str) -> Non
     """A reset, a hang and a cut body cost the tokens and bring no reply."""
     assert spent_by(simulator, fault) == 5
     # A hanging call ends once the server has noticed the disconnect.
-    deadline = time.monotonic() + 60
-    while simulator.calls()[-1]["delivered"] and time.monotonic() < deadline:
-        pass
-    assert not simulator.calls()[-1]["delivered"]
+    wait_until(lambda: not simulator.calls()[-1]["delivered"], "the call's end")
 
 
 def test_garbage_is_no_json(simulator: RunningSimulator) -> None:
@@ -140,11 +138,9 @@ def test_another_client_uses_the_key(start_simulator: StartSimulator) -> None:
         tick_seconds=3600,
         fault=["foreign:tokens=9,every=0.05,count=4", "jump:tokens=50"],
     )
-    deadline = time.monotonic() + 60
-    while (stats := simulator.stats())["foreign"] != 4 * 9 - 50 and time.monotonic() < deadline:
-        pass
+    wait_until(lambda: simulator.stats()["foreign"] == 4 * 9 - 50, "all foreign spending")
+    stats = simulator.stats()
 
-    assert stats["foreign"] == 4 * 9 - 50
     assert stats["balance"] == 6_000 - stats["foreign"]
 
 

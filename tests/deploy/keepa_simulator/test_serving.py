@@ -1,7 +1,6 @@
 """The HTTP interface: replies, prices, refusals and the call log."""
 
 import json
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import requests
 
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
+from tests.waiting import wait_until
 
 BOOKS = {
     "page": 0,
@@ -279,13 +279,15 @@ def test_refusal_is_the_bare_envelope(start_simulator: StartSimulator) -> None:
 def test_envelopes_name_the_next_tick(start_simulator: StartSimulator) -> None:
     """Timestamp + processingTimeInMs + refillIn is one of equally spaced ticks."""
     fast = start_simulator(tick_seconds=0.25, rate=3, initial_tokens=1, latency="0-60")
-    ticks: list[int] = []
     balances: dict[int, int] = {}
-    deadline = time.monotonic() + 60
-    while len(set(ticks)) < 5 and time.monotonic() < deadline:
+
+    def has_five_ticks() -> bool:
         reply = get(fast, "/token").json()
-        ticks.append(reply["timestamp"] + reply["processingTimeInMs"] + reply["refillIn"])
-        balances[ticks[-1]] = reply["tokensLeft"]
+        tick_ms = reply["timestamp"] + reply["processingTimeInMs"] + reply["refillIn"]
+        balances[tick_ms] = reply["tokensLeft"]
+        return len(balances) >= 5
+
+    wait_until(has_five_ticks, "five ticks")
     distinct = sorted(balances)
 
     assert all((tick - distinct[0]) % 250 == 0 for tick in distinct)
@@ -318,12 +320,12 @@ def test_deals_keep_coming_at_speed(start_simulator: StartSimulator) -> None:
     """At sixty times the speed, new deals appear within seconds."""
     fast = start_simulator(deal_speed=60, cache_seconds=0, rate=1000)
     first = {row["asin"]: row["lastUpdate"] for row in deal(fast)["deals"]["dr"]}
-    deadline = time.monotonic() + 90
-    new: set[str] = set()
-    while len(new) < 3 and time.monotonic() < deadline:
-        new = {row["asin"] for row in deal(fast)["deals"]["dr"]} - first.keys()
 
-    assert len(new) >= 3
+    def has_new_deals() -> bool:
+        new = {row["asin"] for row in deal(fast)["deals"]["dr"]} - first.keys()
+        return len(new) >= 3
+
+    wait_until(has_new_deals, "three new deals")
 
 
 def test_each_key_has_its_own_account(start_simulator: StartSimulator) -> None:

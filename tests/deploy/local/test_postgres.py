@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from deploy.local.postgres import (
     installations,
 )
 from tests.fix_postgres import FAST
+from tests.waiting import wait_until
 
 # One installation of each major version.
 BY_MAJOR = {found.major: found for found in reversed(list(installations()))}
@@ -75,12 +75,9 @@ def test_the_server_dies_with_its_parent(folder: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline_s = time.monotonic() + 60
-    while pid_file.exists() and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_until(lambda: not pid_file.exists(), "the server ends")
 
     assert ran
-    assert not pid_file.exists()
 
 
 def test_a_second_server_on_the_same_data_is_refused_in_one_line(folder: Path) -> None:

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
 from deploy.local.errors import ProgramError
 from deploy.local.program import Program, stop_together
+from tests.waiting import DEADLINE_S, wait_until
 
 STUBBORN = (
     "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()"
@@ -39,7 +39,7 @@ def test_every_line_is_passed_on_and_kept(tmp_path: Path) -> None:
         log_path=tmp_path / "talker.log",
         on_line=lines.append,
     ).start()
-    code = program.wait(60)
+    code = program.wait(DEADLINE_S)
 
     assert code == 0
     assert lines == ["one", "two"]
@@ -70,7 +70,7 @@ def test_a_program_starts_again_after_its_end(tmp_path: Path) -> None:
     """The same program can start again, and its log goes on."""
     program = python("print('hello')", tmp_path)
     for _ in range(2):
-        program.start().wait(60)
+        program.start().wait(DEADLINE_S)
 
     assert program.output().splitlines() == ["hello", "hello"]
 
@@ -98,12 +98,9 @@ def test_programs_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline_s = time.monotonic() + 60
-    while is_alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_until(lambda: not is_alive(pid), "the program ends")
 
     assert alive_before
-    assert not is_alive(pid)
 
 
 def is_alive(pid: int) -> bool:

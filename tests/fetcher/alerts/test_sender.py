@@ -39,7 +39,7 @@ from tests.fetcher.alerts.receivers import (
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, asin, query, reply, row
 from tests.fix_broker import StartProgram
 from tests.fix_fetcher import ROOT
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 ASKED = query(alerts=[{"channel": "team"}])
 FAST = "100/s"
@@ -145,7 +145,7 @@ def test_every_crossing_is_delivered_once(
     assert (counts.waiting, counts.dead, counts.delivered) == (0, 0, 30)
     assert counts.lag_s is not None
     # tests/bench/bench_alerts.py measures it; here the machine may be busy.
-    assert counts.lag_s <= 20.0
+    assert counts.lag_s <= 60.0
 
 
 def test_a_failed_delivery_is_repeated_under_its_id(
@@ -341,11 +341,11 @@ def test_a_sender_killed_by_its_receiver_delivers_again(
     hook.before = first.kill
     cross(database, 1)
     wait_until(lambda: hook.received, "a request")
-    first.wait(60)
+    first.wait(DEADLINE_S)
     hook.before = None
     second = start_program("fetcher", "alert", **settings, log_format="json")
     wait_until(lambda: messages(database, "delivered"), "a delivery")
-    alive = start_program("fetcher", "alerts", "alive", **settings).wait(60)
+    alive = start_program("fetcher", "alerts", "alive", **settings).wait(DEADLINE_S)
     second.stop()
 
     assert len(hook.received) == 2
@@ -371,7 +371,7 @@ def test_commands_list_retry_and_test(
         name: start_program("fetcher", "alerts", *name.split(), **settings)
         for name in ("list -o json", "test team", "test broken", "test none", "retry -o json")
     }
-    codes = {name: program.wait(90) for name, program in commands.items()}
+    codes = {name: program.wait(DEADLINE_S) for name, program in commands.items()}
     with psycopg.connect(database_url) as connection:
         states = connection.execute("SELECT state, attempts FROM alert_messages").fetchall()
 

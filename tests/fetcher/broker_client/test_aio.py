@@ -9,8 +9,9 @@ import pytest
 
 from fetcher.broker_client import AsyncBrokerClient
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.fetcher.scripted_broker import DEADLINE_S, RunningBroker, ScriptedBroker
+from tests.fetcher.scripted_broker import RunningBroker, ScriptedBroker
 from tests.fix_broker_client import ENVELOPE
+from tests.waiting import DEADLINE_S
 
 
 @pytest.fixture

@@ -93,10 +93,10 @@ def test_a_denial_has_the_time_to_come_back(stage: Stage) -> None:
 
 def test_an_open_lease_is_renewed(stage: Stage) -> None:
     """Heartbeats keep a lease alive well beyond its first time to live."""
-    broker = stage.broker(ScriptedBroker(ttl_s=1.5))
+    broker = stage.broker(ScriptedBroker(ttl_s=3))
     client = stage.client(broker)
     with client.lease("deal") as lease:
-        until(lambda: len(broker.servicer.renewals) >= 5)
+        until(lambda: len(broker.servicer.renewals) >= 4)
         left_s = lease.time_left
 
     assert left_s > 0
@@ -130,12 +130,12 @@ def test_a_request_beyond_a_limit_is_repeated(stage: Stage) -> None:
 
 def test_a_settled_lease_is_not_renewed_any_more(stage: Stage) -> None:
     """A heartbeat after the settle would bring the lease back to life."""
-    broker = stage.broker(ScriptedBroker(ttl_s=1.5))
+    broker = stage.broker(ScriptedBroker(ttl_s=3))
     client = stage.client(broker)
     with client.lease("deal") as first:
         pass
     with client.lease("deal") as second:
-        until(lambda: len(broker.servicer.renewals) >= 3)
+        until(lambda: len(broker.servicer.renewals) >= 2)
 
     assert {renewal.lease_id for renewal in broker.servicer.renewals} == {second.lease_id}
     assert first.settled

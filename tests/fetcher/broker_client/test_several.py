@@ -48,7 +48,7 @@ def test_a_dead_broker_is_passed_over(stage: Stage) -> None:
 
 def test_renewals_and_settles_follow_the_leader(stage: Stage) -> None:
     """The lease's broker stands by from one moment on; the other one adopts the lease."""
-    first, second = stage.broker(ScriptedBroker(ttl_s=1.5)), stage.broker(standby())
+    first, second = stage.broker(ScriptedBroker(ttl_s=3)), stage.broker(standby())
     client = stage.client_at(f"{first.address},{second.address}")
     with client.lease("deal", tokens_per_unit=5) as lease:
         refusing = second.servicer

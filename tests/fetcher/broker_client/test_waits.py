@@ -14,8 +14,9 @@ from fetcher.broker_client import (
 from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX, BY_REASON
 from protos.channel.reasons import Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
-from tests.fetcher.scripted_broker import DEADLINE_S, ScriptedBroker, until
+from tests.fetcher.scripted_broker import ScriptedBroker, until
 from tests.fix_broker_client import ENVELOPE, Stage, abort, hold, in_background
+from tests.waiting import DEADLINE_S
 
 
 def test_a_request_waits_for_the_broker_under_one_id(stage: Stage) -> None:

@@ -15,6 +15,7 @@ from fetcher.postgres import migrate
 from fetcher.postgres.roles import RoleUrls, grant_roles
 from tests.fetcher.postgres.released_statements import present_statements, refused
 from tests.fix_broker import StartProgram
+from tests.waiting import DEADLINE_S
 
 ROLES = ("k_owner", "k_fetcher", "k_reader", "k_broker")
 DENIED = psycopg.errors.InsufficientPrivilege
@@ -170,7 +171,7 @@ def test_the_command_names_what_it_lacks_and_what_it_did(
 ) -> None:
     """`migrate --roles` needs a file with a URL; files that don't exist are left out."""
     bare = start_program("fetcher", "migrate", "--roles", database_url=owner_url)
-    code = bare.wait(90)
+    code = bare.wait(DEADLINE_S)
     (tmp_path / "url").write_text(role_url(owner_url, "k_reader") + "\n")
     given = start_program(
         "fetcher",
@@ -181,7 +182,7 @@ def test_the_command_names_what_it_lacks_and_what_it_did(
         database_fetcher_url_file=tmp_path / "missing",
     )
 
-    assert (code, given.wait(90)) == (2, 0)
+    assert (code, given.wait(DEADLINE_S)) == (2, 0)
     assert "DATABASE_FETCHER_URL_FILE" in bare.last_message
     assert "reader: k_reader created" in given.output()
     assert json.dumps(given.output()).count("p@") == 0

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fetcher.fetcher_log import STOP_S, assert_no_traceback, logged, stop_in_time
 from tests.fix_fetcher import SELECTION, StartWorld
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 RSS_MAX_MB = 100
 
@@ -123,7 +123,7 @@ def test_a_fetcher_with_time_to_finish_writes_what_it_paid_for(start_world: Star
         lambda: world.value("SELECT count(*) FROM scan_pages WHERE state = 'claimed'"), "a claim"
     )
     fetcher.terminate()
-    code = fetcher.wait(90)
+    code = fetcher.wait(DEADLINE_S)
     calls = world.calls()
 
     assert code == 0
@@ -159,7 +159,7 @@ def test_run_seconds_ends_by_itself(start_world: StartWorld) -> None:
     world = start_world()
     fetcher = world.start_fetcher("--run-seconds", "1")
 
-    assert fetcher.wait(90) == 0
+    assert fetcher.wait(DEADLINE_S) == 0
 
 
 def test_ctrl_c_is_a_clean_end(start_world: StartWorld) -> None:

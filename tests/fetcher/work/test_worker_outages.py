@@ -8,7 +8,7 @@ from tests.fetcher.fetcher_log import assert_no_traceback, logged, output, stop_
 from tests.fix_broker import environment
 from tests.fix_fetcher import SELECTION, StartWorld
 from tests.in_process import run_here
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 
 def test_without_keepa_the_fetcher_keeps_trying(start_world: StartWorld) -> None:
@@ -30,7 +30,7 @@ def test_an_unknown_key_ends_the_fetcher(start_world: StartWorld) -> None:
     world = start_world()
     world.write_query("used")
     fetcher = world.start_fetcher(keepa_api_key="another-key-altogether")
-    code = fetcher.wait(90)
+    code = fetcher.wait(DEADLINE_S)
 
     assert code == 1
     assert "KEEPA_API_KEY" in fetcher.last_message
@@ -67,7 +67,7 @@ def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> N
     world = start_world(seed=2)
     world.write_query("used")
     world.broker.program.kill()
-    world.broker.program.wait(90)
+    world.broker.program.wait(DEADLINE_S)
     fetcher = world.start_fetcher()
     wait_until(lambda: "no broker answers" in output(fetcher), "a complaint")
     calls = world.calls()
@@ -97,7 +97,7 @@ def test_a_key_without_access_ends_the_fetcher(start_world: StartWorld) -> None:
     world.simulator.set_fault("error:status=402,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher()
-    code = fetcher.wait(90)
+    code = fetcher.wait(DEADLINE_S)
 
     assert code == 1
     assert "402" in fetcher.last_message

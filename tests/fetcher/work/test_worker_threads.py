@@ -1,7 +1,6 @@
 """An unexpected error in any thread of a fetcher: one log line, and the work goes on."""
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -23,7 +22,7 @@ from fetcher.work.worker import Worker
 from tests.fetcher.scripted_broker import ScriptedBroker
 from tests.fix_broker_client import Stage
 from tests.fix_fetcher import SELECTION, StartWorld
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +61,7 @@ def run_until(worker: Worker, condition: Callable[[], object], what: str) -> Exc
         wait_until(lambda: condition() or not thread.is_alive(), what)
     finally:
         worker.end()
-        thread.join(20)
+        thread.join(DEADLINE_S)
     return ended_by[0] if ended_by else None
 
 
@@ -206,11 +205,9 @@ def test_measuring_goes_on_after_an_unexpected_error(
         )
         thread = threading.Thread(target=measuring.run, args=(stop,))
         thread.start()
-        deadline_s = time.monotonic() + 30
-        while measuring.latest is None and time.monotonic() < deadline_s:
-            stop.wait(0.05)
+        wait_until(lambda: measuring.latest is not None, "a measurement")
         stop.set()
-        thread.join(20)
+        thread.join(DEADLINE_S)
     events = [line["event"] for line in logs]
 
     assert measuring.latest is not None

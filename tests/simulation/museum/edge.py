@@ -10,6 +10,7 @@ from unittest.mock import patch
 import broker.rpc.replies
 import broker.rpc.requests
 import broker.runtime
+from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope
 from broker.core.leases import Denied, Granted, LeaseRequest, Outcome, Settled, Settlement
 from broker.keepa_status import KeepaSync
@@ -25,7 +26,9 @@ make_grant = broker.rpc.replies._grant
 OUTCOMES: Final = broker.rpc.requests.OUTCOMES
 
 
-def keep_first_count(self: BrokerRuntime, envelope: Envelope, requested_ms: int) -> None:
+def keep_first_count(
+    self: BrokerRuntime, envelope: Envelope, requested_ms: int, _asking: Allocator
+) -> None:
     """Later answers are looked at, but our own count is thought better."""
     self._probe = self.probes.trouble = None
     if not self.synced.is_set():
