@@ -108,15 +108,26 @@ def programs(base_url: str, keys: list[str], kind: str, speed: float) -> Iterato
 @contextmanager
 def paused(broker: RunningBroker, keepa: RunningSimulator) -> Iterator[None]:
     """Grants nothing within the context. At its end every program waits, at an empty bucket."""
-    with broker.access.channel(broker.address) as channel:
-        stub = pb_grpc.TokenBrokerServiceStub(channel)
+    with operator(broker) as stub:
         stub.PauseGrants(pb.PauseGrantsRequest())
         yield
-        while broker.bucket().waiting < len(PROGRAMS):
-            time.sleep(0.1)
+        await_standstill(broker)
         keepa.change_account(balance=0)
         stub.SyncBucket(pb.SyncBucketRequest())
         stub.ResumeGrants(pb.ResumeGrantsRequest())
+
+
+@contextmanager
+def operator(broker: RunningBroker) -> Iterator[pb_grpc.TokenBrokerServiceStub]:
+    """The broker's service, within the context."""
+    with broker.access.channel(broker.address) as channel:
+        yield pb_grpc.TokenBrokerServiceStub(channel)
+
+
+def await_standstill(broker: RunningBroker) -> None:
+    """Waits until every program waits for tokens, so that no call is under way."""
+    while (bucket := broker.bucket()).waiting < len(PROGRAMS) or bucket.open_leases:
+        time.sleep(0.1)
 
 
 def await_calls(keepa: RunningSimulator) -> int:
@@ -156,6 +167,10 @@ def run(rate: int, kind: str, *, ticks: int, tick_s: float, shared: bool, folder
                     with paused(broker, keepa):
                         stack.enter_context(programs(gateway.url, names, kind, speed))
                     await_ticks(keepa, ticks * rate)
+                    # Shares can be compared at a moment only at which nothing is under way.
+                    with operator(broker) as stub:
+                        stub.PauseGrants(pb.PauseGrantsRequest())
+                    await_standstill(broker)
                     shares = gateway.tokens()
             return outcome(keepa.calls(), shares)
         finally:
