@@ -29,7 +29,7 @@ from fetcher.broker_client.errors import (
     WaitCancelledError,
 )
 from fetcher.broker_client.lease import AsyncLease, HeldLease
-from fetcher.broker_client.tracing import trace_context, tracer
+from fetcher.broker_client.tracing import spans, trace_context
 from fetcher.broker_client.verdicts import Verdict, verdict
 from fetcher.broker_client.waiting import Silence, Wait
 from fetcher.broker_client.wire import (
@@ -241,9 +241,7 @@ class AsyncBrokerClient:
 
     async def _acquire(self, wait: Wait, behalf: OnBehalf | None) -> AsyncLease:
         try:
-            with tracer.start_as_current_span(
-                "wait", kind=SpanKind.CLIENT, attributes=wait.about
-            ) as span:
+            with spans.begin("wait", kind=SpanKind.CLIENT, attributes=wait.about) as span:
                 grant = await self._granted(wait, behalf)
                 span.set_attribute("tokens", grant.tokens)
         except (LeaseDeniedError, BrokerRefusedError):
@@ -258,8 +256,8 @@ class AsyncBrokerClient:
             waited_s=seconds(grant.waited),
             settle=self._settle,
         )
-        self._duties.keep(held)
-        self._wake.set()
+        if self._duties.keep(held):
+            self._wake.set()
         return held
 
     async def _granted(self, wait: Wait, behalf: OnBehalf | None) -> pb.Grant:

@@ -20,7 +20,7 @@ from fetcher.broker_client.errors import (
     WaitCancelledError,
 )
 from fetcher.broker_client.lease import Lease
-from fetcher.broker_client.tracing import trace_context, tracer
+from fetcher.broker_client.tracing import spans, trace_context
 from fetcher.broker_client.upkeep import Upkeep
 from fetcher.broker_client.verdicts import Verdict, verdict
 from fetcher.broker_client.waiting import Silence, Wait
@@ -214,9 +214,7 @@ class BrokerClient:
         deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
         wait = Wait(request, deadline_s, self._silence)
         try:
-            with tracer.start_as_current_span(
-                "wait", kind=SpanKind.CLIENT, attributes=wait.about
-            ) as span:
+            with spans.begin("wait", kind=SpanKind.CLIENT, attributes=wait.about) as span:
                 grant = self._granted(wait)
                 span.set_attribute("tokens", grant.tokens)
         except (LeaseDeniedError, BrokerRefusedError):

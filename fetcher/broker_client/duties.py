@@ -41,11 +41,18 @@ class Duties:
         self._pending: deque[Settlement] = deque()
         # Failures so far of calls that will be repeated, by lease.
         self._failures: dict[str, int] = {}
+        # When the upkeep looks at its duties next.
+        self._looked_at_s = 0.0
 
-    def keep(self, lease: HeldLease) -> None:
-        """Renews *lease* every third of its time until it is settled."""
+    def keep(self, lease: HeldLease) -> bool:
+        """Renews *lease* every third of its time until it is settled.
+
+        Returns whether the upkeep must be woken: it would look too late.
+        """
+        due_s = time.monotonic() + lease.ttl_s / 3
         with self._lock:
-            self._leases[lease.lease_id] = (lease, time.monotonic() + lease.ttl_s / 3)
+            self._leases[lease.lease_id] = (lease, due_s)
+            return due_s < self._looked_at_s
 
     def renew_all(self, by_s: float = 0.0) -> None:
         """Makes every lease due by *by_s*: the broker may be a new one."""
@@ -116,13 +123,14 @@ class Duties:
 
     def pause_s(self) -> float:
         """Returns the seconds until something is due."""
+        now_s = time.monotonic()
         with self._lock:
-            if self._pending:
-                return RETRY_PAUSE_S
-            next_due_s = min((due_s for _, due_s in self._leases.values()), default=None)
-        if next_due_s is None:
-            return IDLE_PAUSE_S
-        return max(0.0, next_due_s - time.monotonic())
+            pause_s = RETRY_PAUSE_S
+            if not self._pending:
+                due_s = (due_s for _, due_s in self._leases.values())
+                pause_s = max(0.0, min(due_s, default=now_s + IDLE_PAUSE_S) - now_s)
+            self._looked_at_s = now_s + pause_s
+        return pause_s
 
     def _due_again(self, lease: HeldLease, due_s: float) -> None:
         with self._lock:

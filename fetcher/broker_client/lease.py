@@ -10,7 +10,7 @@ from dataclasses import replace
 from opentelemetry.trace import Span, SpanKind
 
 from fetcher.broker_client.errors import ForkedError, LeaseLostError
-from fetcher.broker_client.tracing import tracer
+from fetcher.broker_client.tracing import spans
 from fetcher.broker_client.wire import Settlement, Terms
 from fetcher.replies.envelope import Envelope
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -122,7 +122,7 @@ class HeldLease:
 def settle_span(lease: HeldLease, outcome: pb.Outcome.ValueType) -> AbstractContextManager[Span]:
     """Opens the span of a settle; the settlement carries it to the broker."""
     about = {"lease": lease.lease_id, "outcome": pb.Outcome.Name(outcome)}
-    return tracer.start_as_current_span("settle", kind=SpanKind.CLIENT, attributes=about)
+    return spans.begin("settle", kind=SpanKind.CLIENT, attributes=about)
 
 
 class Lease(HeldLease):

@@ -37,8 +37,8 @@ class Upkeep:
 
     def keep(self, lease: HeldLease) -> None:
         """Renews *lease* every third of its time until it is settled."""
-        self._duties.keep(lease)
-        self._wake.set()
+        if self._duties.keep(lease):
+            self._wake.set()
 
     def renew_all_now(self) -> None:
         """Makes every lease due: the connection was lost, the broker may be a new one."""

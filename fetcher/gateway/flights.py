@@ -10,7 +10,6 @@ Keepa is not handed on while there is time to wait for tokens.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,8 +17,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
+import msgspec
 import structlog
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from fetcher.broker_client import (
     AsyncBrokerClient,
@@ -31,6 +31,7 @@ from fetcher.broker_client import (
     LeaseDeniedError,
     LeaseLostError,
 )
+from fetcher.broker_client.tracing import Spans
 from fetcher.gateway.answers import Refusal, no_tokens, rejected, unavailable
 from fetcher.gateway.asked import Asked
 from fetcher.gateway.cache import Cache
@@ -44,7 +45,7 @@ from protos.channel.reasons import Reason
 from protos.process.inflate import BodyError, Inflate
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-tracer: Final = trace.get_tracer("fetcher.gateway")
+spans: Final = Spans("fetcher.gateway")
 
 # Errors, refusals and small replies are known in full before anything is handed on.
 HELD_BYTES_MAX: Final = 64 * 1024
@@ -63,8 +64,32 @@ OF_CALLER: Final[Mapping[str, HTTPStatus]] = {
     Reason.FOREIGN_LEASE: HTTPStatus.PAYMENT_REQUIRED,
 }
 RETRY_MIN_S: Final = 1.0
-# A broker that does not answer delays a reply by this much.
-SETTLE_WAIT_S: Final = 0.25
+
+
+class TopLevel(msgspec.Struct, rename="camel"):
+    """The fields of a reply that the gateway reads; all others are passed over."""
+
+    error: Any = msgspec.UNSET
+    processing_time_in_ms: Any = msgspec.UNSET
+    refill_in: Any = msgspec.UNSET
+    refill_rate: Any = msgspec.UNSET
+    timestamp: Any = msgspec.UNSET
+    token_flow_reduction: Any = msgspec.UNSET
+    tokens_consumed: Any = msgspec.UNSET
+    tokens_left: Any = msgspec.UNSET
+
+
+_TOP_LEVEL: Final = msgspec.json.Decoder(TopLevel)
+
+
+def top_level(body: bytes | bytearray) -> dict[str, Any]:
+    """Returns the envelope's fields and `error`, as far as *body* has them.
+
+    Raises:
+        msgspec.DecodeError: *body* is no JSON object.
+    """
+    fields: dict[str, Any] = msgspec.to_builtins(_TOP_LEVEL.decode(body))
+    return fields
 
 
 class Flight:
@@ -180,7 +205,7 @@ class Flights:
 
     async def _fly(self, flight: Flight) -> None:
         try:
-            with tracer.start_as_current_span("gateway", attributes={"to": flight.asked.endpoint}):
+            with spans.begin("gateway", attributes={"to": flight.asked.endpoint}):
                 while not await self._attempt(flight):
                     pass
         except Refusal as refusal:
@@ -232,7 +257,7 @@ class Flights:
         try:
             with (
                 self._metrics.open.track_inprogress(),
-                tracer.start_as_current_span("call", kind=trace.SpanKind.CLIENT),
+                spans.begin("call", kind=SpanKind.CLIENT),
             ):
                 async with self._upstream.call(flight.asked) as reply:
                     await arrival.read(reply)
@@ -340,10 +365,12 @@ class Arrival:
             self._fields = self._top_level()
 
     async def finish(self) -> None:
-        """Settles the lease, and hands the rest on."""
+        """Settles the lease, and hands the rest on meanwhile.
+
+        The settle goes out first: a caller that has the reply, and asks for the count, is
+        behind it in the connection to the broker.
+        """
         settling = self._settling or asyncio.create_task(self._settle())
-        # The broker's count includes the call before its caller asks for it.
-        await asyncio.wait([settling], timeout=SETTLE_WAIT_S)
         if not self._flight.head.done():
             self._mask()
             await self._hand_on()
@@ -377,11 +404,10 @@ class Arrival:
         """The reply's fields. A small one is decoded at once, which is faster."""
         if self._skeleton is None:
             try:
-                fields = json.loads(self._held_text)
-            except (ValueError, RecursionError):
+                return top_level(self._held_text)
+            except (msgspec.DecodeError, RecursionError):
                 # It is cut, or no JSON.
                 return self._scan().fields
-            return fields if isinstance(fields, dict) else None
         return self._skeleton.fields
 
     def _settle_early(self) -> None:

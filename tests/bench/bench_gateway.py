@@ -3,28 +3,70 @@
     python -m tests.bench.bench_gateway
 
 Everything runs on this machine: the client, the simulator, the broker and the gateway, each
-a process of its own. The throughput is also given by the gateway's own processor time, as
-the others share the cores with it.
+a process of its own. Beside the gateway runs a plain reverse proxy on the same library, which
+leases nothing. Calls a second are given by each one's own processor time, as the other
+processes share the cores with it.
 """
 
 import asyncio
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import sysconf
 from pathlib import Path
 from typing import Final
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.keepa_simulator.options import DEMO_KEY
+from deploy.local.tether import tethered
 from tests.fix_broker import launch_broker
-from tests.fix_gateway import GatewayProcess, launch_gateway
+from tests.fix_gateway import launch_gateway
 from tests.fix_simulator import launch_simulator
 
-PAIRS: Final = 400
-CALLS: Final = 3_000
+ROUNDS: Final = 300
+WARM_UP: Final = 50
+CALLS: Final = 2_000
 AT_ONCE: Final = 32
 QUERY: Final = "category?domain=1&category=0"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to Keepa: an address, a key, and the process in between."""
+
+    name: str
+    url: str
+    key: str
+    pid: int
+
+    def target(self, number: int) -> str:
+        """The URL of call *number*; each is another, so that none is shared."""
+        return f"{self.url}/{QUERY}&key={self.key}&n={number}"
+
+    @property
+    def processor_s(self) -> float:
+        """Processor time of the process so far, in seconds (proc(5), fields 14 and 15)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / sysconf("SC_CLK_TCK")
+
+
+@dataclass(slots=True)
+class Load:
+    """What many calls at once took, in seconds."""
+
+    took_s: float
+    used_s: float
+
+    @property
+    def calls_per_core(self) -> float:
+        """Calls for each second of the process's own processor time."""
+        return CALLS / self.used_s
 
 
 async def timed(http: aiohttp.ClientSession, url: str) -> float:
@@ -36,55 +78,73 @@ async def timed(http: aiohttp.ClientSession, url: str) -> float:
     return (time.perf_counter() - began_s) * 1000
 
 
-def processor_s(gateway: GatewayProcess) -> float:
-    """Processor time of the gateway so far, in seconds."""
-    families = text_string_to_metric_families(gateway.metrics())
-    return next(
-        family.samples[0].value for family in families if family.name == "process_cpu_seconds"
-    )
+async def medians_ms(http: aiohttp.ClientSession, ways: list[Way]) -> list[float]:
+    """The median duration of a lone call by each way."""
+    durations: list[list[float]] = [[] for _ in ways]
+    # In turns, so that the machine's other work hits all alike.
+    for number in range(WARM_UP + ROUNDS):
+        for way, found in zip(ways, durations, strict=True):
+            duration_ms = await timed(http, way.target(number))
+            if number >= WARM_UP:
+                found.append(duration_ms)
+    return [statistics.median(found) for found in durations]
 
 
-async def measure(direct_url: str, gateway: GatewayProcess) -> None:
+async def loaded(http: aiohttp.ClientSession, way: Way) -> Load:
+    """Makes many calls at once."""
+    used_s, began_s = way.processor_s, time.perf_counter()
+    numbers = iter(range(CALLS))
+
+    async def caller() -> None:
+        for number in numbers:
+            await timed(http, way.target(-number))
+
+    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    return Load(time.perf_counter() - began_s, way.processor_s - used_s)
+
+
+async def measure(direct: Way, plain: Way, gateway: Way) -> None:
     """Prints both measures."""
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
     async with aiohttp.ClientSession(connector=connector) as http:
-        for url in (direct_url, f"{gateway.url}/{QUERY}&key=bench"):
-            await timed(http, url)
-        # In turns, so that the machine's other work hits both alike.
-        direct_ms, through_ms = [], []
-        for number in range(PAIRS):
-            direct_ms.append(await timed(http, direct_url))
-            through_ms.append(await timed(http, f"{gateway.url}/{QUERY}&key=bench&n={number}"))
-        before_s, began_s = processor_s(gateway), time.perf_counter()
-        calls = iter(range(CALLS))
+        direct_ms, *through_ms = await medians_ms(http, [direct, plain, gateway])
+        loads = [await loaded(http, way) for way in (plain, gateway)]
+    print(f"a lone call, p50: direct {direct_ms:.2f} ms")  # noqa: T201 - the result
+    for way, way_ms, load in zip((plain, gateway), through_ms, loads, strict=True):
+        print(  # noqa: T201 - the result
+            f"{way.name}: {way_ms - direct_ms:5.2f} ms added, {load.calls_per_core:5.0f} calls for"
+            f" a second of its processor time, {CALLS / load.took_s:4.0f} calls/s on this machine"
+        )
+    times = loads[1].used_s / loads[0].used_s
+    print(f"the gateway takes {times:.1f} times the proxy's processor time")  # noqa: T201
 
-        async def caller() -> None:
-            for number in calls:
-                await timed(http, f"{gateway.url}/{QUERY}&key=bench&m={number}")
 
-        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
-        took_s, used_s = time.perf_counter() - began_s, processor_s(gateway) - before_s
-    direct, through = statistics.median(direct_ms), statistics.median(through_ms)
-    print(  # noqa: T201 - the result
-        f"direct p50 {direct:.2f} ms, through the gateway {through:.2f} ms:"
-        f" {through - direct:.2f} ms added\n"
-        f"{CALLS / took_s:.0f} calls/s on this machine, {CALLS / used_s:.0f} calls/s of one core"
-    )
+@contextmanager
+def launch_proxy(base_url: str) -> Iterator[Way]:
+    """Runs the plain proxy until the context ends."""
+    command = tethered([sys.executable, "-m", "tests.bench.plain_proxy", base_url])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            port = int(process.stdout.readline())
+            yield Way("plain proxy", f"http://127.0.0.1:{port}", DEMO_KEY, process.pid)
+        finally:
+            process.terminate()
 
 
 def main() -> None:
     """Runs the measures."""
-    keepa = launch_simulator(rate=1_000_000, tick_seconds=3600, products=100, deals=10)
-    direct_url = f"{keepa.base_url}/{QUERY}&key={keepa.api_key}"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keepa = launch_simulator(rate=1_000_000, tick_seconds=3600, products=100, deals=10)
+        stack.callback(keepa.stop)
         broker = launch_broker(keepa.base_url, keepa.api_key, folder=folder, name="broker")
-        try:
-            with launch_gateway(keepa, broker.address, folder=folder) as gateway:
-                asyncio.run(measure(direct_url, gateway))
-        finally:
-            broker.program.stop()
-            keepa.stop()
+        stack.callback(broker.program.stop)
+        plain = stack.enter_context(launch_proxy(keepa.base_url))
+        served = stack.enter_context(launch_gateway(keepa, broker.address, folder=folder))
+        direct = Way("direct", keepa.base_url, DEMO_KEY, keepa.process.pid)
+        gateway = Way("gateway    ", served.url, "bench", served.program.pid)
+        asyncio.run(measure(direct, plain, gateway))
 
 
 if __name__ == "__main__":

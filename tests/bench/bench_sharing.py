@@ -45,6 +45,7 @@ class Outcome:
         refused: Calls that Keepa refused (429).
         lowest: The lowest balance, in tokens.
         spent_share: Tokens spent of those generated, between the first and the last call.
+        in_hand_share: What one largest call is of them: the next one may be half saved up.
         largest: The largest cost of a call, in tokens.
         apart: How far apart the programs are, in tokens; None where they share a key.
     """
@@ -53,6 +54,7 @@ class Outcome:
     refused: int
     lowest: int
     spent_share: float
+    in_hand_share: float
     largest: int
     apart: int | None
 
@@ -61,8 +63,8 @@ class Outcome:
         """The outcome as a line of a table."""
         apart = "—" if self.apart is None else f"{self.apart} (largest call {self.largest})"
         return (
-            f"{self.calls:5} | {self.refused:7} | {self.lowest:7} | {self.spent_share:8.2%}"
-            f" | {apart}"
+            f"{self.calls:5} | {self.refused:7} | {self.lowest:7} | {self.spent_share:7.2%}"
+            f" ±{self.in_hand_share:.1%} | {apart}"
         )
 
 
@@ -73,12 +75,14 @@ def outcome(calls: list[dict[str, Any]], shares: Counter[str] | None) -> Outcome
     first, last = answered[0], answered[-1]
     spent = sum(call["consumed"] for call in answered[1:])
     generated = spent + last["after"] - first["after"]
+    largest = max(call["consumed"] for call in answered)
     return Outcome(
         calls=len(answered),
         refused=sum(call["status"] == 429 for call in paid),
         lowest=min(call["after"] for call in answered),
         spent_share=spent / generated,
-        largest=max(call["consumed"] for call in answered),
+        in_hand_share=largest / generated,
+        largest=largest,
         apart=max(shares.values()) - min(shares.values()) if shares else None,
     )
 
@@ -190,7 +194,8 @@ def main() -> None:
     ticks = round(arguments.hours * TICKS_PER_HOUR)
     kept = True
     print(  # noqa: T201 - the result
-        "tokens a tick, calls | way     | calls | refused | lowest  | spent    | apart, tokens"
+        "tokens a tick, calls | way     | calls | refused | lowest  | spent          |"
+        " apart, tokens"
     )
     with tempfile.TemporaryDirectory() as folder:
         for rate in arguments.plans:
@@ -206,11 +211,14 @@ def main() -> None:
 
 
 def is_as_promised(found: Outcome, rate: int) -> bool:
-    """Whether nothing was refused or wasted, and shares are equal."""
+    """Whether nothing was refused or wasted, and shares are equal.
+
+    In a short run, what is in hand for the next call may be more than a hundredth.
+    """
     return (
         found.refused == 0
         and found.lowest >= -DEBT_TICKS * rate
-        and found.spent_share >= 0.99
+        and found.spent_share >= min(0.99, 1 - found.in_hand_share)
         and found.apart is not None
         and found.apart <= found.largest
     )

@@ -84,9 +84,11 @@ async def raw(
 async def test_a_call_is_leased_and_settled(gateway: ServedGateway) -> None:
     """The reply is Keepa's, and the broker has its cost before the caller can ask."""
     status, headers, body = await gateway.get(DEALS)
+    _, _, count = await gateway.get("/token?key=alice")
     bucket = gateway.broker.runtime.bucket()
 
     assert status == 200
+    assert count["tokensLeft"] == body["tokensLeft"]
     assert body["tokensConsumed"] == 5
     assert "dr" in body["deals"]
     assert headers["X-Gateway-Source"] == "keepa"
