@@ -278,8 +278,8 @@ class BrokerRuntime:
     async def recorded(self) -> None:
         """Waits until the journal has all that this broker has recorded so far.
 
-        What a client has been told then survives the broker: a client repeats a settle
-        that was not answered, and the next leader books it. Returns at once without a
+        What has been answered then survives the broker: a client repeats a settle that was
+        not answered, and the next leader books it. Returns at once without a
         journal, with one that is late, and for an only broker while Postgres is away.
 
         Raises:

@@ -202,6 +202,18 @@ class Corrected:
 
 
 @dataclass(slots=True)
+class Unrecorded:
+    """Keepa's first count of an epoch shows *tokens* spent that no record explains.
+
+    They went between the last record of the epoch before and that count. Negative once
+    one of those calls is settled after all.
+    """
+
+    at_ms: int
+    tokens: int
+
+
+@dataclass(slots=True)
 class Paused:
     """An operator stopped granting."""
 
@@ -268,6 +280,7 @@ Record: TypeAlias = (
     | Observed
     | WrittenOff
     | Corrected
+    | Unrecorded
     | Paused
     | Resumed
     | BudgetsChanged

@@ -1,9 +1,22 @@
 """What a restarted broker takes over from the journal; times on its own clock."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
+from broker.core.drift import Cause
 from broker.core.leases import Ended
-from broker.core.records import Carried
+from broker.core.ledger import Ledger
+from broker.core.records import (
+    Adopted,
+    Carried,
+    Observed,
+    Record,
+    Settled,
+    Unrecorded,
+    WrittenOff,
+)
+from broker.core.replay import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +50,97 @@ class Recovered:
     costs: tuple[PastCost, ...] = ()
     charges: tuple[PastCharge, ...] = ()
     paused: bool = False
+    # The last records, replayed; None if they hold no count of Keepa's.
+    books: Replay | None = None
+
+
+# A client repeats an unanswered settle for minutes.
+REPEATED_MS_MAX: Final = 600_000
+
+
+class Opening:
+    """Compares Keepa's first count of an epoch with the books of the one before.
+
+    The new ledger starts without a balance, so it can't see what went in between: calls
+    whose records were lost with the leader that made them, or charges of lost calls that
+    the first count includes already. The replay of the old records can. It goes on with
+    the new ones until that count has come; then:
+
+    * what no record explains becomes one, `Unrecorded`, so that the books add up;
+    * calls that this includes may still be settled: each then takes its part back;
+    * the new ledger learns what the count shows of calls in flight, so that it can write
+      off those that are lost at what they have cost.
+
+    Args:
+        books: The replay of the epoch before.
+        ledger: That of the new epoch.
+    """
+
+    def __init__(self, books: Replay, ledger: Ledger) -> None:
+        self._books, self._ledger = books, ledger
+        self._foreign = books.ledger.drift.foreign_tokens
+        # Keepa's time of the first count; before that it is not known.
+        self._counted_ms: int | None = None
+        self._until_ms = 0
+        self._left = 0
+        self._adopted: set[str] = set()
+        # Lost calls that the first count shows to be over, and what they have cost.
+        self._lost: dict[str, int] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to find out."""
+        return self._counted_ms is not None and self._left == 0
+
+    def follow(self, made: Iterable[Record]) -> Iterator[Record]:
+        """Yields *made*, the new epoch's records in order, and what follows from them."""
+        for record in made:
+            yield record
+            tokens = self._take(record)
+            if tokens:
+                yield Unrecorded(record.at_ms, tokens)
+
+    def _take(self, record: Record) -> int:
+        if isinstance(record, Adopted):
+            self._adopted.add(record.lease_id)
+        if self._counted_ms is not None:
+            return self._take_back(record)
+        self._books.ledger.written_off.clear()
+        self._books.take(record)
+        if isinstance(record, Observed) and record.taken:
+            self._counted_ms = record.envelope.server_time_ms
+            self._until_ms = record.at_ms + REPEATED_MS_MAX
+            self._left = self._compare()
+            return self._left
+        return 0
+
+    def _compare(self) -> int:
+        """Lets the new ledger learn what the count shows; returns what no record explains."""
+        books, drift = self._books.ledger, self._books.ledger.drift
+        shown = drift.shown_in_flight
+        for lease_id, cost in books.written_off:
+            # With a past the books may see sooner that a call is over.
+            if self._ledger.lease(lease_id) is None:
+                self._lost[lease_id] = cost
+            else:
+                shown += cost
+        self._ledger.drift.by_cause[Cause.IN_FLIGHT] = -shown
+        return max(0, drift.foreign_tokens - self._foreign)
+
+    def _take_back(self, record: Record) -> int:
+        """The part of what was not recorded that *record* explains, as a negative number."""
+        if record.at_ms > self._until_ms:
+            self._left = 0
+        if isinstance(record, WrittenOff):
+            # In the same step, before the new ledger had learned anything.
+            return self._lost.pop(record.lease_id, record.cost) - record.cost
+        if not isinstance(record, Settled) or not record.cost:
+            return 0
+        call = record.settlement
+        is_older = record.charged is None or call.lease_id in self._adopted
+        ended_ms = None if call.envelope is None else call.envelope.end_ms
+        if not is_older or ended_ms is None or ended_ms >= (self._counted_ms or 0):
+            return 0
+        part = min(record.cost, self._left)
+        self._left -= part
+        return -part

@@ -95,6 +95,7 @@ class Replay:
             records.Observed: self._observed,
             records.WrittenOff: self._written_off,
             records.Corrected: self._corrected,
+            records.Unrecorded: self._unrecorded,
             records.Lost: self._lost,
         }
 
@@ -241,6 +242,13 @@ class Replay:
 
     def _corrected(self, record: records.Corrected) -> None:
         self._count(record.holder, record.operation, record.tokens, -1)
+
+    def _unrecorded(self, record: records.Unrecorded) -> None:
+        self._count("", "", record.tokens, 0)
+        if record.tokens < 0:
+            # What showed as unexplained has found its call.
+            explained = min(-record.tokens, self.sums.unexplained_tokens)
+            self.sums.unexplained_tokens -= explained
 
     def _lost(self, record: records.Lost) -> None:
         self._differ(record.at_ms, Gap.LOST, record.number)

@@ -79,7 +79,7 @@ def cost_of(record: Record) -> int | None:
     match record:
         case records.Settled(cost=cost) | records.WrittenOff(cost=cost):
             return cost
-        case records.Corrected(tokens=tokens):
+        case records.Corrected(tokens=tokens) | records.Unrecorded(tokens=tokens):
             return tokens
     return None
 

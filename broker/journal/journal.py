@@ -13,6 +13,7 @@ import structlog
 
 from broker.core.allocator import Allocator
 from broker.core.records import Record
+from broker.core.recovery import Opening
 from broker.journal import restart
 from broker.journal.reader import Reader
 from broker.journal.schema import migrate
@@ -63,6 +64,8 @@ class Journal:
             months_kept=months_kept,
         )
         self._reader = Reader(database_url, account)
+        # While the count before this term is compared with the one after.
+        self._opening: Opening | None = None
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
 
     async def prepare(self) -> None:
@@ -87,6 +90,7 @@ class Journal:
 
         If Postgres can't be read, the allocator keeps its grace.
         """
+        self._opening = None
         age_ms_max = allocator.config.lease_age_ms_max
         try:
             recovered = await asyncio.to_thread(
@@ -100,6 +104,8 @@ class Journal:
             log.warning("journal: not read; open leases come from their clients", reason=str(exc))
             return
         allocator.restore(recovered, self._now_ms())
+        if recovered.books is not None:
+            self._opening = Opening(recovered.books, allocator.ledger)
         log.info(
             "journal read",
             leases=len(recovered.leases),
@@ -110,6 +116,10 @@ class Journal:
 
     def put(self, epoch: int, made: Iterable[Record]) -> None:
         """Takes the records of a step."""
+        if self._opening is not None:
+            made = list(self._opening.follow(made))
+            if self._opening.is_over:
+                self._opening = None
         self._writer.put(epoch, made)
 
     def written(self) -> asyncio.Future[bool]:

@@ -4,16 +4,17 @@ Times come back on the clock of the new broker, by way of the server's: TTLs go 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from broker.core import records
 from broker.core.leases import Ended
 from broker.core.ledger import CALL_MS_MAX
-from broker.core.records import Carried, Record, shifted
+from broker.core.records import Record, shifted
 from broker.core.recovery import PastCharge, PastCost, Recovered
+from broker.core.replay import Replay
 from broker.journal.encoding import decode
+from broker.journal.history import replayed
+from broker.journal.holds import fold
 from broker.journal.schema import ADVICE, PROGRAM
 from broker.journal.writer import SERVER_MS
 from protos.postgres.connections import Connection, connect
@@ -94,6 +95,19 @@ FROM tokenbroker.spend, edge
 WHERE account = %(account)s AND slot < edge.time AND slot > edge.time - interval '32 days'
     AND charged_tokens <> 0
 """
+# So many counts show how often Keepa refills; of them, those that a start has time for.
+COUNTS: Final = 30
+COUNTS_FOR: Final = timedelta(minutes=5)
+LAST_COUNTS: Final = """
+SELECT greatest(min(time), least(max(time), clock_timestamp() - %(span)s)) FROM (
+    SELECT time FROM tokenbroker.records
+    WHERE account = %(account)s AND time > clock_timestamp() - %(longest)s
+        AND kind = 'observed' AND (body ->> 'taken')::boolean
+    ORDER BY time DESC
+    LIMIT %(counts)s
+) AS counts
+HAVING count(*) > 0
+"""
 PAUSED: Final = """
 SELECT kind = 'paused' FROM tokenbroker.records
 WHERE account = %s AND kind IN ('paused', 'resumed')
@@ -128,7 +142,17 @@ def load(
             costs=tuple(_costs(connection, account, offset_ms)),
             charges=tuple(_charges(connection, account, offset_ms)),
             paused=_paused(connection, account),
+            books=_books(connection, account, offset_ms),
         )
+
+
+def _books(connection: Connection, account: str, offset_ms: int) -> Replay | None:
+    """The books as the last records have them; None if Keepa has not been asked lately."""
+    values = {
+        "account": account, "counts": COUNTS, "span": COUNTS_FOR, "longest": COSTS_FOR,
+    }  # fmt: skip
+    row = connection.execute(LAST_COUNTS, values).fetchone()
+    return None if row is None else replayed(connection, account, row[0], offset_ms=offset_ms)
 
 
 def _holds(
@@ -138,82 +162,6 @@ def _holds(
         record = decode(kind, body)
         # The row's time is Unix time, the record's that of the broker that made it.
         yield shifted(record, time_ms - record.at_ms - offset_ms)
-
-
-def fold(past: Iterator[Record], now_ms: int) -> Iterator[Carried]:
-    """Returns the holds that *past*, the records of leases without an end, leads to."""
-    holds: dict[str, Carried] = {}
-    for record in past:
-        match record:
-            case Carried():
-                holds[record.lease_id] = record
-            case records.Granted(request=request):
-                holds[request.lease_id] = _granted(record)
-            case records.Adopted():
-                holds[record.lease_id] = _adopted(record)
-            case records.Renewed(lease_id=lease_id) if lease_id in holds:
-                holds[lease_id] = replace(
-                    holds[lease_id], expires_ms=record.expires_ms, lapsed=False
-                )
-            case records.Expired(lease_id=lease_id) if lease_id in holds:
-                holds[lease_id] = replace(holds[lease_id], lapsed=True)
-            case records.Settled():
-                # Its cost is unknown, or it would have ended.
-                known = holds.get(record.settlement.lease_id) or _stranger(record)
-                holds[known.lease_id] = replace(known, lapsed=True)
-    for hold in holds.values():
-        yield replace(hold, at_ms=now_ms, lapsed=hold.lapsed or hold.expires_ms <= now_ms)
-
-
-def _granted(record: records.Granted) -> Carried:
-    request = record.request
-    return Carried(
-        record.at_ms,
-        request.lease_id,
-        request.holder,
-        request.operation,
-        record.units,
-        record.tokens,
-        record.overrun,
-        record.at_ms,
-        record.expires_ms,
-        lapsed=False,
-        request=request,
-        proven=record.proven,
-    )
-
-
-def _adopted(record: records.Adopted) -> Carried:
-    return Carried(
-        record.at_ms,
-        record.lease_id,
-        record.holder,
-        record.operation,
-        record.units,
-        record.tokens,
-        0,
-        record.at_ms,
-        record.expires_ms,
-        lapsed=False,
-        request=None,
-    )
-
-
-def _stranger(record: records.Settled) -> Carried:
-    call = record.settlement
-    return Carried(
-        record.at_ms,
-        call.lease_id,
-        call.holder,
-        call.operation,
-        call.units,
-        max(1, call.tokens),
-        0,
-        record.at_ms,
-        record.at_ms,
-        lapsed=True,
-        request=None,
-    )
 
 
 def _ended(connection: Connection, account: str) -> Iterator[tuple[str, Ended]]:

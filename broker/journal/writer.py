@@ -64,8 +64,10 @@ WITH leads AS MATERIALIZED (
     RETURNING time, kind, holder, identity, operation, cost, charged, charged_at, body
 ), parts AS (
     SELECT
-        date_bin('15 minutes', time, 'epoch') AS slot, holder, identity, operation,
-        CASE WHEN kind = 'corrected' THEN -1 WHEN kind = 'denied' THEN 0 ELSE 1 END AS calls,
+        date_bin('15 minutes', time, 'epoch') AS slot, coalesce(holder, '') AS holder,
+        coalesce(identity, '') AS identity, coalesce(operation, '') AS operation,
+        CASE kind WHEN 'corrected' THEN -1 WHEN 'denied' THEN 0 WHEN 'unrecorded' THEN 0 ELSE 1
+        END AS calls,
         (body -> 'settlement' ->> 'outcome' = 'refused') IS TRUE AS refused,
         kind = 'denied' AS denied,
         coalesce(cost, 0) AS tokens,

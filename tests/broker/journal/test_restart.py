@@ -74,6 +74,25 @@ def test_the_new_epoch_reserves_as_much_as_the_old_one(
         assert len(allocator.ledger.holds.leases(LeaseState.LAPSED)) == 0
 
 
+def test_the_old_books_come_back_for_the_first_count(
+    writer: JournalWriter, journal_url: str
+) -> None:
+    """On the clock of the new broker, with what was open before the first of their records."""
+    allocator, moment = running()
+    allocator.acquire(request("a", ttl_ms=60_000), moment)
+    for second in range(1, 40):
+        allocator.probe_started(moment + second)
+        allocator.probe_answered(envelope(300, at=second), moment + second, moment + second)
+    books = written(allocator, writer, journal_url).books
+
+    assert books is not None
+    assert books.sums.probes == 30
+    assert books.differences == []
+    assert [hold.lease_id for hold in books.ledger] == ["a"]
+    assert books.ledger.bucket.observation is not None
+    assert books.ledger.bucket.observation.arrived_ms == pytest.approx(moment + 39, abs=500)
+
+
 def test_costs_and_a_pause_come_back(writer: JournalWriter, journal_url: str) -> None:
     """What calls have cost is known from the start, and an operator's pause stands."""
     allocator, moment = running()

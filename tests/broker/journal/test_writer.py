@@ -61,6 +61,16 @@ def test_records_and_sums_are_written_in_one_statement(
     assert writer.status.state is JournalState.WRITING
 
 
+def test_tokens_without_a_call_are_in_the_sums(writer: JournalWriter, journal_url: str) -> None:
+    """They belong to no holder and no operation, and are no call."""
+    writer.put(EPOCH, [*call("a", 7), records.Unrecorded(now_ms(), 5)])
+    assert writer.flushed(DEADLINE_S)
+
+    assert rows(
+        journal_url, "SELECT holder, operation, calls, tokens FROM tokenbroker.spend ORDER BY 1"
+    ) == [("", "", 0, 5), (HOLDER, "deal", 1, 7)]
+
+
 def test_a_batch_that_is_sent_twice_counts_once(journal_url: str) -> None:
     """The connection broke before the answer: nothing is doubled, neither rows nor sums."""
     batch = call("a", 7)
@@ -123,7 +133,7 @@ def test_a_caller_learns_whether_its_records_are_written(
 def test_a_term_that_is_not_continued_leaves_nothing_to_the_next(
     writer: JournalWriter, journal_url: str
 ) -> None:
-    """Another broker led in between, and its clients repeated there what was not confirmed."""
+    """Another broker led in between, and clients repeated there what was not confirmed."""
     lead(journal_url, EPOCH + 2)
     with psycopg.connect(journal_url) as connection:
         # Nothing can be written until the next term has begun.
@@ -159,7 +169,7 @@ def test_a_process_that_takes_its_row_again_keeps_its_records(journal_url: str) 
 
 
 def test_a_take_waits_for_a_batch_that_is_being_written(journal_url: str) -> None:
-    """So whoever takes the row reads everything that the leader before it has written."""
+    """So the next leader reads everything that the one before it has written."""
     take = "UPDATE tokenbroker.leader SET epoch = epoch + 1"
     with psycopg.connect(journal_url) as writing, psycopg.connect(journal_url) as taking:
         writing.execute("SELECT FROM tokenbroker.leader FOR KEY SHARE")

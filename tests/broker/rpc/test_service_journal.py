@@ -68,7 +68,7 @@ async def test_a_lease_is_explained_from_the_request_to_keepas_count(
 async def test_a_settle_is_answered_once_the_journal_has_it(
     broker: ServedBroker, slow_keepa: RunningSimulator, journal_url: str
 ) -> None:
-    """What a client has been told outlives the broker; grants don't wait for the journal."""
+    """What has been answered outlives the broker; grants don't wait for the journal."""
     first = (await broker.stub.AcquireLease(acquire("first"))).grant
     async with await psycopg.AsyncConnection.connect(journal_url) as connection:
         await connection.execute("SELECT FROM tokenbroker.leader FOR UPDATE")
@@ -85,10 +85,10 @@ async def test_a_settle_is_answered_once_the_journal_has_it(
 async def test_a_settle_that_a_deposed_leader_cannot_keep_is_for_the_next_one(
     broker: ServedBroker, journal_url: str
 ) -> None:
-    """The client is told to try again, and so reaches the leader of the moment."""
+    """The client tries again, and so reaches the leader of the moment."""
     grant = (await broker.stub.AcquireLease(acquire("a"))).grant
     lead(journal_url, EPOCH + 1)
-    # The second time it is nothing new to a broker that does not know yet.
+    # The second time it is nothing new to a broker that still takes itself for the leader.
     for _ in range(2):
         status, _, reason = await refusal(broker.stub.SettleLease(settle(grant)))
 
