@@ -62,8 +62,8 @@ class Opening:
     """Compares Keepa's first count of an epoch with the books of the one before.
 
     The new ledger starts without a balance, so it can't see what went in between: calls
-    whose records were lost with the leader that made them, or charges of lost calls that
-    the first count includes already. The replay of the old records can. It goes on with
+    that left no record, because their leader was lost with it, or charges of lost calls
+    that the first count includes already. The replay of the old records can. It goes on with
     the new ones until that count has come; then:
 
     * what no record explains becomes one, `Unrecorded`, so that the books add up;

@@ -116,10 +116,16 @@ class Journal:
 
     def put(self, epoch: int, made: Iterable[Record]) -> None:
         """Takes the records of a step."""
+        made = list(made)
         if self._opening is not None:
-            made = list(self._opening.follow(made))
-            if self._opening.is_over:
+            try:
+                made = list(self._opening.follow(made))
+            except Exception:
+                # The journal's past must not stop a broker that serves.
+                log.exception("journal: the epochs can't be compared")
                 self._opening = None
+        if self._opening is not None and self._opening.is_over:
+            self._opening = None
         self._writer.put(epoch, made)
 
     def written(self) -> asyncio.Future[bool]:

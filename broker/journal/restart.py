@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final
 
+import structlog
+
 from broker.core.leases import Ended
 from broker.core.ledger import CALL_MS_MAX
 from broker.core.records import Record, shifted
@@ -18,6 +20,8 @@ from broker.journal.holds import fold
 from broker.journal.schema import ADVICE, PROGRAM
 from broker.journal.writer import SERVER_MS
 from protos.postgres.connections import Connection, connect
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A client repeats a settle for minutes, if its answer was lost.
 ENDED_FOR: Final = timedelta(hours=1)
@@ -152,7 +156,14 @@ def _books(connection: Connection, account: str, offset_ms: int) -> Replay | Non
         "account": account, "counts": COUNTS, "span": COUNTS_FOR, "longest": COSTS_FOR,
     }  # fmt: skip
     row = connection.execute(LAST_COUNTS, values).fetchone()
-    return None if row is None else replayed(connection, account, row[0], offset_ms=offset_ms)
+    if row is None:
+        return None
+    try:
+        return replayed(connection, account, row[0], offset_ms=offset_ms)
+    except AssertionError:
+        # Records that lead to impossible books must not keep a broker from leading.
+        log.exception("journal: the last records can't be replayed")
+        return None
 
 
 def _holds(
