@@ -140,7 +140,11 @@ class BrokerRuntime:
         self._recording: set[asyncio.Future[bool]] = set()
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # When the timer fires, on the broker's clock.
+        self._wake_ms: int | None = None
         self._watchers: set[asyncio.Event] = set()
+        self._readiness_watchers: set[asyncio.Event] = set()
+        self._was_ready = False
         # What the watchers last saw; a step that leaves it unchanged wakes none.
         self._shown: object = None
         self.eta_listeners: list[Listener] = []
@@ -246,7 +250,9 @@ class BrokerRuntime:
         wait = self._join(request)
         wait.calls += 1
         try:
-            answer = await asyncio.shield(wait.answer)
+            # Most answers are there at once.
+            future = wait.answer
+            answer = future.result() if future.done() else await asyncio.shield(future)
             # The process may have been stopped since the decision.
             self._check_leads(self.now_ms())
             still_let_in()
@@ -406,14 +412,18 @@ class BrokerRuntime:
         return waiting_view(self.allocator, self.now_ms(), most)
 
     @contextmanager
-    def watching(self) -> Iterator[asyncio.Event]:
-        """Yields an event that every change sets; the watcher clears it."""
+    def watching(self, *, readiness: bool = False) -> Iterator[asyncio.Event]:
+        """Yields an event that every change sets, or only those of `ready`.
+
+        The watcher clears it before it looks.
+        """
         changed = asyncio.Event()
-        self._watchers.add(changed)
+        watchers = self._readiness_watchers if readiness else self._watchers
+        watchers.add(changed)
         try:
             yield changed
         finally:
-            self._watchers.discard(changed)
+            watchers.discard(changed)
 
     def _decide(self, step: Callable[[int], T]) -> T:
         """Runs one step of the allocator, and acts on its outcome.
@@ -455,12 +465,26 @@ class BrokerRuntime:
         if self._probe is None and self.allocator.probe_wanted(now_ms):
             self._start_probe(now_ms)
         self._set_timer(now_ms)
-        if self.allocator.ledger.bucket.observation is not None:
+        if not self.synced.is_set() and self.allocator.ledger.bucket.observation is not None:
             self.synced.set()
+        self._show(now_ms)
+
+    def _show(self, now_ms: int) -> None:
+        """Wakes the watchers that would see something new."""
+        if self._readiness_watchers and (ready := self.ready) != self._was_ready:
+            self._was_ready = ready
+            for changed in self._readiness_watchers:
+                changed.set()
+        # Where every watcher is about to look, there is nothing to compare: what is shown next
+        # counts as new then.
+        if all(changed.is_set() for changed in self._watchers):
+            self._shown = None
+            return
         shown = (changes(self.allocator, now_ms), self.budgets_trouble, self.probes.trouble)
         if shown != self._shown:
             self._shown = shown
-            self._wake_watchers()
+            for changed in self._watchers:
+                changed.set()
 
     def _deliver(self, answer: Answer) -> None:
         lease_id = answer.lease.lease_id if isinstance(answer, Granted) else answer.lease_id
@@ -469,17 +493,25 @@ class BrokerRuntime:
             wait.answer.set_result(answer)
 
     def _set_timer(self, now_ms: int) -> None:
+        wake_ms = self.allocator.next_wake_ms(now_ms)
         if self._timer is not None:
+            if wake_ms == self._wake_ms:
+                return
             self._timer.cancel()
             self._timer = None
-        wake_ms = self.allocator.next_wake_ms(now_ms)
+        self._wake_ms = wake_ms
         if wake_ms is not None:
             delay_s = max(wake_ms - now_ms, WAKE_MS_MIN) / 1000
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, self._advance)
+            self._timer = loop.call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._advance()
 
     def _wake_watchers(self) -> None:
-        for changed in self._watchers:
+        self._was_ready = self.ready
+        for changed in self._watchers | self._readiness_watchers:
             changed.set()
 
     def _join(self, request: LeaseRequest) -> Wait:

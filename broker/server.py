@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import grpc
 import structlog
@@ -32,6 +32,7 @@ from broker.core.limits import Limits
 from broker.keepa_status import KeepaSync
 from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
+from broker.rpc.layers import Layer, LayeredServer
 from broker.rpc.measured import MeasuredCalls
 from broker.rpc.requests import Ttl
 from broker.rpc.service import TokenBrokerService
@@ -206,12 +207,12 @@ def _grpc_server(
     traced: bool,
 ) -> grpc.aio.Server:
     # The outermost first: a refused call is counted, but has no span.
-    interceptors: list[Any] = [MeasuredCalls(process.called)]
+    layers: list[Layer] = [MeasuredCalls(process.called)]
     if book is not None:
-        interceptors.append(Gate(book, metrics.refused))
+        layers.append(Gate(book, metrics.refused))
     if traced:
-        interceptors.append(TracedCalls())
-    server = grpc.aio.server(options=options.SERVER, interceptors=interceptors)
+        layers.append(TracedCalls())
+    server = LayeredServer(grpc.aio.server(options=options.SERVER), layers)
     service = TokenBrokerService(
         runtime,
         metrics,

@@ -4,9 +4,9 @@ Maps the caller's token, or without one its certificate, to an identity and chec
 role. Health needs no role: every client that can connect may call it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -20,6 +20,7 @@ from broker.access.identities import (
     roles_for,
     still_let_in,
 )
+from broker.rpc.layers import Answer, Context, Stream
 from broker.runtime import BrokerRuntime
 from protos.channel.reasons import REASON_KEY, Reason
 from protos.process.identities import Role
@@ -27,8 +28,6 @@ from protos.process.watched_files import Followed
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Code = grpc.StatusCode
 
 now_ms: Final = BrokerRuntime.now_ms
@@ -77,7 +76,7 @@ class RefusalLog:
         log.warning("call refused", reason=reason.value, peer=key[0], left_out=left_out, **about)
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
+class Gate:
     """Refuses calls that their caller may not make; calls *refused* for each."""
 
     def __init__(self, book: Followed[IdentityBook], refused: Callable[[Reason], None]) -> None:
@@ -85,19 +84,39 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
         self._refused = refused
         self._log = RefusalLog()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Returns the call's handler behind the gate."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(OPEN):
-            return handler
-        token = _bearer_token(handler_call_details.invocation_metadata)
+    def unary(self, method: str, answer: Answer) -> Answer:
+        """Checks the call before it is answered."""
+        if method.startswith(OPEN):
+            return answer
 
-        def look(context: Context) -> Identity:
+        async def checked(request: object, context: Context) -> object:
+            await self._enter(method, context)
+            return await answer(request, context)
+
+        return checked
+
+    def stream(self, method: str, stream: Stream) -> Stream:
+        """Checks the call first, and again before each message."""
+        if method.startswith(OPEN):
+            return stream
+
+        async def checked(request: object, context: Context) -> AsyncIterator[object]:
+            await self._enter(method, context)
+            answers: Any = stream(request, context)
+            async with aclosing(answers):
+                async for message in answers:
+                    try:
+                        still_let_in.get()()
+                    except RefusedError as exc:
+                        await self.refuse(exc, context)
+                    yield message
+
+        return checked
+
+    async def _enter(self, method: str, context: Context) -> None:
+        token = _bearer_token(context.invocation_metadata())
+
+        def look() -> Identity:
             """Returns the caller's present identity; counts and logs a refusal."""
             try:
                 identity = self._identify(token, context)
@@ -108,23 +127,15 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in s
                 raise
             return identity
 
-        async def enter(context: Context) -> None:
-            try:
-                caller.set(look(context))
-            except RefusedError as exc:
-                await self.refuse(exc, context)
-            still_let_in.set(lambda: _check_same(look(context), caller.get()))
+        try:
+            identity = look()
+        except RefusedError as exc:
+            await self.refuse(exc, context)
+        caller.set(identity)
+        still_let_in.set(lambda: _check_same(look(), identity))
 
-        async def stay(context: Context) -> None:
-            try:
-                still_let_in.get()()
-            except RefusedError as exc:
-                await self.refuse(exc, context)
-
-        return _behind(enter, stay, handler)
-
-    async def refuse(self, exc: RefusedError, context: Context) -> None:
-        """Ends the RPC with *exc*; never returns."""
+    async def refuse(self, exc: RefusedError, context: Context) -> NoReturn:
+        """Ends the RPC with *exc*."""
         metadata = ((REASON_KEY, exc.reason.value),)
         await context.abort(STATUSES[exc.reason], str(exc), trailing_metadata=metadata)
 
@@ -171,53 +182,18 @@ def _check_role(identity: Identity, method: str) -> None:
     )
 
 
-def _check_same(identity: Identity, before: Identity | None) -> None:
+def _check_same(identity: Identity, before: Identity) -> None:
     """Checks that the credentials still belong to the identity that began the call.
 
     Raises:
         RefusedError: They belong to another identity now.
     """
-    if before is not None and identity.name != before.name:
+    if identity.name != before.name:
         raise RefusedError(
             Reason.UNKNOWN_TOKEN,
             f"these credentials are {identity.name}'s now, and no longer {before.name}'s:"
             " call again",
         )
-
-
-def _behind(
-    enter: Callable[[Context], Awaitable[None]],
-    stay: Callable[[Context], Awaitable[None]],
-    handler: Handler,
-) -> Handler:
-    """Wraps *handler*: *enter* checks the call first, *stay* checks it before each message."""
-    if not handler.response_streaming:
-        assert handler.unary_unary is not None
-        answer = handler.unary_unary
-
-        async def one(request: object, context: Any) -> object:
-            await enter(context)
-            return await answer(request, context)
-
-        return grpc.unary_unary_rpc_method_handler(
-            one, handler.request_deserializer, handler.response_serializer
-        )
-    stream: Any = handler.stream_stream or handler.unary_stream
-
-    async def many(request: object, context: Any) -> AsyncIterator[object]:
-        await enter(context)
-        async with aclosing(stream(request, context)) as answers:
-            async for message in answers:
-                await stay(context)
-                yield message
-
-    make: Any = (
-        grpc.stream_stream_rpc_method_handler
-        if handler.request_streaming
-        else grpc.unary_stream_rpc_method_handler
-    )
-    wrapped: Handler = make(many, handler.request_deserializer, handler.response_serializer)
-    return wrapped
 
 
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:

@@ -35,7 +35,7 @@ class Introspection:
 
     async def follow(self, runtime: BrokerRuntime) -> None:
         """Reports whether *runtime* serves, at every change, until cancelled."""
-        with runtime.watching() as changed:
+        with runtime.watching(readiness=True) as changed:
             while True:
                 changed.clear()
                 await self._states.set(SERVICE_NAME, SERVING if runtime.ready else NOT_SERVING)

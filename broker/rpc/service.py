@@ -7,8 +7,9 @@ the caller's identity before the holder, and refuses calls on another identity's
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from broker.journal.journal import Journal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+# Where `log` writes to; its level is that of the process.
+debug: Final = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Code = grpc.StatusCode
@@ -78,26 +81,41 @@ class NoJournalError(Exception):
         )
 
 
-@asynccontextmanager
-async def refusals(context: Context) -> AsyncIterator[None]:
+class refusals:  # noqa: N801 - a context manager, which costs a call less than a generator's
     """Converts the broker's exceptions to a status with a reason."""
-    try:
-        yield
-    except (BrokerError, InvalidRequestError, BrokerStoppingError) as exc:
-        code, reason = STATUSES[type(exc)]
-        await refuse(context, code, str(exc), reason)
-    except NotLeadingError as exc:
-        about = {LEADER_KEY: exc.leader} if exc.leader else {}
-        await refuse(context, Code.UNAVAILABLE, str(exc), Reason.NOT_LEADER, **about)
-    except RefusedError as exc:
-        await refuse(context, GATE_STATUSES[exc.reason], str(exc), exc.reason.value)
-    except KeepaSyncError as exc:
-        await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
-    except NoJournalError as exc:
-        await refuse(context, Code.FAILED_PRECONDITION, str(exc), Reason.NO_JOURNAL)
-    except DatabaseError as exc:
-        message = f"the journal can't be read: {exc}"
-        await refuse(context, Code.UNAVAILABLE, message, Reason.JOURNAL_AWAY)
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        """Nothing."""
+
+    async def __aexit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        """Ends the RPC with the status of *exc*, if it is an error of the broker's."""
+        if exc is not None:
+            await refuse_for(exc, self._context)
+
+
+async def refuse_for(exc: BaseException, context: Context) -> None:
+    """Ends the RPC with the status of *exc*; returns if that is no error of the broker's."""
+    match exc:
+        case BrokerError() | InvalidRequestError() | BrokerStoppingError():
+            code, reason = STATUSES[type(exc)]
+            await refuse(context, code, str(exc), reason)
+        case NotLeadingError():
+            about = {LEADER_KEY: exc.leader} if exc.leader else {}
+            await refuse(context, Code.UNAVAILABLE, str(exc), Reason.NOT_LEADER, **about)
+        case RefusedError():
+            await refuse(context, GATE_STATUSES[exc.reason], str(exc), exc.reason.value)
+        case KeepaSyncError():
+            await refuse(context, Code.UNAVAILABLE, str(exc), exc.failure)
+        case NoJournalError():
+            await refuse(context, Code.FAILED_PRECONDITION, str(exc), Reason.NO_JOURNAL)
+        case DatabaseError():
+            message = f"the journal can't be read: {exc}"
+            await refuse(context, Code.UNAVAILABLE, message, Reason.JOURNAL_AWAY)
 
 
 async def refuse(
@@ -155,7 +173,10 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
                 )
                 await refuse(context, Code.FAILED_PRECONDITION, message, Reason.OTHER_KEY)
             outcome = await self._runtime.acquire(wanted, still_let_in.get())
-        self._note(wanted, outcome)
+        if isinstance(outcome, Granted):
+            self._metrics.granted(wanted.priority, outcome.waited_ms)
+        if self._is_watched():
+            self._note_answer(wanted, outcome)
         return replies.answer(outcome, self._runtime.now_ms())
 
     async def RenewLease(  # noqa: N802 - gRPC's name
@@ -176,16 +197,13 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             settled = self._runtime.settle(settlement)
             await self._runtime.recorded()
         self._metrics.settled(settlement, settled)
-        about: dict[str, str | int] = {
-            "lease": settlement.lease_id,
-            "holder": settlement.holder,
-            "operation": settlement.operation,
-            "outcome": settlement.outcome.value,
-            "tokens": settled.cost_tokens or 0,
-            "late": settled.late,
-        }
-        trace.get_current_span().set_attributes(about)
-        log.debug("lease settled", **about)
+        if self._is_watched():
+            about = {
+                "outcome": settlement.outcome.value,
+                "tokens": settled.cost_tokens or 0,
+                "late": settled.late,
+            }
+            self._note("lease settled", settlement, about)
         return pb.SettleLeaseResponse(late=settled.late)
 
     async def GetCaller(  # noqa: N802 - gRPC's name
@@ -340,17 +358,28 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             leader=self._runtime.leader,
         )
 
-    def _note(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
-        about = {"lease": wanted.lease_id, "holder": wanted.holder, "operation": wanted.operation}
-        span = trace.get_current_span()
+    @staticmethod
+    def _is_watched() -> bool:
+        """Whether a log line or a span takes what happens to a lease."""
+        return debug.isEnabledFor(logging.DEBUG) or trace.get_current_span().is_recording()
+
+    def _note_answer(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
         if isinstance(outcome, Granted):
-            self._metrics.granted(wanted.priority, outcome.waited_ms)
-            tokens, waited_ms = outcome.lease.tokens, outcome.waited_ms
-            span.set_attributes({**about, "tokens": tokens, "waited_ms": waited_ms})
-            log.debug("lease granted", **about, tokens=tokens, waited_ms=waited_ms)
+            about = {"tokens": outcome.lease.tokens, "waited_ms": outcome.waited_ms}
+            self._note("lease granted", wanted, about)
         else:
-            span.set_attributes({**about, "reason": outcome.reason.value})
-            log.debug("lease denied", **about, reason=outcome.reason.value)
+            self._note("lease denied", wanted, {"reason": outcome.reason.value})
+
+    @staticmethod
+    def _note(event: str, call: LeaseRequest | Settlement, about: Mapping[str, str | int]) -> None:
+        whole = {
+            "lease": call.lease_id,
+            "holder": call.holder,
+            "operation": call.operation,
+            **about,
+        }
+        trace.get_current_span().set_attributes(whole)
+        log.debug(event, **whole)
 
 
 def _caller_name(context: Context) -> str:

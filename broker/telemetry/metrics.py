@@ -129,10 +129,10 @@ class BrokerMetrics:
             registry=self.registry,
         )
         # Created at once: an alert needs the series before its first event.
-        for priority in Priority:
-            self._wait.labels(priority.name.lower())
-        for outcome in Outcome:
-            self._settles.labels(outcome.value)
+        self._waited = {
+            priority: self._wait.labels(priority.name.lower()) for priority in Priority
+        }
+        self._settled = {outcome: self._settles.labels(outcome.value) for outcome in Outcome}
         for reason in DOOR_REASONS:
             self._refused.labels(reason.value)
         for told in ("first", "last"):
@@ -148,7 +148,7 @@ class BrokerMetrics:
 
     def granted(self, priority: Priority, waited_ms: int) -> None:
         """Counts a lease granted after *waited_ms*."""
-        self._wait.labels(priority.name.lower()).observe(waited_ms / 1000)
+        self._waited[priority].observe(waited_ms / 1000)
 
     def refused(self, reason: Reason) -> None:
         """Counts a refused caller."""
@@ -162,7 +162,7 @@ class BrokerMetrics:
         spent = settled.cost_tokens
         if spent is None:
             return
-        self._settles.labels(settlement.outcome.value).inc()
+        self._settled[settlement.outcome].inc()
         self._operation_tokens.labels(self._operation(settlement.operation)).inc(spent)
         self._holder_tokens.labels(self._holder(settlement.holder)).inc(spent)
 

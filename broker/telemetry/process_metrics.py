@@ -29,6 +29,8 @@ class ProcessMetrics:
 
     def __init__(self, registry: CollectorRegistry, states: States, expiries_s: Expiries) -> None:
         registry.register(FilesCollector(states, expiries_s))
+        self._counts: dict[tuple[str, str], Callable[[], None]] = {}
+        self._times: dict[str, Callable[[float], None]] = {}
         self._rpcs = Counter(
             "tokenbroker_rpcs",
             "Calls ended, by method and gRPC status.",
@@ -51,9 +53,15 @@ class ProcessMetrics:
 
     def called(self, method: str, code: str, took_s: float | None) -> None:
         """Counts a call that has ended; a stream has no *took_s*."""
-        self._rpcs.labels(method, code).inc()
-        if took_s is not None:
-            self._rpc_seconds.labels(method).observe(took_s)
+        # Methods and codes are few, and looking up a series costs more than counting.
+        if (count := self._counts.get((method, code))) is None:
+            count = self._counts[method, code] = self._rpcs.labels(method, code).inc
+        count()
+        if took_s is None:
+            return
+        if (observe := self._times.get(method)) is None:
+            observe = self._times[method] = self._rpc_seconds.labels(method).observe
+        observe(took_s)
 
     async def measure_lag(self) -> None:
         """Measures the event loop until cancelled."""
