@@ -140,7 +140,8 @@ class BrokerRuntime:
         self._recording: set[asyncio.Future[bool]] = set()
         self._probe: asyncio.Task[KeepaSyncError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        # When the timer fires, on the broker's clock.
+        # When it fires, and when the allocator asks for a step, on the broker's clock.
+        self._timer_ms = 0
         self._wake_ms: int | None = None
         self._watchers: set[asyncio.Event] = set()
         self._readiness_watchers: set[asyncio.Event] = set()
@@ -493,21 +494,29 @@ class BrokerRuntime:
             wait.answer.set_result(answer)
 
     def _set_timer(self, now_ms: int) -> None:
-        wake_ms = self.allocator.next_wake_ms(now_ms)
+        """Wakes at the time that the allocator asks for.
+
+        It asks for a later one with nearly every step, when a new lease ends after the last
+        one: a timer that is set fires early then, and is set anew without a step.
+        """
+        self._wake_ms = self.allocator.next_wake_ms(now_ms)
         if self._timer is not None:
-            if wake_ms == self._wake_ms:
+            if self._wake_ms is not None and self._timer_ms <= self._wake_ms:
                 return
             self._timer.cancel()
             self._timer = None
-        self._wake_ms = wake_ms
-        if wake_ms is not None:
-            delay_s = max(wake_ms - now_ms, WAKE_MS_MIN) / 1000
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, self._wake)
+        if self._wake_ms is not None:
+            self._timer_ms = max(self._wake_ms, now_ms + WAKE_MS_MIN)
+            delay_s = (self._timer_ms - now_ms) / 1000
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        self._advance()
+        now_ms = self.now_ms()
+        if self._wake_ms is not None and now_ms < self._wake_ms:
+            self._set_timer(now_ms)
+        else:
+            self._advance()
 
     def _wake_watchers(self) -> None:
         self._was_ready = self.ready

@@ -5,6 +5,7 @@ renewals in progress finish, and closes the ports.
 """
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -60,6 +61,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # The broker may take 5 s to stop; RPCs in progress get most of it.
 STOP_GRACE_S: Final = 3.0
 FLUSH_S: Final = 0.5
+# Objects made before the first of three generations is collected, and collections of one
+# before the next. A call makes some fifty, and few are in cycles: the default of 700 spends
+# a seventh of the processor's time.
+GC_THRESHOLDS: Final = (10_000, 20, 20)
 MS: Final = timedelta(milliseconds=1)
 
 
@@ -72,6 +77,7 @@ def run(settings: ServeSettings, *, traced: bool = False) -> None:
         CredentialError: a file of certificates or identities can't be used.
         DatabaseNotSetUpError: the journal's tables or rights are missing.
     """
+    _spare_collections()
     uvloop.run(serve(settings, traced=traced))
 
 
@@ -133,6 +139,14 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
         await _stop(runtime, leadership, server)
     keepa.close()
     log.info("broker stopped")
+
+
+def _spare_collections() -> None:
+    """Lets the collector look at less, and less often."""
+    # What is there by now stays: a collection that looks at all modules takes 50 ms.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _stop(
@@ -218,6 +232,7 @@ def _grpc_server(
         metrics,
         key_fingerprint=settings.key_fingerprint,
         ttl=Ttl(settings.broker_lease_ttl_ms),
+        traced=traced,
     )
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     return server

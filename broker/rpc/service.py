@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from broker.journal.journal import Journal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-# Where `log` writes to; its level is that of the process.
-debug: Final = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Code = grpc.StatusCode
@@ -145,12 +143,15 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
         *,
         key_fingerprint: str,
         ttl: requests.Ttl = requests.DEFAULT_TTL,
+        traced: bool = False,
     ) -> None:
         self._runtime = runtime
         self._metrics = metrics
         self._fingerprint = key_fingerprint
         self._refusals = RefusalLog()
         self._ttl = ttl
+        # Whether a span or a log line takes what happens to a lease: both are costly to build.
+        self._watched = traced or logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
 
     async def AcquireLease(  # noqa: N802 - gRPC's name
         self, request: pb.AcquireLeaseRequest, context: Context
@@ -175,7 +176,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             outcome = await self._runtime.acquire(wanted, still_let_in.get())
         if isinstance(outcome, Granted):
             self._metrics.granted(wanted.priority, outcome.waited_ms)
-        if self._is_watched():
+        if self._watched:
             self._note_answer(wanted, outcome)
         return replies.answer(outcome, self._runtime.now_ms())
 
@@ -197,7 +198,7 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             settled = self._runtime.settle(settlement)
             await self._runtime.recorded()
         self._metrics.settled(settlement, settled)
-        if self._is_watched():
+        if self._watched:
             about = {
                 "outcome": settlement.outcome.value,
                 "tokens": settled.cost_tokens or 0,
@@ -357,11 +358,6 @@ class TokenBrokerService(pb_grpc.TokenBrokerServiceServicer):
             journal=self._runtime.journal_status,
             leader=self._runtime.leader,
         )
-
-    @staticmethod
-    def _is_watched() -> bool:
-        """Whether a log line or a span takes what happens to a lease."""
-        return debug.isEnabledFor(logging.DEBUG) or trace.get_current_span().is_recording()
 
     def _note_answer(self, wanted: LeaseRequest, outcome: Granted | Denied) -> None:
         if isinstance(outcome, Granted):

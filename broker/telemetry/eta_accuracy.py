@@ -22,6 +22,8 @@ class Promises:
 
     def keep_score(self, allocator: Allocator, now_ms: int) -> None:
         """Reports the requests served since the last call; due after every step."""
+        if not self._last:
+            return
         for lease_id in [i for i in self._last if i not in allocator.waitlist]:
             first_ms, last_ms = self._first.pop(lease_id), self._last.pop(lease_id)
             if allocator.ledger.lease(lease_id) is not None:

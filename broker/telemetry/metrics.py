@@ -18,6 +18,7 @@ from broker.core.snapshot import BucketView
 from broker.journal.status import JournalState
 from broker.keepa_status import ProbeFailure
 from broker.runtime import BrokerRuntime
+from broker.telemetry.tallies import Durations, Tally
 from protos.channel.reasons import Reason
 from protos.process.metric_families import MetricFamilies
 
@@ -36,6 +37,8 @@ DOOR_REASONS: Final = (
     Reason.WRONG_ROLE,
     Reason.FOREIGN_LEASE,
 )
+
+PRIORITIES: Final = {priority: priority.name.lower() for priority in Priority}
 
 families: Final = MetricFamilies("tokenbroker")
 gauge, gauges = families.gauge, families.gauges
@@ -80,33 +83,33 @@ class BrokerMetrics:
         ProcessCollector(registry=self.registry)
         self.registry.register(BucketCollector(runtime))
         self._operation = BoundedLabel(
-            lambda operation: self._operation_tokens.remove_by_labels({"operation": operation})
+            lambda operation: self._operation_tokens.forget((operation,))
         )
         self._holder = BoundedLabel(self._forget_holder)
-        self._wait = Histogram(
+        self._wait = Durations(
             "tokenbroker_wait_seconds",
             "Time from a request to its grant.",
-            ["priority"],
-            buckets=WAIT_BUCKETS_S,
-            registry=self.registry,
+            "priority",
+            WAIT_BUCKETS_S,
+            self.registry,
         )
-        self._settles = Counter(
+        self._settles = Tally(
             "tokenbroker_settles",
             "Settled leases by outcome of their call.",
             ["outcome"],
-            registry=self.registry,
+            self.registry,
         )
-        self._operation_tokens = Counter(
+        self._operation_tokens = Tally(
             "tokenbroker_operation_spent_tokens",
             "Tokens spent by settled calls, by operation.",
             ["operation"],
-            registry=self.registry,
+            self.registry,
         )
-        self._holder_tokens = Counter(
+        self._holder_tokens = Tally(
             "tokenbroker_holder_spent_tokens",
             "Tokens spent by settled calls, by holder.",
             ["holder"],
-            registry=self.registry,
+            self.registry,
         )
         self._implausible = Counter(
             "tokenbroker_implausible_reports",
@@ -129,17 +132,17 @@ class BrokerMetrics:
             registry=self.registry,
         )
         # Created at once: an alert needs the series before its first event.
-        self._waited = {
-            priority: self._wait.labels(priority.name.lower()) for priority in Priority
-        }
-        self._settled = {outcome: self._settles.labels(outcome.value) for outcome in Outcome}
+        for priority in PRIORITIES.values():
+            self._wait.create(priority)
+        for outcome in Outcome:
+            self._settles.add((outcome.value,), 0)
         for reason in DOOR_REASONS:
             self._refused.labels(reason.value)
         for told in ("first", "last"):
             self._eta_error.labels(told)
 
     def _forget_holder(self, holder: str) -> None:
-        self._holder_tokens.remove_by_labels({"holder": holder})
+        self._holder_tokens.forget((holder,))
         self._implausible.remove_by_labels({"holder": holder})
 
     def _eta_proved(self, first_ms: int, last_ms: int) -> None:
@@ -148,7 +151,7 @@ class BrokerMetrics:
 
     def granted(self, priority: Priority, waited_ms: int) -> None:
         """Counts a lease granted after *waited_ms*."""
-        self._waited[priority].observe(waited_ms / 1000)
+        self._wait.observe(PRIORITIES[priority], waited_ms / 1000)
 
     def refused(self, reason: Reason) -> None:
         """Counts a refused caller."""
@@ -162,23 +165,17 @@ class BrokerMetrics:
         spent = settled.cost_tokens
         if spent is None:
             return
-        self._settled[settlement.outcome].inc()
-        self._operation_tokens.labels(self._operation(settlement.operation)).inc(spent)
-        self._holder_tokens.labels(self._holder(settlement.holder)).inc(spent)
+        self._settles.add((settlement.outcome.value,))
+        self._operation_tokens.add((self._operation(settlement.operation),), spent)
+        self._holder_tokens.add((self._holder(settlement.holder),), spent)
 
     def spent(self) -> tuple[dict[str, float], dict[str, float]]:
         """Tokens spent since the start, by operation and by holder."""
-        return _by_label(self._operation_tokens), _by_label(self._holder_tokens)
-
-
-def _by_label(counter: Counter) -> dict[str, float]:
-    """The values of a *counter* with one label."""
-    return {
-        next(iter(sample.labels.values())): sample.value
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total")
-    }
+        operations, holders = self._operation_tokens.counts, self._holder_tokens.counts
+        return (
+            {operation: tokens for (operation,), tokens in operations.items()},
+            {holder: tokens for (holder,), tokens in holders.items()},
+        )
 
 
 class BucketCollector(Collector):

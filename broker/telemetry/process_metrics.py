@@ -5,10 +5,11 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.telemetry.tallies import Durations, Tally
 from protos.process.metric_families import MetricFamilies
 from protos.process.version import package_version
 from protos.process.watched_files import FileState
@@ -29,20 +30,18 @@ class ProcessMetrics:
 
     def __init__(self, registry: CollectorRegistry, states: States, expiries_s: Expiries) -> None:
         registry.register(FilesCollector(states, expiries_s))
-        self._counts: dict[tuple[str, str], Callable[[], None]] = {}
-        self._times: dict[str, Callable[[float], None]] = {}
-        self._rpcs = Counter(
+        self._rpcs = Tally(
             "tokenbroker_rpcs",
             "Calls ended, by method and gRPC status.",
             ["method", "code"],
-            registry=registry,
+            registry,
         )
-        self._rpc_seconds = Histogram(
+        self._rpc_seconds = Durations(
             "tokenbroker_rpc_seconds",
             "Time that calls took; of AcquireLease, waits for tokens too.",
-            ["method"],
-            buckets=RPC_BUCKETS_S,
-            registry=registry,
+            "method",
+            RPC_BUCKETS_S,
+            registry,
         )
         self._lag = Histogram(
             "tokenbroker_event_loop_lag_seconds",
@@ -53,15 +52,9 @@ class ProcessMetrics:
 
     def called(self, method: str, code: str, took_s: float | None) -> None:
         """Counts a call that has ended; a stream has no *took_s*."""
-        # Methods and codes are few, and looking up a series costs more than counting.
-        if (count := self._counts.get((method, code))) is None:
-            count = self._counts[method, code] = self._rpcs.labels(method, code).inc
-        count()
-        if took_s is None:
-            return
-        if (observe := self._times.get(method)) is None:
-            observe = self._times[method] = self._rpc_seconds.labels(method).observe
-        observe(took_s)
+        self._rpcs.add((method, code))
+        if took_s is not None:
+            self._rpc_seconds.observe(method, took_s)
 
     async def measure_lag(self) -> None:
         """Measures the event loop until cancelled."""
