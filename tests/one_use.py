@@ -17,29 +17,36 @@ PACKAGES = ("broker", "fetcher")
 
 @dataclass(frozen=True)
 class Private:
-    """A private function or method, and how often its module uses its name."""
+    """A private function or method, and how often its module uses and calls it."""
 
     place: str
     name: str
     lines: int
     uses: int
+    calls: int
+
+
+def name_of(node: ast.AST) -> str | None:
+    """The name that *node* reads, of a variable or an attribute."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return None
 
 
 def privates(path: Path) -> Iterator[Private]:
     """The private functions and methods of a module."""
     tree = ast.parse(path.read_text("utf-8"))
-    uses = Counter(
-        node.id if isinstance(node, ast.Name) else node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name | ast.Attribute)
-    )
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    uses = Counter(map(name_of, nodes))
+    calls = Counter(name_of(node.func) for node in nodes if isinstance(node, ast.Call))
+    for node in nodes:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if node.name.startswith("_") and not node.name.startswith("__"):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             place = f"{path.relative_to(ROOT)}:{node.lineno}"
-            yield Private(place, node.name, lines, uses[node.name])
+            yield Private(place, node.name, lines, uses[node.name], calls[node.name])
 
 
 def report(*, with_list: bool) -> Iterator[str]:
@@ -49,9 +56,11 @@ def report(*, with_list: bool) -> Iterator[str]:
         lines = sum(len(path.read_text("utf-8").splitlines()) for path in paths)
         found = [each for path in paths for each in privates(path)]
         once = [each for each in found if each.uses == 1]
+        called = sum(each.calls for each in once)
         yield (
             f"{package}: {lines} lines; {len(once)} of {len(found)} private functions"
-            f" are used once ({len(once) / len(found):.0%})"
+            f" are used once ({len(once) / len(found):.0%}): {called} are called, the others"
+            " handed over, to a thread, a table or a library"
         )
         if with_list:
             yield from (f"  {each.place} {each.name}: {each.lines} lines" for each in once)

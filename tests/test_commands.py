@@ -15,6 +15,7 @@ from tests.in_process import run_here
 COMMANDS = {
     "tokenbroker": "broker.start",
     "dealfetcher": "fetcher.start",
+    "keepa-gateway": "fetcher.gateway.start",
     "keepa-simulator": "deploy.keepa_simulator.start",
 }
 HELP_LINE_MAX = 80

@@ -13,6 +13,7 @@ from deploy.local.tether import tether_to_make
 from protos.process.addresses import Listen, ListenError
 from protos.process.extras import PACKAGE
 from protos.process.settings import SettingsError
+from protos.process.visible_text import visible
 
 
 def main() -> int:
@@ -54,5 +55,5 @@ def _parse_arguments() -> None:
 
 
 def _fail(reason: Exception, exit_code: int) -> int:
-    sys.stderr.write(f"{reason}\n")
+    sys.stderr.write(f"{visible(str(reason), lines=True)}\n")
     return exit_code

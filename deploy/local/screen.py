@@ -24,7 +24,6 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False)
-        self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._colours: dict[str, str] = {}
 
@@ -57,10 +56,6 @@ class Screen:
         text.append(" │ ")
         text.append(visible(str(line)), style=f"not dim {_STYLES.get(line.level, '')}")
         self._console.print(text, soft_wrap=True)
-
-    def fail(self, text: str) -> None:
-        """Prints the reason why the stack can't work, in one line."""
-        self._errors.print(visible(text, lines=True))
 
     def show(self, survey: Survey, footing: str) -> None:
         """Draws the live summary; without a terminal, prints it as a line."""

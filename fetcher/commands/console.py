@@ -53,7 +53,8 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     read_url, write_url = settings.console_database_urls()
-    tls = _tls(settings)
+    pair, client_ca = settings.console_tls, settings.console_tls_client_ca_file
+    tls = None if pair is None else HttpTls("CONSOLE_TLS", *pair, client_ca)
     with ExitStack() as stack:
         reading = stack.enter_context(Database(read_url, connections_max=CONNECTIONS))
         writing = None if write_url is None else stack.enter_context(Database(write_url))
@@ -76,13 +77,6 @@ async def _serve(settings: Settings) -> None:
             scheme = "http" if tls is None else "https"
             log.info("console served", address=f"{scheme}://{listen}", writes=writing is not None)
             await stop.wait()
-
-
-def _tls(settings: Settings) -> HttpTls | None:
-    pair = settings.console_tls
-    if pair is None:
-        return None
-    return HttpTls("CONSOLE_TLS", *pair, settings.console_tls_client_ca_file)
 
 
 def _door(settings: Settings, *, secret_url: str) -> Door:

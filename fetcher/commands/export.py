@@ -66,7 +66,10 @@ def export_deals(
             parts = _Places(stream_deal_rows(connection, wanted, sort=order, after=after), after)
             count = _write(parts, kind, output)
         if cursor_file is not None and parts.place is not None:
-            _replace(cursor_file, f"{parts.place}\n")
+            # The old place stays until the new one is complete.
+            part = cursor_file.with_name(f".{cursor_file.name}.new")
+            part.write_text(f"{parts.place}\n", "utf-8")
+            part.replace(cursor_file)
         hint = (
             "" if parts.place is None or order != "changed" else f"; next: --since {parts.place}"
         )
@@ -130,9 +133,3 @@ def _target(to: str) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.new")
-    part.write_text(text, "utf-8")
-    part.replace(path)

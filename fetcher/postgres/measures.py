@@ -137,14 +137,10 @@ def measure_stored(connection: Connection) -> Stored:
 
 def count_fetchers(connection: Connection, *, silent_s: float) -> int:
     """Counts the processes that have reported within *silent_s* seconds."""
-    return _count(connection, FETCHERS, silent_s)
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return int(cursor.execute(FETCHERS, (silent_s,)).fetchone() or 0)
 
 
 def ask_nothing(connection: Connection) -> None:
     """Makes one round trip to Postgres; its time is the latency of every statement."""
     connection.execute(NOTHING)
-
-
-def _count(connection: Connection, statement: LiteralString, *values: float) -> int:
-    with connection.cursor(row_factory=scalar_row) as cursor:
-        return int(cursor.execute(statement, values).fetchone() or 0)

@@ -218,10 +218,19 @@ class PaidCalls:
         try:
             reply = leased_call(lease, job.call, units=len(job.claims))
             self._outage.over()
-            return self._store(job, reply)
+            self._workplace.doing(f"writing what came of {job.doing}", at_most_s=STEP_AT_MOST_S)
+            stored = job.store(reply, self._workplace)
         except (KeepaError, MalformedReplyError) as exc:
             self._workplace.keepa_errors.note(exc)
             raise
+        if stored.lost:
+            log.warning(
+                "%s taken over meanwhile: only the reply's data kept",
+                job.noun,
+                **job.about,
+                lost=len(stored.lost),
+            )
+        return stored
 
     def _refused(self, job: Job, exc: KeepaResponseError) -> None:
         if exc.concerns_key:
@@ -233,18 +242,6 @@ class PaidCalls:
         else:
             # It is unknown which of them Keepa refuses.
             self._fail(job, job.claims, str(exc))
-
-    def _store(self, job: Job, reply: Reply) -> Stored:
-        self._workplace.doing(f"writing what came of {job.doing}", at_most_s=STEP_AT_MOST_S)
-        stored = job.store(reply, self._workplace)
-        if stored.lost:
-            log.warning(
-                "%s taken over meanwhile: only the reply's data kept",
-                job.noun,
-                **job.about,
-                lost=len(stored.lost),
-            )
-        return stored
 
     def _fail(self, job: Job, claims: Sequence[Claim], error: str) -> None:
         limits = self._workplace.limits

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 
 from broker.commands.tables import bucket_line, bucket_table, lease_table, waiting_table
+from deploy.local.command import _fail
 from deploy.local.log_line import LogLine
 from deploy.local.screen import Screen
 from fetcher.commands.output import Format, print_line, print_rows
@@ -117,7 +118,7 @@ def test_the_screen_of_the_stack_shows_codes(capsys: pytest.CaptureFixture[str])
     text = HOSTILE.replace("\ud800", "")
     screen.show_line("fetcher-1", LogLine.parse(json.dumps({"event": text, "title": text})))
     screen.show_line("fetcher-1", LogLine.parse(text))
-    screen.fail(text)
+    _fail(ValueError(text), 1)
     printed = capsys.readouterr()
 
     assert_harmless(printed.out)
