@@ -146,7 +146,7 @@ class By(StrEnum):
 
 @app.command()
 def spend(
-    by: Annotated[By, typer.Option(help="Sum up by this.")] = By.HOLDER,
+    by: Annotated[By, typer.Option(help="What each row sums up.")] = By.HOLDER,
     since: Annotated[
         str, typer.Option(help="How far back: 90m, 24h or 7d.", metavar="DURATION")
     ] = "24h",
@@ -173,8 +173,8 @@ def explain(
 ) -> None:
     """Show the story of a lease, or the latest records of a holder.
 
-    What it asked for, why it waited, what it was granted and what its call cost, with the
-    count in Keepa's reply; from the broker's journal.
+    Reads the broker's journal: the request, the reason for the wait, the grant, the cost of
+    the call, and the count in Keepa's reply.
 
     Example: tokenbroker explain fetcher-1/7f3a
     """
@@ -187,7 +187,7 @@ def explain(
 def audit(
     since: Annotated[
         str | None,
-        typer.Option(help="How far back, such as 24h; default: all.", metavar="DURATION"),
+        typer.Option(help="How far back: 90m, 24h or 7d (default: all).", metavar="DURATION"),
     ] = None,
     tolerance: Annotated[
         int, typer.Option(help="Tokens that may be unexplained.", min=0, metavar="TOKENS")
@@ -200,8 +200,8 @@ def audit(
 ) -> None:
     """Replay the journal and name the tokens it does not explain.
 
-    Keepa's own counts are the witness. Reads BROKER_DATABASE_URL itself, not through the
-    broker. Ends with 1 if more than the tolerated tokens are unexplained.
+    Compares the journal with Keepa's own counts. Reads BROKER_DATABASE_URL directly, not
+    through the broker. Exits 1 if more tokens than tolerated are unexplained.
 
     Example: tokenbroker audit --since 24h -o json | jq .unexplained_tokens
     """
@@ -216,10 +216,10 @@ def audit(
 
 @app.command()
 def migrate() -> None:
-    """Make or update the journal's tables.
+    """Create or update the journal's tables.
 
-    `tokenbroker serve` does the same at its start; this command serves where its role may
-    not create tables.
+    `tokenbroker serve` does the same at its start. Use this command if the database role of
+    the broker may not create tables.
 
     Example: BROKER_DATABASE_URL_FILE=/run/secrets/owner tokenbroker migrate
     """

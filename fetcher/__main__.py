@@ -116,7 +116,7 @@ def metrics() -> None:
 def console_() -> None:
     """Serve pages of deals for a browser.
 
-    Open on this machine only, unless CONSOLE_IDENTITIES_FILE names identities.
+    Without CONSOLE_IDENTITIES_FILE it serves this machine only, and needs no sign-in.
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher console
     """
@@ -289,7 +289,7 @@ def deals(
     ] = None,
     cursor: Annotated[
         Path | None,
-        typer.Option("--cursor", metavar="FILE", help="Read on from here; keeps the new place."),
+        typer.Option("--cursor", metavar="FILE", help="Export what is new since FILE's place."),
     ] = None,
     sort: Annotated[
         str | None, typer.Option("--sort", metavar="ORDER", help="Order of the export.")
@@ -384,8 +384,8 @@ def check(
 ) -> None:
     """Explain each query file, its cost and its mistakes.
 
-    Spends no tokens. With --forecast, estimates what all queries cost, and whether the plan
-    carries it; the broker is asked for refill rate and learned costs, if it can be reached.
+    Spends no tokens. With --forecast, estimates what all queries cost, and whether the plan's
+    refill covers it. The broker's refill rate and learned costs are used if it can be reached.
 
     Example: dealfetcher queries check deploy/queries --forecast --refill-rate 20
     """
@@ -427,7 +427,7 @@ def requeue(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Put dead pages and products back to work.
+    """Queue dead pages and products again.
 
     With --scan, only the pages of that scan.
 

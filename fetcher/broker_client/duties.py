@@ -113,7 +113,7 @@ class Duties:
         with self._lock:
             self._failures.pop(lease_id, None)
         if exc is not None:
-            log.warning("settle of lease %s not taken: %s", lease_id, exc.details())
+            log.warning("settle of lease %s not accepted: %s", lease_id, exc.details())
         return True
 
     @property

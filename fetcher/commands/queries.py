@@ -82,7 +82,7 @@ def forecast_queries(
     deals_per_hour: float,
     output: Format,
 ) -> int:
-    """Prints what the queries will cost, and whether the plan carries it.
+    """Prints what the queries will cost, and whether the plan covers it.
 
     Returns the exit code: 1 if a file was refused.
 
@@ -191,11 +191,11 @@ def _print_forecast(plan: PlanForecast, news: BrokerNews) -> None:
     total = f"{plan.tokens_per_hour:.0f} tokens an hour, {day:.0f} a day"
     if plan.refill_per_hour is None:
         print_line(
-            f"All queries: {total}. Whether the plan carries it is not known: start the broker"
+            f"All queries: {total}. Whether the plan covers it is not known: start the broker"
             " (BROKER_ADDRESS), or give --refill-rate"
         )
     else:
-        verdict = "carries it" if plan.carried else "does NOT carry it"
+        verdict = "covers it" if plan.carried else "does NOT cover it"
         print_line(
             f"All queries: {total}. The plan refills {plan.refill_per_hour:.0f} an hour"
             f" and {verdict}"

@@ -1,4 +1,4 @@
-"""What queries will cost per hour, and whether a plan carries it.
+"""What queries will cost per hour, and whether a plan covers it.
 
 A forecast made without a call to Keepa rests on assumptions; `PlanForecast.assumptions`
 lists them in words.

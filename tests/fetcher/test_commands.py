@@ -134,7 +134,7 @@ def test_a_forecast_takes_plan_and_costs_from_the_broker(world: World) -> None:
     )  # fmt: skip
     assert known["carried"] == (known["tokens_per_hour"] <= known["refill_tokens_per_hour"])
     assert told.returncode == 0
-    assert "refills 60 an hour and does NOT carry it" in told.stdout
+    assert "refills 60 an hour and does NOT cover it" in told.stdout
     assert "no broker answers" in told.stdout
     assert (blind["carried"], blind["learned_costs"]) == (None, {})
     assert any("Keepa's list prices: deal" in words for words in blind["assumptions"])
