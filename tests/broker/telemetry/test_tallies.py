@@ -11,7 +11,7 @@ SECONDS = (0.0, 0.005, 0.006, 1, 59.9, 60.1, 1e9)
 
 
 def exposed(registry: CollectorRegistry) -> list[str]:
-    """The lines that a scrape gets; the client's own series also tell when they began."""
+    """The lines that a scrape gets; the client's own series also hold the time of their start."""
     lines = generate_latest(registry).decode().splitlines()
     return sorted(line for line in lines if "_created" not in line)
 
