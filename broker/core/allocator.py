@@ -126,7 +126,7 @@ class Allocator:
         self.record(records.Started(started_ms, epoch, config.lease_age_ms_max))
 
     def restore(self, recovered: Recovered, now_ms: int) -> None:
-        """Take over what the journal remembers, before the first step: there is no grace.
+        """Takes over what the journal remembers, before the first step: there is no grace.
 
         Leases keep their ends, so that those which ran out meanwhile lapse.
         """
@@ -153,20 +153,20 @@ class Allocator:
         self._recovered_ms = now_ms
 
     def begin_epoch(self, epoch: int, now_ms: int) -> None:
-        """Go on with the same books under a larger epoch."""
+        """Goes on with the same books under a larger epoch."""
         assert epoch > self.ledger.epoch
         self.ledger.epoch = epoch
         age_ms_max = self.config.lease_age_ms_max
         self.record(records.Started(now_ms, epoch, age_ms_max, continues=True))
 
     def record(self, record: records.Record) -> None:
-        """Add *record* to the journal of this step."""
+        """Adds *record* to the journal of this step."""
         self.ledger.records.append(record)
 
     # --- clients -----------------------------------------------------------
 
     def acquire(self, request: LeaseRequest, now_ms: int) -> None:
-        """Queue a request, join its wait, or repeat its open grant.
+        """Queues a request, joins its wait, or repeats its open grant.
 
         Raises:
             LeaseConflictError: lease_id is in use with other arguments.
@@ -288,7 +288,7 @@ class Allocator:
         return lease
 
     def settle(self, settlement: Settlement, now_ms: int) -> Settled:
-        """End a lease at its real cost; see `Ledger.settle`.
+        """Ends a lease at its real cost; see `Ledger.settle`.
 
         NOT_SENT also abandons an id if its grant never reached the client.
         """
@@ -330,7 +330,7 @@ class Allocator:
         return settled
 
     def _check_not_waiting(self, lease_id: str) -> None:
-        """Refuse an old lease of the same id: its hold would stand in the way of the grant.
+        """Refuses an old lease of the same id: its hold would stand in the way of the grant.
 
         Raises:
             LeaseConflictError: A request waits under this id.
@@ -404,7 +404,7 @@ class Allocator:
         self._decide(now_ms)
 
     def _judge_claims(self, now_ms: int) -> None:
-        """Learn the costs of doubted reports if Keepa's count leaves room for all of them.
+        """Learns the costs of doubted reports if Keepa's count leaves room for all of them.
 
         Otherwise a few invented costs would price all others out.
         """
@@ -427,36 +427,36 @@ class Allocator:
     # --- operators and time --------------------------------------------------
 
     def pause(self, now_ms: int, *, by: str = "") -> None:
-        """Stop granting; open leases go on."""
+        """Stops granting; open leases go on."""
         self.paused = True
         self.record(records.Paused(now_ms, by))
         self.advance(now_ms)
 
     def resume(self, now_ms: int, *, by: str = "") -> None:
-        """Take up granting again."""
+        """Takes up granting again."""
         self.paused = False
         self.record(records.Resumed(now_ms, by))
         self.advance(now_ms)
 
     def set_budgets(self, budgets: Iterable[Budget], now_ms: int) -> None:
-        """Replace all budgets; spend so far counts on."""
+        """Replaces all budgets; spend so far counts on."""
         budgets = tuple(budgets)
         self.budgets.replace(budgets)
         self.record(records.BudgetsChanged(now_ms, budgets))
         self.advance(now_ms)
 
     def set_weights(self, weights: Mapping[str, float], now_ms: int) -> None:
-        """Let identities share each priority class by *weights*; see `Waitlist.set_weights`."""
+        """Lets identities share each priority class by *weights*; see `Waitlist.set_weights`."""
         self.waitlist.set_weights(weights)
         self.advance(now_ms)
 
     def set_periods(self, periods: Periods, now_ms: int) -> None:
-        """Take the present days and months of the budgets' time zones."""
+        """Takes the present days and months of the budgets' time zones."""
         self.budgets.set_periods(periods)
         self.advance(now_ms)
 
     def advance(self, now_ms: int) -> None:
-        """Let time pass: expiries, ticks, deadlines."""
+        """Lets time pass: expiries, ticks, deadlines."""
         self.ledger.expire(now_ms)
         self._decide(now_ms)
 
@@ -558,7 +558,7 @@ class Allocator:
     # --- deciding ----------------------------------------------------------
 
     def _decide(self, now_ms: int) -> None:
-        """Grant what can be granted; then answer the requests that are out of time."""
+        """Grants what can be granted; then answers the requests that are out of time."""
         self._unfinished = False
         self.pace.note(self.ledger.gone_tokens, now_ms)
         self._serve(now_ms)
@@ -567,7 +567,7 @@ class Allocator:
             self._serve(now_ms)
 
     def _serve(self, now_ms: int) -> None:
-        """Grant to the head while it can be granted."""
+        """Grants to the head while it can be granted."""
         self._yields_until_ms = None
         if self.state(now_ms) is not BucketState.SERVING:
             return
@@ -718,7 +718,7 @@ class Allocator:
     # --- denying -----------------------------------------------------------
 
     def _deny_overdue(self, now_ms: int) -> bool:
-        """Answer the requests that are out of time, but not before Keepa has been asked.
+        """Answers the requests that are out of time, but not before Keepa has been asked.
 
         Returns whether there were any.
         """

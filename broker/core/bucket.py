@@ -126,7 +126,7 @@ class TickPeriod:
         return ticks
 
     def place(self, envelope: Envelope) -> None:
-        """Take in where *envelope* puts the next tick."""
+        """Takes in where *envelope* puts the next tick."""
         last_ms, self._last_tick_ms = self._last_tick_ms, envelope.next_tick_ms
         if last_ms is None:
             return
@@ -200,7 +200,7 @@ class Bucket:
         return in_period and self.period.count(gap_ms) is not None
 
     def adopt(self, observation: Observation) -> None:
-        """Take *observation* as the truth; what a client reported must fit the model."""
+        """Takes *observation* as the truth; what a client reported must fit the model."""
         known, envelope = self.observation, observation.envelope
         # When the last tick before the observation had surely landed.
         landed_ms: int | None = None

@@ -115,7 +115,7 @@ class HourMeter:
         return now_ms // SLOT_MS
 
     def add(self, slot: int, tokens: int) -> None:
-        """Count *tokens* in *slot*; negative to correct an earlier charge."""
+        """Counts *tokens* in *slot*; negative to correct an earlier charge."""
         if slot not in self.slots:
             newest = max(self.slots, default=slot)
             self.slots = {s: t for s, t in self.slots.items() if s > newest - 2 * WINDOW_SLOTS}
@@ -158,7 +158,7 @@ class PeriodMeter:
         return period.name if at_ms >= period.starts_ms else None
 
     def add(self, slot: str | None, tokens: int) -> None:
-        """Count *tokens* in *slot*; negative to correct an earlier charge."""
+        """Counts *tokens* in *slot*; negative to correct an earlier charge."""
         if slot is None:
             return
         self.slots[slot] = self.slots.get(slot, 0) + tokens
@@ -217,7 +217,7 @@ class Charge:
     entries: tuple[tuple[Any, Any], ...]
 
     def change(self, tokens: int) -> None:
-        """Let it count *tokens* from now on, in the slots of its grant."""
+        """Lets it count *tokens* from now on, in the slots of its grant."""
         for meter, slot in self.entries:
             meter.add(slot, tokens - self.tokens)
         self.tokens = tokens
@@ -330,7 +330,7 @@ class Pot:
         return sum(map(is_open, self.calls_of.get(holder, ())))
 
     def take(self, use: Use) -> None:
-        """Add use from before the start."""
+        """Adds use from before the start."""
         for slot, tokens in use.slots.items():
             self.meters[use.span].add(slot, tokens)
         self.denied += use.denied
@@ -370,7 +370,7 @@ class BudgetBook:
     def __init__(
         self, budgets: Iterable[Budget] = (), *, is_open: Callable[[str], bool] = lambda _: True
     ) -> None:
-        """Start with nothing spent.
+        """Starts with nothing spent.
 
         Args:
             budgets: The limits.
@@ -394,7 +394,7 @@ class BudgetBook:
         return bool(self._pots)
 
     def replace(self, budgets: Iterable[Budget]) -> None:
-        """Take new limits; what a budget of the same name has spent still counts."""
+        """Takes new limits; what a budget of the same name has spent still counts."""
         pots = {}
         for budget in budgets:
             pot = self._pots.get(budget.name) or Pot(budget)
@@ -408,7 +408,7 @@ class BudgetBook:
         self.set_periods(self.periods)
 
     def set_periods(self, periods: Periods) -> None:
-        """Take the present and the coming days and months, by time zone; see `Period`."""
+        """Takes the present and the coming days and months, by time zone; see `Period`."""
         self.periods = periods
         for pot in self._pots.values():
             for span in (Span.DAY, Span.MONTH):
@@ -461,7 +461,7 @@ class BudgetBook:
         return sorted(found, key=lambda obstacle: obstacle.free_ms or 0, reverse=True)
 
     def denied(self, name: str) -> None:
-        """Count a request that was denied for the budget *name*."""
+        """Counts a request that was denied for the budget *name*."""
         if name in self._pots:
             self._pots[name].denied += 1
 
@@ -514,7 +514,7 @@ class BudgetBook:
         *,
         charged: bool = False,
     ) -> None:
-        """Count a call that is granted now, or was adopted; repeats count nothing.
+        """Counts a call that is granted now, or was adopted; repeats count nothing.
 
         With *charged* its tokens have been counted already, by `charge`.
         """
@@ -542,7 +542,7 @@ class BudgetBook:
         charge.change(cost_tokens)
 
     def charge(self, holder: str, operation: str, tokens: int, at_ms: int) -> None:
-        """Count calls that are over, as of *at_ms*."""
+        """Counts calls that are over, as of *at_ms*."""
         for pot in self._covered_by(holder, operation):
             for meter in pot.meters.values():
                 meter.add(meter.slot(at_ms), tokens)
@@ -624,7 +624,7 @@ class BudgetBook:
         return uses
 
     def import_use(self, uses: Iterable[Mapping[str, Any]], *, age_ms: int, now_ms: int) -> None:
-        """Add the use that an earlier broker exported *age_ms* ago.
+        """Adds the use that an earlier broker exported *age_ms* ago.
 
         What belongs to a budget that does not exist is kept for one of that name.
 

@@ -105,7 +105,7 @@ class Band:
         self.is_calm = len(self._sorted) >= CALM_CALLS
 
     def age(self, now_ms: int) -> None:
-        """Forget what is too old, but never the last few calls."""
+        """Forgets what is too old, but never the last few calls."""
         while len(self._recent) > SAMPLES_MIN and now_ms - self._recent[0][0] > SAMPLE_AGE_MS_MAX:
             self._forget_oldest()
 
@@ -123,7 +123,7 @@ class Band:
         del self._sorted[bisect_left(self._sorted, ratio)]
 
     def _forget_old_price(self) -> None:
-        """Drop all calls before the point where the price clearly changed.
+        """Drops all calls before the point where the price clearly changed.
 
         Clearly: everything since lies on one side of everything before. By
         chance that happens to one split in thousands.

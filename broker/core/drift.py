@@ -118,7 +118,7 @@ class Drift:
     def split(
         self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
     ) -> Split:
-        """Split the difference between *new* and what *known* let expect; changes nothing.
+        """Splits the difference between *new* and what *known* let expect; changes nothing.
 
         Args:
             known: The observation before.
@@ -153,7 +153,7 @@ class Drift:
         )
 
     def take(self, split: Split, in_flight: int, *, probed: bool) -> None:
-        """Count the parts of *split*: its observation is taken for Keepa's count.
+        """Counts the parts of *split*: its observation is taken for Keepa's count.
 
         Args:
             split: As `split` has found.

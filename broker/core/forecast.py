@@ -74,7 +74,7 @@ class Forecast:
         returns: Iterable[Return],
         call_ms: float,
     ) -> None:
-        """Start from now.
+        """Starts from now.
 
         Args:
             available: Tokens that could be granted now; may be negative.

@@ -53,7 +53,7 @@ class Risky:
         return Overruns(self._unproven_tokens, self._most)
 
     def add(self, lease: Lease) -> None:
-        """Count *lease*."""
+        """Counts *lease*."""
         overrun = lease.overrun
         if not lease.proven:
             self._unproven_tokens += overrun
@@ -63,7 +63,7 @@ class Risky:
             self._most = overrun
 
     def remove(self, lease: Lease) -> None:
-        """Count *lease* no more."""
+        """Counts *lease* no more."""
         overrun = lease.overrun
         if not lease.proven:
             self._unproven_tokens -= overrun
@@ -75,7 +75,7 @@ class Risky:
                 self._most = None
 
     def recount(self, opened: list[Lease]) -> None:
-        """Assert that exactly those of *opened* that may exceed their holds are counted."""
+        """Asserts that exactly those of *opened* that may exceed their holds are counted."""
         risky = [lease for lease in opened if lease.overrun > 0]
         assert self._proven == Counter(lease.overrun for lease in risky if lease.proven)
         assert self._unproven_tokens == sum(lease.overrun for lease in risky if not lease.proven)
@@ -101,7 +101,7 @@ class Holds:
     """The holds of one account by state, with their sums."""
 
     def __init__(self, caller: Callable[[str], str] = str) -> None:
-        """Start without holds.
+        """Starts without holds.
 
         Args:
             caller: The caller behind a holder, for `share`.
@@ -183,7 +183,7 @@ class Holds:
     # --- leases ------------------------------------------------------------
 
     def add(self, lease: Lease) -> None:
-        """Hold the tokens of a new open lease."""
+        """Holds the tokens of a new open lease."""
         assert lease.state is LeaseState.OPEN
         assert self.lease(lease.lease_id) is None
         self._enter(lease)
@@ -223,7 +223,7 @@ class Holds:
     # --- settled calls -----------------------------------------------------
 
     def remember(self, settled: Lease) -> None:
-        """Keep in mind a call that has just been settled at a cost."""
+        """Keeps in mind a call that has just been settled at a cost."""
         assert settled.state is LeaseState.SETTLED
         self._settled.append(settled)
         oldest_ms = settled.settled_ms - UNCERTAIN_MS_MAX
@@ -231,7 +231,7 @@ class Holds:
             self._settled.popleft()
 
     def keep(self, settled: Lease) -> None:
-        """Hold the cost of a settled call: the current observation may lack it."""
+        """Holds the cost of a settled call: the current observation may lack it."""
         assert settled.state is LeaseState.SETTLED
         self._enter(settled)
         self._changed()
@@ -284,7 +284,7 @@ class Holds:
     # --- the sums ----------------------------------------------------------
 
     def recount(self) -> None:
-        """Assert that every sum and count is what the holds add up to."""
+        """Asserts that every sum and count is what the holds add up to."""
         shares: dict[str, Share] = {}
         adopted = 0
         for state, holds in self._by_state.items():

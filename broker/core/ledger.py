@@ -242,7 +242,7 @@ class Ledger:
         overrun: int = 0,
         proven: bool = True,
     ) -> Lease:
-        """Hold *tokens* for a call of *units* units that may cost *overrun* more.
+        """Holds *tokens* for a call of *units* units that may cost *overrun* more.
 
         Whether the tokens are there is the caller's decision. *proven*: enough calls have
         shown the cost.
@@ -269,7 +269,7 @@ class Ledger:
         return lease
 
     def revoke(self, lease_id: str) -> Lease | None:
-        """Take back a grant that never reached its client; leaves no trace."""
+        """Takes back a grant that never reached its client; leaves no trace."""
         lease = self.holds.lease(lease_id)
         if lease is not None:
             self.holds.remove(lease)
@@ -311,7 +311,7 @@ class Ledger:
         return lease
 
     def settle(self, settlement: Settlement, now_ms: int) -> Settled:
-        """Replace a hold by what the call really cost. Counts once per lease.
+        """Replaces a hold by what the call really cost. Counts once per lease.
 
         Raises:
             LeaseNotFoundError: It was never granted in this epoch.
@@ -334,7 +334,7 @@ class Ledger:
         return self._take_cost(lease, settlement, now_ms, late=late)
 
     def carry(self, lease: Lease, now_ms: int) -> None:
-        """Take over the hold of a lease that an earlier epoch granted."""
+        """Takes over the hold of a lease that an earlier epoch granted."""
         lapsed, lease.state = lease.state is LeaseState.LAPSED, LeaseState.OPEN
         self.holds.add(lease)
         if lapsed:
@@ -359,7 +359,7 @@ class Ledger:
         )
 
     def remember_ended(self, lease_id: str, ended: Ended) -> None:
-        """Take over what an earlier epoch remembered of a lease that holds nothing."""
+        """Takes over what an earlier epoch remembered of a lease that holds nothing."""
         self._end(lease_id, ended)
 
     def abandon(self, lease_id: str) -> None:
@@ -401,7 +401,7 @@ class Ledger:
         heappush(self._expiries, (lease.expires_ms, lease.lease_id))
 
     def observe(self, observation: Observation) -> bool:
-        """Take a probe's answer as the truth, unless something later is known."""
+        """Takes a probe's answer as the truth, unless something later is known."""
         if not self._is_news(observation):
             self.records.append(self._observed(observation, taken=False))
             return False
@@ -479,7 +479,7 @@ class Ledger:
         return self.bucket_tokens - self.holds.adopted_tokens
 
     def _trim_adopted(self, first: Observation) -> None:
-        """Cut what was adopted before the first count to what a bucket can hold."""
+        """Cuts what was adopted before the first count to what a bucket can hold."""
         room = max(first.envelope.capacity, first.envelope.tokens_left)
         for state in (LeaseState.OPEN, LeaseState.LAPSED):
             for lease in self.holds.leases(state):
@@ -535,7 +535,7 @@ class Ledger:
         return Comparison(released, missing, split)
 
     def _adopt_observation(self, observation: Observation, comparison: Comparison) -> None:
-        """Make *observation* the balance, and reserve what it may not include."""
+        """Makes *observation* the balance, and reserves what it may not include."""
         for lease in comparison.released:
             self.holds.release(lease)
         for lease in comparison.missing:
@@ -569,7 +569,7 @@ class Ledger:
         )
 
     def _look_for_strangers(self, observation: Observation) -> None:
-        """Note when others spend; suspicion ends when our own calls explain it."""
+        """Notes when others spend; suspicion ends when our own calls explain it."""
         before, self._foreign_tokens = self._foreign_tokens, self.drift.foreign_tokens
         if self._foreign_tokens > before:
             self._stranger_ms = observation.arrived_ms
@@ -579,7 +579,7 @@ class Ledger:
             self._stranger_ms = LONG_AGO_MS
 
     def _write_off_lost(self, observation: Observation) -> None:
-        """Give up lapsed leases if a probe's answer must show their charge, or shows it.
+        """Gives up lapsed leases if a probe's answer must show their charge, or shows it.
 
         A report that denies such a charge, or shows a little of it, would free the whole.
         """
@@ -616,7 +616,7 @@ class Ledger:
             self.written_off.append((lease.lease_id, cost))
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
-        """Settle a lease that this epoch holds nothing for."""
+        """Settles a lease that this epoch holds nothing for."""
         lease_id, outcome = settlement.lease_id, settlement.outcome
         ended = self._ended.get(lease_id)
         if ended is not None and ended.written_off is None:
@@ -642,7 +642,7 @@ class Ledger:
         return self._take_cost(lease, settlement, now_ms, late=True, held=False)
 
     def _check_stranger(self, settlement: Settlement) -> None:
-        """Refuse a lease that no epoch can have granted.
+        """Refuses a lease that no epoch can have granted.
 
         Raises:
             LeaseNotFoundError: It claims to be of this epoch, or more than a bucket can hold.

@@ -29,7 +29,7 @@ class Limits:
         return holder.partition("/")[0] if self.signed else holder
 
     def check_waits(self, holder: str, waits: int) -> None:
-        """Refuse one more beside the caller's *waits* beyond the limit.
+        """Refuses one more beside the caller's *waits* beyond the limit.
 
         Raises:
             LimitReachedError: The caller has as many as one may have.
@@ -41,7 +41,7 @@ class Limits:
             )
 
     def check_leases(self, holder: str, leases: int) -> None:
-        """Refuse one more beside the caller's open *leases* beyond the limit.
+        """Refuses one more beside the caller's open *leases* beyond the limit.
 
         Raises:
             LimitReachedError: The caller has as many as one may have.
@@ -53,7 +53,7 @@ class Limits:
             )
 
     def check_share(self, holder: str, tokens: int, held: int, bucket_tokens: int) -> None:
-        """Refuse *tokens* more beyond the caller's share of a full bucket.
+        """Refuses *tokens* more beyond the caller's share of a full bucket.
 
         Raises:
             LimitReachedError: Its leases hold its share.

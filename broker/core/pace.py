@@ -35,7 +35,7 @@ class Pace:
         self._samples: deque[tuple[int, int]] = deque()
 
     def note(self, spent_tokens: int, now_ms: int) -> None:
-        """Take in that *spent_tokens* have been spent since the start.
+        """Takes in that *spent_tokens* have been spent since the start.
 
         Between two calls nothing may have been spent that the second one shows.
         """

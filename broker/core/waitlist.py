@@ -141,7 +141,7 @@ class PriorityClass:
         self._places_max = 64
 
     def join(self, waiting: Waiting) -> None:
-        """Queue *waiting* behind its holder's earlier requests."""
+        """Queues *waiting* behind its holder's earlier requests."""
         flow = self.flows.get(waiting.request.holder)
         if flow is None:
             place = self._come_back(waiting.request.holder, waiting.since_ms)
@@ -152,7 +152,7 @@ class PriorityClass:
         flow.queue.append(waiting)
 
     def rejoin(self, absent: Absent) -> None:
-        """Queue a request where it stood, as if it had never left."""
+        """Queues a request where it stood, as if it had never left."""
         waiting = absent.waiting
         flow = self.flows.get(waiting.request.holder)
         if flow is None:
@@ -168,7 +168,7 @@ class PriorityClass:
         flow.queue.insert(earlier, waiting)
 
     def leave(self, waiting: Waiting) -> None:
-        """Take *waiting* out, served or not."""
+        """Takes *waiting* out, served or not."""
         flow = self.flows[waiting.request.holder]
         flow.queue.remove(waiting)
         if not flow.queue:
@@ -238,7 +238,7 @@ class PriorityClass:
         return max(place.tag, self.virtual_time - credit)
 
     def _forget_places(self, now_ms: int) -> None:
-        """Forget what no longer makes a difference; look again when there are twice as many."""
+        """Forgets what no longer makes a difference; looks again when there are twice as many."""
         self.places = {
             holder: place
             for holder, place in self.places.items()
@@ -327,7 +327,7 @@ class WeightedClass:
     """
 
     def __init__(self, weights: Mapping[str, float], tag: int = 0) -> None:
-        """Start empty.
+        """Starts empty.
 
         Args:
             weights: The weight of each identity; any other has 1.
@@ -350,7 +350,7 @@ class WeightedClass:
         return group
 
     def join(self, waiting: Waiting) -> None:
-        """Queue *waiting* behind its holder's earlier requests."""
+        """Queues *waiting* behind its holder's earlier requests."""
         group = self.group(waiting.request.holder)
         if not group.holders.flows:
             group.tag = self._start_tag(group, waiting.since_ms)
@@ -402,7 +402,7 @@ class Waitlist:
     """All requests that wait, in the order in which they will be served."""
 
     def __init__(self, caller: Callable[[str], str] = str) -> None:
-        """Start with nothing queued.
+        """Starts with nothing queued.
 
         Args:
             caller: The caller behind a holder, for `waits_of`.
@@ -435,7 +435,7 @@ class Waitlist:
         return self._waiting.get(lease_id)
 
     def add(self, waiting: Waiting) -> None:
-        """Queue *waiting*; its lease_id must be new."""
+        """Queues *waiting*; its lease_id must be new."""
         assert waiting.request.lease_id not in self._waiting
         klass = self._classes[waiting.request.priority]
         if not klass.waiting:
@@ -444,7 +444,7 @@ class Waitlist:
         self._enter(waiting)
 
     def remove(self, lease_id: str) -> Waiting | None:
-        """Take a request out unserved; None if it does not wait."""
+        """Takes a request out unserved; None if it does not wait."""
         self._absent.pop(lease_id, None)
         waiting = self._waiting.get(lease_id)
         if waiting is not None:
@@ -453,7 +453,7 @@ class Waitlist:
         return waiting
 
     def park(self, lease_id: str, until_ms: int) -> None:
-        """Take a waiting request out, but keep its place for `restore`.
+        """Takes a waiting request out, but keeps its place for `restore`.
 
         Until then it neither is the head nor delays others.
         """
@@ -472,7 +472,7 @@ class Waitlist:
         return None if absent is None else absent.waiting
 
     def restore(self, lease_id: str) -> Waiting | None:
-        """Put an absent request back in its place; None if there is none."""
+        """Puts an absent request back in its place; None if there is none."""
         absent = self._absent.pop(lease_id, None)
         if absent is None:
             return None
@@ -482,7 +482,7 @@ class Waitlist:
         return waiting
 
     def forget_absent(self, now_ms: int) -> None:
-        """Give up the places that have been kept long enough."""
+        """Gives up the places that have been kept long enough."""
         while self._absent:
             lease_id, absent = next(iter(self._absent.items()))
             if absent.until_ms > now_ms:
@@ -490,7 +490,7 @@ class Waitlist:
             del self._absent[lease_id]
 
     def serve(self, waiting: Waiting, tokens: int, now_ms: int) -> None:
-        """Take *waiting* out and charge *tokens* for it."""
+        """Takes *waiting* out and charges *tokens* for it."""
         klass = self._classes[waiting.request.priority]
         assert self._waiting[waiting.request.lease_id] is waiting
         self._virtual_time = max(self._virtual_time, klass.tag)
@@ -500,7 +500,7 @@ class Waitlist:
         self._holders_of(waiting).leave(waiting)
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Let identities share each class by these weights; without any, holders share equally.
+        """Lets identities share each class by these weights; without any, holders share equally.
 
         Those that wait keep their order, and begin anew at the same virtual time.
         """
@@ -594,7 +594,7 @@ class Deadlines:
         self._overdue: dict[str, Waiting] = {}
 
     def add(self, request: LeaseRequest) -> None:
-        """Take note of when *request* wants its answer, if it has a deadline."""
+        """Takes note of when *request* wants its answer, if it has a deadline."""
         lease_id, deadline_ms = request.lease_id, request.deadline_ms
         if deadline_ms == self._deadlines.get(lease_id):
             return
