@@ -56,7 +56,7 @@ class Envelope:
 
     @property
     def end_ms(self) -> int:
-        """End of processing on Keepa's clock."""
+        """The end of processing on Keepa's clock."""
         return self.server_time_ms + self.processing_ms
 
     @property

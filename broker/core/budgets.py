@@ -297,7 +297,7 @@ class Use:
 
 @dataclass(slots=True, eq=False)
 class Pot:
-    """Spend against one budget, and its calls without a settle."""
+    """The spend against one budget, and its calls without a settle."""
 
     budget: Budget
     meters: dict[Span, Any] = field(
