@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -15,6 +16,7 @@ import psycopg
 from deploy.local.program import Program
 from tests.chaos.proxy import Link
 from tests.chaos.stack import SIMULATOR, Stack, wait_for
+from tests.chaos.wall_clock import HOUR_MS
 
 SHORT_S: Final = 2.0
 LONG_S: Final = 5.0
@@ -126,6 +128,35 @@ def postgres_read_only(stack: Stack, _dice: Random) -> Iterator[Struck]:
     yield Struck(refused)
     stack.execute("ALTER SYSTEM RESET default_transaction_read_only")
     stack.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def postgres_disk_full(stack: Stack, _dice: Random) -> Iterator[Struck]:
+    """Postgres has no room for a row or for its log."""
+    stack.fill_disk()
+
+    def refused() -> bool:
+        try:
+            with psycopg.connect(stack.database_url) as connection:
+                connection.execute("CREATE TABLE chaos AS SELECT generate_series(1, 1000000)")
+        except psycopg.Error:
+            return True
+        return False
+
+    yield Struck(refused, LONG_S)
+    stack.free_disk()
+
+
+@contextmanager
+def wall_clock_steps(stack: Stack, _dice: Random, offset_ms: int) -> Iterator[Struck]:
+    """The wall clock of brokers and fetchers is set, and set right again; a standby starts."""
+    stack.clock.step(offset_ms)
+    standby = stack.brokers[1 - stack.await_leader()]
+    os.kill(standby.pid, signal.SIGKILL)
+    standby.wait(END_TIMEOUT_S)
+    standby.start()
+    yield Struck(lambda: stack.clock.shown > 0, LONG_S)
+    stack.clock.step(0)
 
 
 @contextmanager
@@ -246,6 +277,9 @@ PAIRS: Final = {
 }
 KINDS: Final = ("latency", "reset", "half-open", "parted")
 
+# Needs a small file system, which only root may mount.
+DISK_FULL: Final = "Postgres: disk full"
+
 FAULTS: Final[Mapping[str, Fault]] = {
     "leader: SIGKILL": _of_broker(signal.SIGKILL, leads=True),
     "leader: SIGKILL with an open lease": _of_broker(signal.SIGKILL, leads=True, with_lease=True),
@@ -258,6 +292,9 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "fetcher: SIGSTOP": _of_fetcher(signal.SIGSTOP),
     "Postgres: crash": postgres_restarts,
     "Postgres: read-only": postgres_read_only,
+    DISK_FULL: postgres_disk_full,
+    "wall clock: an hour ahead": partial(wall_clock_steps, offset_ms=HOUR_MS),
+    "wall clock: an hour back": partial(wall_clock_steps, offset_ms=-HOUR_MS),
     "Keepa: SIGSTOP": keepa_stopped,
     "Keepa: errors": _of_keepa("error:status=500"),
     "Keepa: resets": _of_keepa("reset:"),
@@ -273,5 +310,6 @@ FAULTS: Final[Mapping[str, Fault]] = {
         if (pair, kind) not in {("leader-Keepa", kind), ("leader-Postgres", "parted")}
     },
 }  # fmt: skip
-# Each may cost the calls that are under way at that moment: one of each fetcher's threads.
-REFUSING: Final = ("leader", "foreign", "plan", "Postgres")
+# After which one refusal is allowed: the broker has lost its last moments, or Keepa has
+# fewer tokens than any broker could know.
+REFUSING: Final = ("leader: ", "Postgres: crash", DISK_FULL, "foreign", "plan")

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,7 @@ from protos.channel.access import DIRECT
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.chaos.proxy import Link
+from tests.chaos.wall_clock import WallClock
 from tests.e2e.day import write_queries
 from tests.fix_broker import environment
 from tests.fix_simulator import RunningSimulator, launch_simulator
@@ -38,9 +41,12 @@ SIMULATOR: Final[dict[str, Any]] = {
     "deals": 900,
     "latency": "5-40",
 }
+# Of a file system of Postgres's own, where the user may mount one; memory as it fills.
+VOLUME_MB: Final = 600
+FILL_BYTES: Final = 1 << 20
 # The data never outlives the run. A crash of the server's processes needs no disk, but it
 # loses commits that have not been written: so synchronous_commit stays on.
-FAST: Final = {"fsync": "off", "full_page_writes": "off"}
+FAST: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "64MB"}
 
 
 class Stack:
@@ -54,8 +60,11 @@ class Stack:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.options = {**SIMULATOR, "seed": seed}
+        self.volume = folder / "volume"
+        self.has_volume = self._mount()
+        self.clock = WallClock(folder / "clock")
         self.postgres = PostgresServer(
-            folder / "data", log_path=folder / "postgres.log", options=FAST
+            self.volume / "data", log_path=folder / "postgres.log", options=FAST
         )
         self.links: dict[str, Link] = {}
         self.brokers: list[Program] = []
@@ -109,6 +118,8 @@ class Stack:
         for link in self.links.values():
             link.heal()
         self.simulator.clear_faults()
+        self.clock.step(0)
+        self.free_disk()
         for program in (*self.brokers, *self.fetchers):
             if program.running:
                 os.kill(program.pid, signal.SIGCONT)
@@ -127,7 +138,31 @@ class Stack:
         if hasattr(self, "simulator"):
             self.simulator.stop()
         self.postgres.stop()
+        if self.has_volume:
+            subprocess.run(["umount", "--lazy", str(self.volume)], check=True)
         return problems + [f"process {pid} is left" for pid in processes_in(self.folder)]
+
+    def _mount(self) -> bool:
+        """Gives Postgres a small disk of its own; only root may."""
+        self.volume.mkdir()
+        if os.geteuid() != 0:
+            return False
+        size = f"size={VOLUME_MB}m,mode=0755"
+        mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self.volume)]
+        return subprocess.run(mount, check=False, capture_output=True).returncode == 0
+
+    def fill_disk(self) -> None:
+        """Leaves Postgres's disk no room."""
+        with (self.volume / "filler").open("ab", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(FILL_BYTES))
+
+    def free_disk(self) -> None:
+        """Makes room again; starts Postgres if it has given up meanwhile."""
+        (self.volume / "filler").unlink(missing_ok=True)
+        if self.postgres.returncode is not None:
+            self.postgres.stop()
+            self.postgres.start()
 
     def _link(self, name: str, target: str) -> None:
         self.links[name] = Link(target)
@@ -140,6 +175,7 @@ class Stack:
         given = {
             "keepa_api_key": self.simulator.api_key,
             "log_format": "json",
+            **self.clock.environment,
             **settings,
         }
         return Program(
