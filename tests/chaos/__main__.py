@@ -35,6 +35,8 @@ def main() -> None:
         folder = given.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
+        if any(folder.iterdir()):
+            parser.error(f"--keep: {folder} is not empty; remove it or name another folder")
         plan = Plan(given.minutes * 60, given.seed, given.only)
         try:
             outcome = run(plan, folder.resolve(), say)

@@ -55,6 +55,7 @@ class Plan:
 class Outcome:
     """What a run has measured and found."""
 
+    # How often each fault has shown an effect.
     struck: dict[str, int] = field(default_factory=dict)
     # Seconds until another broker led, and from healing until Keepa was called again.
     leads_s: dict[str, list[float]] = field(default_factory=dict)
