@@ -90,7 +90,7 @@ def run(plan: Plan, folder: Path, say: Say) -> Outcome:
                 break
             try:
                 _strike(name, stack, dice, outcome, spoiled_ms, say)
-            except ChaosError as exc:
+            except (ChaosError, TimeoutError) as exc:
                 outcome.problems.append(f"{name}: {exc}")
                 say(f"{name}: FAILED: {exc}")
                 stack.heal()
