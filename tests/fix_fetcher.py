@@ -213,28 +213,27 @@ class World:
 
 
 StartWorld = Callable[..., World]
+CommonKeepa = Callable[[str], tuple[RunningSimulator, RunningBroker]]
 
 
 @pytest.fixture(scope="session")
-def common_keepa(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[], tuple[RunningSimulator, RunningBroker]]]:
-    """A simulator with its broker that tests without special wishes share."""
-    started: list[tuple[RunningSimulator, RunningBroker]] = []
+def common_keepa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommonKeepa]:
+    """Simulators with their brokers that tests without special wishes share, by name."""
+    started: dict[str, tuple[RunningSimulator, RunningBroker]] = {}
 
-    def get() -> tuple[RunningSimulator, RunningBroker]:
-        if not started:
+    def get(name: str) -> tuple[RunningSimulator, RunningBroker]:
+        if name not in started:
             simulator = launch_simulator(**ORDINARY)
-            folder = tmp_path_factory.mktemp("common")
+            folder = tmp_path_factory.mktemp(name)
             broker = launch_broker(
                 simulator.base_url, simulator.api_key, folder=folder, name="broker"
             )
-            started.append((simulator, broker))
-        started[0][0].clear_faults()
-        return started[0]
+            started[name] = simulator, broker
+        started[name][0].clear_faults()
+        return started[name]
 
     yield get
-    for simulator, broker in started:
+    for simulator, broker in started.values():
         broker.program.stop()
         simulator.stop()
 
@@ -243,22 +242,23 @@ def common_keepa(
 def start_world(
     start_simulator: StartSimulator,
     start_broker: StartBroker,
-    common_keepa: Callable[[], tuple[RunningSimulator, RunningBroker]],
+    common_keepa: CommonKeepa,
     database_url: str,
     start_program: StartProgram,
     tmp_path: Path,
 ) -> StartWorld:
     """A factory: ``start_world(rate=20, …)`` takes the simulator's options.
 
-    Without options, simulator and broker are common to all such tests.
+    Without options, simulator and broker are common to all such tests. Those that kill
+    fetchers or the broker have a *rough* pair, because the others count its leases.
     """
 
-    def start(**options: object) -> World:
+    def start(*, rough: bool = False, **options: object) -> World:
         if options:
             simulator = start_simulator(**{**ORDINARY, **options})
             broker = start_broker(simulator.base_url, simulator.api_key)
         else:
-            simulator, broker = common_keepa()
+            simulator, broker = common_keepa("rough" if rough else "common")
         queries = tmp_path / "queries"
         queries.mkdir(exist_ok=True)
         return World(simulator, broker, database_url, queries, start_program)

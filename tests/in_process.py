@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 from unittest import mock
 
 import structlog
@@ -57,12 +58,18 @@ def _same_process_afterwards() -> Iterator[None]:
     """Restores what a command sets for its whole process: logging and the hook of threads."""
     root = logging.getLogger()
     handlers, level, hook = root.handlers, root.level, threading.excepthook
-    configured = structlog.get_config() if structlog.is_configured() else None
+    configured = _structlog_config()
     try:
         yield
     finally:
         root.handlers, threading.excepthook = handlers, hook
         root.setLevel(level)
-        structlog.reset_defaults()
-        if configured is not None:
-            structlog.configure(**configured)
+        # Left alone if nothing has changed: other threads may be writing.
+        if _structlog_config() != configured:
+            structlog.reset_defaults()
+            if configured is not None:
+                structlog.configure(**configured)
+
+
+def _structlog_config() -> dict[str, Any] | None:
+    return structlog.get_config() if structlog.is_configured() else None

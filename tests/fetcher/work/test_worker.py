@@ -98,7 +98,7 @@ def test_a_fetcher_that_waits_for_tokens_stops_in_time(start_world: StartWorld) 
 
 def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> None:
     """A call that takes too long to wait for is reported, its page free for others."""
-    world = start_world(seed=2)
+    world = start_world(rough=True)
     world.simulator.set_fault("latency:ms=60000,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher()
@@ -115,7 +115,7 @@ def test_a_fetcher_in_mid_call_gives_its_page_back(start_world: StartWorld) -> N
 
 def test_a_fetcher_with_time_to_finish_writes_what_it_paid_for(start_world: StartWorld) -> None:
     """Scaling in loses no paid call: the call under way is written, and no other begins."""
-    world = start_world(seed=3)
+    world = start_world(rough=True)
     world.simulator.set_fault("latency:ms=4000,path=/deal")
     world.write_query("used")
     fetcher = world.start_fetcher(finish_seconds=60, claim_ttl_s=60)
@@ -227,7 +227,7 @@ def test_a_page_that_always_fails_is_put_aside(start_world: StartWorld) -> None:
 
 def test_a_page_of_a_killed_fetcher_is_finished_by_another(start_world: StartWorld) -> None:
     """Killing a fetcher in mid-call costs the call, not the page."""
-    world = start_world(seed=2)
+    world = start_world(rough=True)
     world.simulator.set_fault("latency:ms=3000,path=/deal,count=1")
     world.write_query("used")
     first = world.start_fetcher(claim_ttl_s=1)

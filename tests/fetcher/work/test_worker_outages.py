@@ -64,7 +64,7 @@ def test_without_tables_the_fetcher_names_the_remedy(
 
 def test_without_a_broker_the_fetcher_waits_for_it(start_world: StartWorld) -> None:
     """It makes no call, and goes on when the broker is back."""
-    world = start_world(seed=2)
+    world = start_world(rough=True)
     world.write_query("used")
     world.broker.program.kill()
     world.broker.program.wait(DEADLINE_S)
