@@ -311,5 +311,5 @@ FAULTS: Final[Mapping[str, Fault]] = {
     },
 }  # fmt: skip
 # After which one refusal is allowed: the broker has lost its last moments, or Keepa has
-# fewer tokens than any broker could know.
+# fewer tokens than it had counted at any earlier time.
 REFUSING: Final = ("leader: ", "Postgres: crash", DISK_FULL, "foreign", "plan")

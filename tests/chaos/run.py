@@ -202,7 +202,7 @@ def _code(fetcher: Program) -> int | None:
 def read_twice(calls: Sequence[Call], spoiled_ms: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs of calls for one page that were under way at the same time.
 
-    But for calls that were abandoned: their reply reached no one, or a fault hit the fetcher
+    But for calls that were abandoned: their reply reached no client, or a fault hit the fetcher
     or its link while they ran. Keepa's server goes on with such a call.
     """
     return [
