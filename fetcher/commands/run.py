@@ -8,6 +8,7 @@ import structlog
 from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
+from fetcher.postgres.database import CONNECTIONS_MAX
 from fetcher.postgres.roles import RoleUrls, grant_roles
 from fetcher.query_folder import QueryFolder
 from fetcher.settings import FetcherSecrets, Settings
@@ -29,7 +30,10 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
     with (
         exporting(SERVICE, TracingSettings.load().protocol),
-        Database(database_url) as database,
+        # Calls take seconds, and their transactions milliseconds.
+        Database(
+            database_url, connections_max=CONNECTIONS_MAX + settings.calls_in_flight - 1
+        ) as database,
         BrokerClient(
             settings.broker_address, key_fingerprint=key_fingerprint(api_key), access=access
         ) as broker,
@@ -55,7 +59,9 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
             read_timeout_s=settings.keepa_read_timeout_s,
             reply_bytes_max=settings.keepa_reply_max_bytes,
         )
-        worker = Worker(workplace, new_keepa, package_version())
+        worker = Worker(
+            workplace, new_keepa, package_version(), calls_in_flight=settings.calls_in_flight
+        )
         # The signal's number goes to the descriptor; Python's own handler has nothing to do.
         signal.set_wakeup_fd(worker.wakeup_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -87,20 +87,34 @@ RETURNING {returning}
 """  # noqa: S608 - every part is a constant
 
 
-def renew_claims(connection: Connection, table: WorkTable, *, holder: str, ttl_s: float) -> int:
-    """Extends every claim of *holder* to *ttl_s* seconds from now; returns how many."""
+def renew_claims(
+    connection: Connection,
+    table: WorkTable,
+    *,
+    holder: str,
+    ttl_s: float,
+    but: Sequence[Claim] = (),
+) -> int:
+    """Extends every claim of *holder*, *but* some, to *ttl_s* seconds from now.
+
+    Returns how many.
+    """
     first, second = table.key
     # A locked row is being written by its holder.
     statement = f"""
 WITH mine AS (
     SELECT {first}, {second} FROM {table.name}
-     WHERE holder = %s AND state = 'claimed'
+     WHERE holder = %(holder)s AND state = 'claimed'
+       AND ({first}, {second}) NOT IN (
+           SELECT * FROM unnest(%(first)s::{table.key_types[0]}[],
+                                %(second)s::{table.key_types[1]}[]))
        FOR UPDATE SKIP LOCKED)
-UPDATE {table.name} w SET claim_expires = now() + %s * interval '1 second'
+UPDATE {table.name} w SET claim_expires = now() + %(ttl_s)s * interval '1 second'
   FROM mine
  WHERE w.{first} = mine.{first} AND w.{second} = mine.{second}
 """  # noqa: S608 - every part is a constant
-    return connection.execute(statement, (holder, ttl_s)).rowcount
+    values = _parameters(but) | {"holder": holder, "ttl_s": ttl_s}
+    return connection.execute(statement, values).rowcount
 
 
 def lock_claims(

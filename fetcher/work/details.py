@@ -106,15 +106,13 @@ class ProductsJob(Job):
 
 
 class EnrichmentWork:
-    """The buyer of details of one process; one thread runs it."""
+    """The buyer of details of one process; the threads that run it take turns."""
 
-    def __init__(self, workplace: Workplace, keepa: Keepa) -> None:
+    def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
-        self._keepa = keepa
-        self._calls = PaidCalls(workplace, longest_call_s=keepa.longest_call_s)
 
-    def step(self) -> bool:
-        """Buys one batch; returns False if nothing was wanted."""
+    def step(self, calls: PaidCalls) -> bool:
+        """Buys one batch by *calls*; returns False if nothing was wanted."""
         take_over = self._workplace.may_take_over
         request = self._workplace.persist(partial(next_request, take_over=take_over))
         if request is None:
@@ -124,7 +122,7 @@ class EnrichmentWork:
         )
         if units == 0:
             return False
-        return self._calls.make(
+        return calls.make(
             Want(
                 span="products",
                 operation=request.operation,
@@ -133,16 +131,12 @@ class EnrichmentWork:
                 tokens_per_unit=request.unit_tokens,
                 priority=Priority.LOW,
                 words=f"{units} products",
-                claim=partial(self._claim, request),
+                claim=partial(self._claim, request, calls.keepa),
             )
         )
 
-    def give_back(self) -> None:
-        """Releases the products of the call that is still under way; its cost is unknown."""
-        self._calls.give_back()
-
     def _claim(
-        self, request: DetailsRequest, connection: Connection, units: int
+        self, request: DetailsRequest, keepa: Keepa, connection: Connection, units: int
     ) -> ProductsJob | None:
         claims = claim_products(
             connection,
@@ -152,4 +146,4 @@ class EnrichmentWork:
             ttl_s=self._workplace.limits.claim_ttl_s,
             take_over=self._workplace.may_take_over,
         )
-        return ProductsJob(request, claims, self._keepa) if claims else None
+        return ProductsJob(request, claims, keepa) if claims else None

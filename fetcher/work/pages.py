@@ -150,18 +150,16 @@ class PageJob(Job):
 
 
 class ScanWork:
-    """The page reader of one process; one thread runs it."""
+    """The page reader of one process; the threads that run it take turns."""
 
-    def __init__(self, workplace: Workplace, keepa: Keepa) -> None:
+    def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
-        self._keepa = keepa
-        self._calls = PaidCalls(workplace, longest_call_s=keepa.longest_call_s)
         self._pace = Pace(workplace.broker, speed=workplace.limits.poll_speed)
         self._look_for_due = Every(LOOK_FOR_DUE_EVERY_S)
         self._look_for_forgotten = Every(LOOK_FOR_FORGOTTEN_EVERY_S)
 
-    def step(self) -> bool:
-        """Reads one page; returns False if there was none to read."""
+    def step(self, calls: PaidCalls) -> bool:
+        """Reads one page by *calls*; returns False if there was none to read."""
         queries = self._workplace.folder.book.queries
         if self._look_for_forgotten.is_due(time.monotonic()):
             self._workplace.persist(abandon_forgotten)
@@ -177,7 +175,7 @@ class ScanWork:
         if wanted is None:
             return False
         query = next(query for query in queries if query.name == wanted.query)
-        return self._calls.make(
+        return calls.make(
             Want(
                 span="page",
                 operation=OPERATION,
@@ -186,16 +184,12 @@ class ScanWork:
                 tokens_per_unit=TOKENS_PER_DEAL_PAGE,
                 priority=Priority.LOW if wanted.in_background else PRIORITIES[query.priority],
                 words=f"a page of {wanted.query}",
-                claim=partial(self._claim, queries),
+                claim=partial(self._claim, queries, calls.keepa),
             )
         )
 
-    def give_back(self) -> None:
-        """Releases the page of the call that is still under way; its cost is unknown."""
-        self._calls.give_back()
-
     def _claim(
-        self, queries: Sequence[DealQuery], connection: Connection, _units: int
+        self, queries: Sequence[DealQuery], keepa: Keepa, connection: Connection, _units: int
     ) -> PageJob | None:
         """Claims the most urgent page, which may be a newer one than the page seen before."""
         claim = claim_page(
@@ -208,7 +202,7 @@ class ScanWork:
         if claim is None:
             return None
         query = next(query for query in queries if query.name == claim.query)
-        return PageJob(claim, query, self._keepa)
+        return PageJob(claim, query, keepa)
 
     def _start(self, query: DealQuery, connection: Connection) -> None:
         # Checked again under the lock: another process may have been faster.

@@ -34,13 +34,14 @@ from fetcher.errors import (
     KeepaThrottledError,
     KeepaUnavailableError,
 )
-from fetcher.keepa import Reply
+from fetcher.keepa import Keepa, Reply
 from fetcher.postgres.claims import Claim, WorkTable, fail_claims, release_claims
 from fetcher.postgres.database import Connection
 from fetcher.replies.record import MalformedReplyError
 from fetcher.tracing import tracer
 from fetcher.work.shared import StoppedError, Workplace
 from fetcher.work.threads import STEP_AT_MOST_S
+from fetcher.work.turns import Turn
 
 log = structlog.get_logger(__name__)
 
@@ -130,13 +131,16 @@ class PaidCalls:
 
     Args:
         workplace: What the threads of the process share.
-        longest_call_s: Longest time a call can take, in seconds.
+        keepa: The thread's own client.
+        turn: The turn of its kind; ends once work is claimed.
+        outage: The back-off of its kind.
     """
 
-    def __init__(self, workplace: Workplace, *, longest_call_s: float) -> None:
+    def __init__(self, workplace: Workplace, keepa: Keepa, turn: Turn, outage: "Outage") -> None:
+        self.keepa = keepa
         self._workplace = workplace
-        self._longest_call_s = longest_call_s
-        self._outage = Outage(workplace)
+        self._turn = turn
+        self._outage = outage
         self._in_hand: tuple[Job, Lease] | None = None
 
     def make(self, want: Want) -> bool:
@@ -166,6 +170,7 @@ class PaidCalls:
             job = workplace.attempt(lambda connection: want.claim(connection, lease.units))
             if job is None:
                 return False
+            self._turn.end()
             trace.get_current_span().set_attributes(job.about)
             self._in_hand = (job, lease)
             try:
@@ -178,6 +183,12 @@ class PaidCalls:
             finally:
                 self._in_hand = None
         return True
+
+    @property
+    def claims(self) -> Sequence[Claim]:
+        """The claims of the call that is under way."""
+        held = self._in_hand
+        return () if held is None else held[0].claims
 
     def give_back(self) -> None:
         """Releases the job of the call that is still under way; its cost is unknown."""
@@ -195,7 +206,7 @@ class PaidCalls:
                 return
             job = rest
         try:
-            self._workplace.doing(job.doing, at_most_s=self._longest_call_s)
+            self._workplace.doing(job.doing, at_most_s=self.keepa.longest_call_s)
             stored = self._call_and_store(job, lease)
         except (LeaseLostError, KeepaThrottledError) as exc:
             log.info("%s put back", job.noun, **job.about, reason=str(exc))
@@ -308,7 +319,7 @@ def leased_call(lease: Lease, call: Callable[[], Reply], *, units: int | None = 
 
 
 class Outage:
-    """Backs off one thread while Keepa is unreachable; logs the outage once."""
+    """Backs off threads while Keepa is unreachable; logs the outage once."""
 
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace

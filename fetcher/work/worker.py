@@ -1,7 +1,7 @@
 """One fetcher process: its threads, its heartbeat, and its end.
 
-One thread reads pages, one buys details, one renews the claims of both and reports that the
-process lives. The main thread starts and watches them, and waits for the end: a signal, the
+Some threads read pages, as many buy details, one renews the claims of both and reports that
+the process lives. The main thread starts and watches them, and waits for the end: a signal, the
 time limit, or an error that a person must see.
 """
 
@@ -25,16 +25,17 @@ from fetcher.broker_client import (
 )
 from fetcher.errors import DatabaseAwayError, DatabaseError, DatabaseNotSetUpError
 from fetcher.keepa import Keepa
-from fetcher.postgres.claims import PAGE_WORK, PRODUCT_WORK, renew_claims
+from fetcher.postgres.claims import PAGE_WORK, PRODUCT_WORK, WorkTable, renew_claims
 from fetcher.postgres.database import Connection
 from fetcher.postgres.keepa_errors import add_errors
 from fetcher.postgres.schema import missing_migrations
 from fetcher.postgres.workers import SILENT_CLAIMS, beat, leave
 from fetcher.work.details import EnrichmentWork
 from fetcher.work.pages import ScanWork
-from fetcher.work.paid_call import KeyRefusedError
+from fetcher.work.paid_call import KeyRefusedError, Outage, PaidCalls
 from fetcher.work.shared import Every, StoppedError, Workplace
 from fetcher.work.threads import STEP_AT_MOST_S, Activity, Threads
+from fetcher.work.turns import Turn
 from fetcher.work.verdicts import judge_outdated
 
 log = structlog.get_logger(__name__)
@@ -57,20 +58,35 @@ SCANS: Final = "scans"
 DETAILS: Final = "details"
 HEARTBEAT: Final = "heartbeat"
 
-# The thread that holds the claims of each table.
-CLAIMERS: Final = ((SCANS, PAGE_WORK), (DETAILS, PRODUCT_WORK))
+# What a thread does that another of its kind keeps from looking for work.
+AWAITS_TURN: Final = "waiting for its turn"
 
 
 class Worker:
-    """The threads of one process."""
+    """The threads of one process; *calls_in_flight* of each kind make calls."""
 
-    def __init__(self, workplace: Workplace, new_keepa: Callable[[], Keepa], version: str) -> None:
+    def __init__(
+        self,
+        workplace: Workplace,
+        new_keepa: Callable[[], Keepa],
+        version: str,
+        *,
+        calls_in_flight: int = 1,
+    ) -> None:
         self._workplace = workplace
         self._version = version
-        # One session per thread: a session serves one thread only.
-        self._keepas = [new_keepa(), new_keepa()]
-        self._scans = ScanWork(workplace, self._keepas[0])
-        self._details = EnrichmentWork(workplace, self._keepas[1])
+        self._scans = ScanWork(workplace)
+        self._crews = (
+            Crew(SCANS, PAGE_WORK, self._scan_step, workplace, new_keepa, calls_in_flight),
+            Crew(
+                DETAILS,
+                PRODUCT_WORK,
+                EnrichmentWork(workplace).step,
+                workplace,
+                new_keepa,
+                calls_in_flight,
+            ),
+        )
         self._end_receiver, self._end_sender = socket.socketpair()
         self._end_sender.setblocking(False)
         self._fatal: Exception | None = None
@@ -95,8 +111,9 @@ class Worker:
         beat_every_s = self._workplace.limits.beat_every_s
         try:
             self._threads.start(HEARTBEAT, self._heartbeat, longest_pause_s=beat_every_s)
-            self._threads.start(SCANS, Round(self, self._workplace, self._scan_step))
-            self._threads.start(DETAILS, Round(self, self._workplace, self._details.step))
+            for crew in self._crews:
+                for thread, calls in crew.calls.items():
+                    self._threads.start(thread, Round(self, self._workplace, crew, calls))
             self._watch(seconds)
         finally:
             self._end()
@@ -114,8 +131,9 @@ class Worker:
 
     def close(self) -> None:
         """Disconnects from Keepa; call it after `run`, when no signal can come any more."""
-        for keepa in self._keepas:
-            keepa.close()
+        for crew in self._crews:
+            for calls in crew.calls.values():
+                calls.keepa.close()
         self._end_receiver.close()
         self._end_sender.close()
 
@@ -144,12 +162,12 @@ class Worker:
                     at_most_s=activity.at_most_s,
                 )
 
-    def can_begin(self) -> bool:
+    def can_begin(self, kind: str) -> bool:
         """Returns whether the tables can be used; logs once why not."""
         if self._has_tables.is_set():
             return True
-        if threading.current_thread().name != SCANS:
-            # One thread checks for all.
+        if kind != SCANS:
+            # One kind of threads checks for all.
             return False
         if problem := self._schema_problem():
             self._workplace.doing(f"waiting for the database: {problem}", at_most_s=None)
@@ -173,7 +191,7 @@ class Worker:
         names = ", ".join(sorted(missing))
         return f"it lacks {names}: run dealfetcher migrate" if missing else ""
 
-    def _scan_step(self) -> bool:
+    def _scan_step(self, calls: PaidCalls) -> bool:
         if self._workplace.folder.refresh():
             self._workplace.folder.report()
             self._judge_outdated_again = Every(JUDGE_AGAIN_PAUSE_S)
@@ -190,7 +208,7 @@ class Worker:
                 if judged:
                     log.info("deals judged again by changed rules", query=query.name, deals=judged)
             self._judge_outdated_again = None
-        return self._scans.step()
+        return self._scans.step(calls)
 
     def _heartbeat(self) -> float:
         """Renews the claims, then reports that the process lives; returns the pause in s."""
@@ -225,21 +243,23 @@ class Worker:
     def _renew(self, connection: Connection) -> None:
         # The claims of a stuck thread lapse: other processes take them over.
         stuck = {activity.thread for activity in self._workplace.activities.overdue()}
-        for thread, table in CLAIMERS:
-            if thread not in stuck:
-                renew_claims(
-                    connection,
-                    table,
-                    holder=self._workplace.holder,
-                    ttl_s=self._workplace.limits.claim_ttl_s,
-                )
+        for crew in self._crews:
+            renew_claims(
+                connection,
+                crew.table,
+                holder=self._workplace.holder,
+                ttl_s=self._workplace.limits.claim_ttl_s,
+                but=[
+                    claim for name in stuck & set(crew.calls) for claim in crew.calls[name].claims
+                ],
+            )
 
     def _report(self, connection: Connection) -> None:
         overdue = self._workplace.activities.overdue()
         shown = overdue or [
             activity
             for activity in self._workplace.activities.current()
-            if activity.thread != HEARTBEAT
+            if activity.thread != HEARTBEAT and activity.text != AWAITS_TURN
         ]
         words = "; ".join(f"{activity.thread}: {activity.text}" for activity in shown)
         beat(
@@ -256,14 +276,17 @@ class Worker:
         """Lets the work finish for a moment, then gives back what is still claimed."""
         self._workplace.stop.set()
         self._workplace.broker.stop_waiting()
+        for crew in self._crews:
+            crew.turn.wake()
         until_s = time.monotonic() + self._workplace.limits.finish_s
         # The heartbeat ends with the stop, and its last renewal may be a third of a claim old.
         with suppress(DatabaseError), self._workplace.database.connection(timeout_s=0.5) as last:
             self._renew(last)
         self._threads.join(until_s=until_s)
         try:
-            self._scans.give_back()
-            self._details.give_back()
+            for crew in self._crews:
+                for calls in crew.calls.values():
+                    calls.give_back()
             with self._workplace.database.connection(timeout_s=0.5) as connection:
                 leave(connection, holder=self._workplace.holder)
         except (StoppedError, DatabaseError) as exc:
@@ -271,23 +294,68 @@ class Worker:
         self._workplace.broker.close(timeout_s=GOODBYE_S)
 
 
-class Round:
-    """One round of a thread that makes paid calls: *step*, and the pause after it."""
+class Crew:
+    """The threads of one kind, which take turns in looking for work; their calls overlap."""
 
-    def __init__(self, worker: Worker, workplace: Workplace, step: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        table: WorkTable,
+        step: Callable[[PaidCalls], bool],
+        workplace: Workplace,
+        new_keepa: Callable[[], Keepa],
+        size: int,
+    ) -> None:
+        self.kind = kind
+        self.table = table
+        self.step = step
+        self.turn = Turn()
+        outage = Outage(workplace)
+        names = [kind, *(f"{kind}-{number}" for number in range(2, size + 1))]
+        # One session per thread: a session serves one thread only.
+        self.calls = {name: PaidCalls(workplace, new_keepa(), self.turn, outage) for name in names}
+
+
+class Round:
+    """One round of a thread that makes paid calls: a step of its crew, and the pause after it."""
+
+    def __init__(self, worker: Worker, workplace: Workplace, crew: Crew, calls: PaidCalls) -> None:
         self._worker = worker
         self._workplace = workplace
-        self._step = step
+        self._crew = crew
+        self._calls = calls
         self._failures = 0
+        self._is_idle = False
 
     def __call__(self) -> float:
         """Works once; returns the seconds to rest."""
+        workplace, turn = self._workplace, self._crew.turn
+        workplace.doing(AWAITS_TURN, at_most_s=None)
+        with turn.taken():
+            if workplace.stop.is_set():
+                return 0.0
+            self._is_idle = False
+            pause_s = self._work()
+            if not turn.is_mine:
+                turn.wake()
+                return pause_s
+            if not pause_s:
+                return 0.0
+            # Nothing was claimed: the others would find as little, and rest as well.
+            workplace.activities.rest()
+            if self._is_idle:
+                turn.rest(pause_s)
+            else:
+                workplace.rest(pause_s)
+        return 0.0
+
+    def _work(self) -> float:
         workplace = self._workplace
         workplace.doing("looking for work", at_most_s=STEP_AT_MOST_S)
-        if not self._worker.can_begin():
+        if not self._worker.can_begin(self._crew.kind):
             return SCHEMA_PAUSE_S
         try:
-            has_worked = self._step()
+            has_worked = self._crew.step(self._calls)
         except LeaseDeniedError as exc:
             log.info("no tokens for now", reason=exc.reason, retry_in_s=exc.retry_delay_s)
             return float(min(max(exc.retry_delay_s, IDLE_S), DENIED_PAUSE_MAX_S))
@@ -304,4 +372,5 @@ class Round:
         if has_worked:
             return 0.0
         workplace.doing("idle", at_most_s=None)
+        self._is_idle = True
         return random.uniform(IDLE_S / 2, IDLE_S)  # noqa: S311 - jitter

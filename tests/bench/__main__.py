@@ -33,6 +33,7 @@ BENCHES: Final = (
     "core",
     "waiting",
     "starts",
+    "in_flight",
     "page_writes",
     "peers",
 )

@@ -25,8 +25,8 @@ HOLDERS: Final = 64
 SERVER_MS: Final = 1_758_000_000_000
 GOAL: Final = at_least(60_000)
 WHY: Final = (
-    "a cycle is two decisions, each with a quote, limits, holds asserted before and after, and a"
-    " record; more needs these in a compiled language"
+    "a cycle is two decisions, each with a quote, limits, sums asserted before and after, and"
+    " records; more would need these in a compiled language"
 )
 
 

@@ -37,7 +37,10 @@ QUICK_ROUNDS: Final = 5
 PRESENT: Final = (0, 1_000_000)
 QUICK_PRESENT: Final = (0, 20_000)
 GOAL: Final = at_least(1.0)
-WHY: Final = "the triggers that keep the history and the grid are most of both; see postgres"
+WHY: Final = (
+    "the triggers that keep the history, the grid and the words of titles are most of both; two of"
+    " them are called for each row"
+)
 
 Pages = Sequence[tuple[Sequence[Deal], int]]
 Write = Callable[[Connection, Sequence[Deal], int], None]

@@ -52,7 +52,10 @@ STATUS_GOAL: Final = at_most(300)
 RSS_GOAL: Final = at_most(60)
 IMAGES: Final = ("broker", "fetcher", "gateway", "simulator")
 STATUS_WHY: Final = "gRPC and protobuf take most of it to load; see beside on a busy machine"
-RSS_WHY: Final = "libraries: gRPC 22 MB, pydantic 10 MB, and what the role itself needs"
+RSS_WHY: Final = (
+    "libraries, by what their import adds: asyncio with TLS 10 MB, gRPC 10, Python 9, pydantic 9,"
+    " aiohttp or psycopg 9, requests 8, structlog with rich 7; a probe through aiohttp saves 8"
+)
 
 
 def timed(command: Sequence[str], variables: dict[str, str]) -> tuple[float, float]:
