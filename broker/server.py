@@ -49,6 +49,7 @@ from protos.process.identities import IdentityFile, Role
 from protos.process.watched_files import FileState, Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from protos.web.door import Door
+from protos.web.guard import Guard
 from protos.web.serving import serving
 from protos.web.tls import HttpTls
 
@@ -250,17 +251,19 @@ def _http_port(
     if cert is not None and key is not None:
         client_ca = settings.broker_http_tls_client_ca_file
         tls = HttpTls("BROKER_HTTP_TLS", cert, key, client_ca).context()
+    listen = Listen.parse(settings.broker_http_listen)
+    door = _door(settings)
     routes = http.application(
         runtime,
         metrics.registry,
         files.states,
+        reading=Guard(settings, listen, door).reading,
         keepa_url=settings.keepa_base_url,
         key_fingerprint=settings.key_fingerprint,
         secure=tls is not None,
     )
-    page = TokensPage(runtime, metrics, _door(settings))
+    page = TokensPage(runtime, metrics, door)
     page.add_to(routes)
-    listen = Listen.parse(settings.broker_http_listen)
     port = serving(routes, listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER, tls=tls)
     return page, port
 

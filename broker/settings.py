@@ -22,6 +22,7 @@ from protos.process.settings import (
     Environment,
     LogSettings,
     RequiredKeepaSettings,
+    ScrapeSettings,
     Secrets,
     SettingsError,
     content_of,
@@ -149,7 +150,7 @@ class BrokerSecrets(Secrets):
                 yield from secrets_of(url)
 
 
-class ServeSettings(RequiredKeepaSettings, JournalSettings, LogSettings):
+class ServeSettings(RequiredKeepaSettings, JournalSettings, ScrapeSettings, LogSettings):
     """Settings of `tokenbroker serve`."""
 
     broker_listen: Address = "127.0.0.1:50051"

@@ -14,6 +14,7 @@ from protos.process.settings import (
     ClientSettings,
     KeepaSettings,
     LogSettings,
+    ScrapeSettings,
     Secrets,
     SettingsError,
     content_of,
@@ -21,7 +22,7 @@ from protos.process.settings import (
 )
 
 
-class Settings(KeepaSettings, ClientSettings, LogSettings):
+class Settings(KeepaSettings, ClientSettings, ScrapeSettings, LogSettings):
     """The settings of the `dealfetcher` commands; each command requires what it needs."""
 
     keepa_connect_timeout_s: PositiveFloat = 30.0

@@ -1,8 +1,8 @@
 """The HTTP side: metrics for Prometheus, health for orchestrators and people.
 
-`/healthz` answers 200 while the process lives, `/readyz` once the broker has read a
-balance from Keepa, or stands by for one that leads. Both return the same JSON, without a
-secret.
+`/livez` answers 200 while the process lives, `/readyz` once the broker has read a balance
+from Keepa, or stands by for one that leads. Both are for probes, so they are open and have no
+details; `/healthz` has them, without a secret.
 """
 
 import json
@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from broker.runtime import BrokerRuntime
 from protos.process.watched_files import FileState
+from protos.web.door import Handler
+from protos.web.guard import livez
 from protos.web.pages import application as application_with_headers
 from protos.web.prometheus import PATH, metrics_handler
 
@@ -54,27 +56,28 @@ def application(
     registry: CollectorRegistry,
     states: States,
     *,
+    reading: Callable[[Handler], Handler],
     keepa_url: str,
     key_fingerprint: str,
     secure: bool = False,
 ) -> web.Application:
-    """The routes over one runtime; *secure* if the port speaks TLS."""
+    """The routes over one runtime; *secure* if the port speaks TLS.
 
-    def health_response(status: HTTPStatus) -> web.Response:
-        body = health(runtime, states, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
-        return web.json_response(
-            body, status=status, dumps=lambda data: json.dumps(data, indent=2) + "\n"
-        )
+    *reading* lets in those that may read metrics and `/healthz`.
+    """
 
     async def healthz(_request: web.Request) -> web.Response:
-        return health_response(HTTPStatus.OK)
+        body = health(runtime, states, keepa_url=keepa_url, key_fingerprint=key_fingerprint)
+        return web.json_response(body, dumps=lambda data: json.dumps(data, indent=2) + "\n")
 
     async def readyz(_request: web.Request) -> web.Response:
         ready = runtime.ready or (runtime.stands_by and not runtime.stopping)
-        return health_response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return web.json_response({"ready": ready}, status=status)
 
     routes = application_with_headers(secure=secure)
-    routes.router.add_get("/healthz", healthz)
+    routes.router.add_get("/livez", livez)
     routes.router.add_get("/readyz", readyz)
-    routes.router.add_get(PATH, metrics_handler(registry))
+    routes.router.add_get("/healthz", reading(healthz))
+    routes.router.add_get(PATH, reading(metrics_handler(registry)))
     return routes

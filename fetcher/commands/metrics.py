@@ -12,9 +12,11 @@ from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
 from fetcher.reports.metrics import CollectionCollector, Measuring
 from fetcher.settings import FetcherSecrets, Settings
+from protos.channel.credential_files import CredentialError
 from protos.process import logs
 from protos.process.addresses import Listen, ListenError
 from protos.process.settings import SettingsError
+from protos.web.guard import Guard
 from protos.web.prometheus import metrics_application
 from protos.web.serving import serving
 
@@ -25,7 +27,7 @@ def serve_metrics(settings: Settings) -> None:
     """Serves /metrics until a signal comes.
 
     Raises:
-        SettingsError: The address can't be listened on.
+        SettingsError: The address can't be listened on, or the token can't be read.
     """
     database_url = settings.require_database_url()
     logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
@@ -44,16 +46,17 @@ def serve_metrics(settings: Settings) -> None:
         registry = CollectorRegistry()
         registry.register(CollectionCollector(measuring))
         try:
-            asyncio.run(_serve(Listen.parse(settings.metrics_listen), registry, measuring, stop))
-        except ListenError as exc:
+            asyncio.run(_serve(settings, registry, measuring, stop))
+        except (ListenError, CredentialError) as exc:
             raise SettingsError([str(exc)]) from None
 
 
 async def _serve(
-    listen: Listen, registry: CollectorRegistry, measuring: Measuring, stop: threading.Event
+    settings: Settings, registry: CollectorRegistry, measuring: Measuring, stop: threading.Event
 ) -> None:
     """Serves *registry*, and measures in a thread, until *stop* is set."""
-    routes = metrics_application(registry)
+    listen = Listen.parse(settings.metrics_listen)
+    routes = metrics_application(registry, Guard(settings, listen))
     async with serving(routes, listen, setting="METRICS_LISTEN", name="dealfetcher") as at:
         log.info("metrics served", address=str(at))
         await asyncio.to_thread(measuring.run, stop)

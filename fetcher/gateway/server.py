@@ -13,7 +13,6 @@ from typing import Final
 import structlog
 import uvloop
 from aiohttp import HttpVersion11, web
-from prometheus_client.exposition import choose_encoder
 
 from fetcher.broker_client import (
     AsyncBrokerClient,
@@ -34,6 +33,8 @@ from fetcher.gateway.upstream import Upstream
 from protos.process.addresses import Listen
 from protos.process.inflate import Inflate
 from protos.process.settings import key_fingerprint
+from protos.web.guard import Guard
+from protos.web.prometheus import metrics_application
 from protos.web.serving import serving
 from protos.web.tls import HttpTls
 
@@ -267,33 +268,31 @@ async def _name_request(request: web.Request, response: web.StreamResponse) -> N
     response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
 
 
-def health(broker: AsyncBrokerClient, metrics: GatewayMetrics) -> web.Application:
+def health(broker: AsyncBrokerClient, metrics: GatewayMetrics, guard: Guard) -> web.Application:
     """Metrics and health, on a port of their own."""
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return web.json_response({"live": True})
-
-    async def readyz(_request: web.Request) -> web.Response:
-        problem = ""
+    async def problem() -> str:
         try:
             await broker.get_bucket(timeout_s=BUCKET_TIMEOUT_S)
         except BrokerRefusedError:
             # It answers; callers bring their own credentials.
             pass
         except BrokerAwayError as exc:
-            problem = str(exc)
-        status = HTTPStatus.SERVICE_UNAVAILABLE if problem else HTTPStatus.OK
-        body = {"live": True, "ready": not problem, "problem": problem}
-        return web.json_response(body, status=status)
+            return str(exc)
+        return ""
 
-    async def scrape(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(metrics.registry), headers={"Content-Type": content_type})
+    async def healthz(_request: web.Request) -> web.Response:
+        found = await problem()
+        return web.json_response({"live": True, "ready": not found, "problem": found})
 
-    routes = web.Application()
-    routes.router.add_get("/healthz", healthz)
+    async def readyz(_request: web.Request) -> web.Response:
+        ready = not await problem()
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return web.json_response({"ready": ready}, status=status)
+
+    routes = metrics_application(metrics.registry, guard)
+    routes.router.add_get("/healthz", guard.reading(healthz))
     routes.router.add_get("/readyz", readyz)
-    routes.router.add_get("/metrics", scrape)
     return routes
 
 
@@ -340,7 +339,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Places]:
 
     Raises:
         ListenError: An address can't be listened on.
-        CredentialError: A file of certificates can't be used.
+        CredentialError: A file of certificates, or the token, can't be used.
     """
     metrics, key = GatewayMetrics(), settings.keepa_api_key
     cert, cert_key = settings.gateway_tls_cert_file, settings.gateway_tls_key_file
@@ -363,9 +362,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Places]:
         )
         gateway = Gateway(settings, broker, upstream, metrics)
         listen = Listen.parse(settings.gateway_http_listen)
-        serving_health = serving(
-            health(broker, metrics), listen, setting="GATEWAY_HTTP_LISTEN", name=SERVER
-        )
+        routes = health(broker, metrics, Guard(settings, listen))
+        serving_health = serving(routes, listen, setting="GATEWAY_HTTP_LISTEN", name=SERVER)
         http = await stack.enter_async_context(serving_health)
         listen = Listen.parse(settings.gateway_listen)
         serving_api = serving(

@@ -23,6 +23,7 @@ from protos.process.settings import (
     ConnectionSettings,
     LogSettings,
     RequiredKeepaSettings,
+    ScrapeSettings,
     SettingsError,
     duration,
     read_secret,
@@ -53,7 +54,7 @@ def _half_a_day(value: timedelta) -> timedelta:
 Duration = Annotated[timedelta, BeforeValidator(duration), AfterValidator(_half_a_day)]
 
 
-class GatewaySettings(RequiredKeepaSettings, ConnectionSettings, LogSettings):
+class GatewaySettings(RequiredKeepaSettings, ConnectionSettings, ScrapeSettings, LogSettings):
     """Settings of `keepa-gateway serve`."""
 
     gateway_listen: Address = "127.0.0.1:8902"

@@ -206,17 +206,17 @@ class BearerToken(grpc.AuthMetadataPlugin):
         callback((("authorization", f"Bearer {self._token}"),), None)
 
 
-def read_token(path: Path) -> str:
-    """Returns the token in *path*, without the line break that editors leave.
+def read_token(path: Path, setting: str = TOKEN_FILE) -> str:
+    """Returns the token in *path*, which *setting* names, without a line break at its end.
 
     Raises:
         CredentialError: There is none.
     """
-    token = read_file(TOKEN_FILE, path).strip()
+    token = read_file(setting, path).strip()
     if not token:
-        raise CredentialError(f"{TOKEN_FILE}: {path} is empty: put the token in it")
+        raise CredentialError(f"{setting}: {path} is empty: put the token in it")
     if not token.isascii() or not token.decode().isprintable() or b" " in token:
-        raise CredentialError(f"{TOKEN_FILE}: {path} holds blanks or strange characters")
+        raise CredentialError(f"{setting}: {path} holds blanks or strange characters")
     return token.decode()
 
 

@@ -155,6 +155,18 @@ class LogSettings(Environment):
     """`console`, `json`, or `auto`: console on a terminal, else JSON."""
 
 
+class ScrapeSettings(Environment):
+    """Access to a program's metrics and health."""
+
+    metrics_token_file: Path | None = None
+    """A file with the bearer token that opens metrics and `/healthz`, as in the `authorization`
+    of a scrape job. Without it they are open on loopback, and to viewers where the page has
+    identities; `/livez` and `/readyz` are open in any case."""
+    metrics_open: bool = False
+    """Open metrics and `/healthz` to every caller on other addresses than loopback too: where
+    the network is protected."""
+
+
 class KeepaSettings(Environment):
     """The Keepa account."""
 

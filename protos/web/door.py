@@ -102,6 +102,11 @@ class Door:
         self._secure = secure
         self._cookie = f"__Host-{name}" if secure else name
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it lets in no caller at all: without identities, and not open."""
+        return self._identities is None and self._open_role is None
+
     def viewing(self, handler: Handler) -> Handler:
         """Wraps the handler of a page: every identity may look."""
 
@@ -183,9 +188,8 @@ class Door:
         if self._identities is None:
             return self._anyone(request)
         file = self._identities.now()
-        header = request.headers.get("Authorization")
-        if header is not None:
-            token = header[len(SCHEME) :] if header.lower().startswith(SCHEME) else ""
+        token = bearer_token(request)
+        if token is not None:
             name = file.by_token(token[:TOKEN_MAX_CHARS])
             if name is None:
                 raise RefusedError(
@@ -262,6 +266,14 @@ class Door:
     def _sign(self, text: str) -> str:
         signed = hmac.digest(self._secret, text.encode(errors="replace"), "sha256")
         return signed.hex()
+
+
+def bearer_token(request: web.Request) -> str | None:
+    """The token in the header; empty for another scheme, None without a header."""
+    header = request.headers.get("Authorization")
+    if header is None:
+        return None
+    return header[len(SCHEME) :] if header.lower().startswith(SCHEME) else ""
 
 
 def _is_page(request: web.Request) -> bool:

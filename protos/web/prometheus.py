@@ -7,6 +7,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from protos.web.guard import Guard, livez
+
 PATH: Final = "/metrics"
 
 
@@ -22,8 +24,9 @@ def metrics_handler(
     return metrics
 
 
-def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """Returns an application that serves nothing but *registry*."""
+def metrics_application(registry: CollectorRegistry, guard: Guard) -> web.Application:
+    """Returns an application that serves nothing but *registry*, and `/livez`."""
     routes = web.Application()
-    routes.router.add_get(PATH, metrics_handler(registry))
+    routes.router.add_get("/livez", livez)
+    routes.router.add_get(PATH, guard.reading(metrics_handler(registry)))
     return routes

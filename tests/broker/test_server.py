@@ -131,7 +131,8 @@ def test_the_first_line_says_where_it_listens(broker: RunningBroker) -> None:
 
 def test_health_and_metrics_are_served(broker: RunningBroker) -> None:
     """For orchestrators over both protocols, and for Prometheus."""
-    alive, body = read(f"{broker.http_url}/healthz")
+    alive, _ = read(f"{broker.http_url}/livez")
+    _, body = read(f"{broker.http_url}/healthz")
     ready, _ = read(f"{broker.http_url}/readyz")
     _, metrics = read(f"{broker.http_url}/metrics")
 
@@ -231,7 +232,8 @@ def test_a_wrong_key_is_told_once(
     wait_until(lambda: len(simulator.calls()) > 1, "Keepa is asked again")
     wait_until(lambda: "check KEEPA_API_KEY" in program.output(), "the trouble is logged")
 
-    ready, body = read(f"{http}/readyz")
+    ready, _ = read(f"{http}/readyz")
+    _, body = read(f"{http}/healthz")
     log = program.output()
 
     assert ready == 503

@@ -275,6 +275,7 @@ async def _tokens(broker: ServedBroker, listen: Listen) -> AsyncIterator[None]:
         broker.runtime,
         broker.metrics.registry,
         dict,
+        reading=door.viewing,
         keepa_url="http://keepa",
         key_fingerprint="0",
     )

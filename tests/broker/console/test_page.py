@@ -57,6 +57,7 @@ async def visit(slow_keepa: RunningSimulator, serve: Serve) -> AsyncIterator[Vis
         broker.runtime,
         broker.metrics.registry,
         dict,
+        reading=door.viewing,
         keepa_url="http://keepa",
         key_fingerprint="0",
     )

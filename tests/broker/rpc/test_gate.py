@@ -129,6 +129,8 @@ def mutual(
         broker_tls_cert_file=server.cert,
         broker_tls_key_file=server.key,
         broker_tls_client_ca_file=company.ca,
+        # Its own test covers access to them: tests/protos/web/test_guard.py.
+        metrics_open=True,
         broker_identities_file=company.identities(tables),
     )
     yield broker
@@ -154,6 +156,8 @@ def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
         access=company.access(token=company.token("viewer")),
         broker_tls_cert_file=server.cert,
         broker_tls_key_file=server.key,
+        # Its own test covers access to them: tests/protos/web/test_guard.py.
+        metrics_open=True,
         broker_identities_file=by_role(company),
     )
     return ByToken(broker, company, server, folder / "by-token.log")

@@ -238,7 +238,8 @@ def test_secrets_are_files(overlay: str) -> None:
     assert wrong == []
     certificates = set() if overlay == "local" else {"broker-tls", "fetcher-tls"}
     databases = {"database-owner", "database", "database-reader", "database-broker"}
-    assert referenced == {"keepa"} | databases | certificates
+    scraper = set() if overlay == "local" else {"scrape"}
+    assert referenced == {"keepa"} | databases | certificates | scraper
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -305,7 +306,7 @@ def test_probes_ask_over_http() -> None:
     }
 
     assert {probe["port"] for probe in probes.values()} == {"http"}
-    assert probes["livenessProbe"]["path"] == probes["startupProbe"]["path"] == "/healthz"
+    assert probes["livenessProbe"]["path"] == probes["startupProbe"]["path"] == "/livez"
     assert probes["readinessProbe"]["path"] == "/readyz"
 
 
@@ -446,6 +447,26 @@ def test_prometheus_finds_what_it_scrapes(overlay: str) -> None:
     labelled = of_kind(overlay, "ServiceMonitor", "PrometheusRule")
 
     assert all("release" in one["metadata"]["labels"] for one in labelled)
+
+
+@pytest.mark.parametrize("overlay", ["production", "two-accounts"])
+def test_prometheus_brings_the_token_that_programs_ask_for(overlay: str) -> None:
+    """The monitor's Secret is the one that broker and metrics mount, and none is open."""
+    secrets = {
+        (credentials["name"], credentials["key"])
+        for one in of_kind(overlay, "ServiceMonitor")
+        for credentials in [one["spec"]["endpoints"][0]["authorization"]["credentials"]]
+    }
+    for name, template in pod_templates(overlay).items():
+        if name.split("/")[1] not in {"broker", "metrics"}:
+            continue
+        given = environment(overlay, template["spec"]["containers"][0])
+        volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+
+        assert given["METRICS_OPEN"] == "false"
+        assert given["METRICS_TOKEN_FILE"] == "/run/secrets/scrape/token"
+        assert volumes["scrape"]["secret"]["secretName"] == "scrape"
+    assert secrets == {("scrape", "token")}
 
 
 def test_the_label_of_prometheus_is_the_first_thing_to_change() -> None:

@@ -115,7 +115,9 @@ def running_prometheus(stack: RunningStack, folder: Path) -> Iterator[str]:
     targets = {"keepa-broker": stack.broker, "keepa-fetcher-metrics": stack.metrics}
     for scrape in config["scrape_configs"]:
         scrape.pop("dns_sd_configs", None)
+        scrape["authorization"]["credentials_file"] = str(folder / "token")
         scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
+    (folder / "token").write_text("any", encoding="utf-8")
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
     assert PROMETHEUS is not None

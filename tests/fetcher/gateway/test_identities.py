@@ -72,6 +72,7 @@ async def office(
         broker_tls_key_file=server.key,
         broker_tls_client_ca_file=company.ca,
         broker_identities_file=company.identities(tables),
+        metrics_open=True,
     )
     tls = ssl.create_default_context(cafile=company.ca)
     settings = gateway_settings(
