@@ -1,6 +1,7 @@
 """`dealfetcher migrate --roles`: each role may do its work, and nothing else."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from deploy.local.postgres import PostgresServer
+from broker.journal.schema import SCHEMA
+from deploy.local.postgres import PostgresServer, find_installation
 from fetcher.errors import DatabaseNotSetUpError
 from fetcher.postgres import migrate
 from fetcher.postgres.roles import RoleUrls, grant_roles
@@ -60,6 +62,47 @@ def test_the_broker_makes_its_journal_with_its_own_role(
         records = reader.execute("SELECT count(*) FROM tokenbroker.records").fetchone()
 
     assert records == (0,)
+
+
+def test_a_backup_restores_collection_and_journal(
+    owner_url: str, start_program: StartProgram, tmp_path: Path
+) -> None:
+    """The documents' way, with the owner's role: dump, drop the journal's schema, restore."""
+    migrate(owner_url)
+    grant_roles(owner_url, urls_of(owner_url))
+    journal = start_program(
+        "broker", "migrate", broker_database_url=role_url(owner_url, "k_broker")
+    )
+    assert journal.wait(60) == 0, journal.output()
+    with psycopg.connect(role_url(owner_url, "k_broker")) as connection:
+        connection.execute(LEADER)
+    dump = tmp_path / "deals.dump"
+    programs = find_installation()
+    run(programs.program("pg_dump"), "--format=custom", f"--file={dump}", owner_url)
+    with psycopg.connect(owner_url) as connection:
+        connection.execute("DROP SCHEMA tokenbroker CASCADE")
+    restore = (programs.program("pg_restore"), "--single-transaction", str(dump))
+    run(*restore, "--clean", "--if-exists", f"--exclude-schema={SCHEMA}", f"--dbname={owner_url}")
+    run(*restore, f"--schema={SCHEMA}", f"--dbname={role_url(owner_url, 'k_broker')}")
+    with psycopg.connect(role_url(owner_url, "k_broker")) as connection:
+        leaders = connection.execute("SELECT epoch FROM tokenbroker.leader").fetchall()
+        renewed = connection.execute("UPDATE tokenbroker.leader SET renewals = 1").rowcount
+    with psycopg.connect(role_url(owner_url, "k_reader")) as connection:
+        read = connection.execute("SELECT count(*) FROM tokenbroker.records").fetchone()
+
+    assert (leaders, renewed, read) == ([(7,)], 1, (0,))
+
+
+def run(*command: str) -> None:
+    """Runs a program of Postgres."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+LEADER = """
+INSERT INTO tokenbroker.leader (account, epoch, holder, renewals, address, taken_at, renewed_at)
+VALUES ('a', 7, 'h', 0, 'x', now(), now())
+"""
 
 
 def test_each_role_does_its_work_and_no_more(owner_url: str) -> None:
