@@ -285,7 +285,11 @@ def deals(
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="WHEN", help="Export changes only: 24h, or a cursor."),
+        typer.Option(
+            "--since",
+            metavar="WHEN",
+            help="Export changes only: since 24h, since 2026-11-25T12:00Z, or from a cursor on.",
+        ),
     ] = None,
     cursor: Annotated[
         Path | None,
@@ -384,8 +388,9 @@ def check(
 ) -> None:
     """Explain each query file, its cost and its mistakes.
 
-    Spends no tokens. With --forecast, estimates what all queries cost, and whether the plan's
-    refill covers it. The broker's refill rate and learned costs are used if it can be reached.
+    Spends no tokens. With ALERTS_FILE set, the file must have every channel that alerts name.
+    With --forecast, estimates what all queries cost, and whether the plan's refill covers it.
+    The broker's refill rate and learned costs are used if it can be reached.
 
     Example: dealfetcher queries check deploy/queries --forecast --refill-rate 20
     """
@@ -394,7 +399,12 @@ def check(
     if not forecast:
         if refill_rate is not None:
             raise typer.BadParameter("--refill-rate goes with --forecast: add it")
-        raise SystemExit(queries.check_queries(folder or Settings.load().queries, output=output))
+        settings = Settings.load()
+        raise SystemExit(
+            queries.check_queries(
+                folder or settings.queries, channels=settings.alerts_file, output=output
+            )
+        )
     if not isfinite(refill_rate or 0) or not isfinite(deals_per_hour):
         raise typer.BadParameter("--refill-rate and --deals-per-hour: write a number")
     settings = Settings.load()
@@ -551,6 +561,7 @@ def prune(
         url,
         days=days or settings.retention_days,
         history_days=settings.history_days,
+        alert_days=settings.alerts_retention_days,
         force=force,
         output=output,
     )

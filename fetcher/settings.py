@@ -72,6 +72,8 @@ class Settings(KeepaSettings, ClientSettings, ScrapeSettings, LogSettings):
     """Tries before a message is set aside; with the pause below, about eight hours."""
     alert_retry_delay_s: PositiveFloat = 5.0
     """First pause after a failed delivery, in seconds; it doubles up to an hour."""
+    alerts_retention_days: PositiveInt = 30
+    """`dealfetcher prune` deletes alerts that were delivered, or set aside, longer ago."""
 
     metrics_listen: Address = "127.0.0.1:9465"
     """Where `dealfetcher metrics` serves."""

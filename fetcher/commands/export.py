@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from fetcher.deals.export import write_deals_file
-from fetcher.deals.filters import Cursor, FilterError, Sort, read_filter, read_sort
+from fetcher.deals.filters import Cursor, FilterError, Sort, iso_time, read_filter, read_sort
 from fetcher.deals.formats import ExportFormat
 from fetcher.errors import FetcherError
 from fetcher.postgres.database import connect
-from fetcher.postgres.deal_rows import DealRows, stream_deal_rows
+from fetcher.postgres.deal_rows import TextRows, stream_deal_rows
 from protos.process.settings import SettingsError
 
 STDOUT: Final = "-"
@@ -26,10 +26,10 @@ class ExportError(FetcherError):
 class _Places:
     """Passes parts on, and keeps the place after the last one."""
 
-    def __init__(self, parts: Iterable[DealRows], place: Cursor | None) -> None:
+    def __init__(self, parts: Iterable[TextRows], place: Cursor | None) -> None:
         self._parts, self.place = parts, place
 
-    def __iter__(self) -> Iterator[DealRows]:
+    def __iter__(self) -> Iterator[TextRows]:
         for part in self._parts:
             self.place = part.next or self.place
             yield part
@@ -47,8 +47,9 @@ def export_deals(
 ) -> None:
     """Writes the deals that *where* selects to the file *to*, "-" being stdout.
 
-    The file appears once it is complete. With *since*, a duration or a cursor, or with a
-    *cursor_file*, only what has changed since then; the summary on stderr has the next cursor.
+    The file appears once it is complete. With *since*, a duration, a date or time, or a cursor,
+    or with a *cursor_file*, only what has changed since then; the summary on stderr has the
+    next cursor.
 
     Raises:
         SettingsError: A filter or a cursor is unusable.
@@ -78,7 +79,7 @@ def export_deals(
     raise SettingsError([problem])
 
 
-def _write(parts: Iterable[DealRows], kind: ExportFormat, output: BinaryIO) -> int:
+def _write(parts: Iterable[TextRows], kind: ExportFormat, output: BinaryIO) -> int:
     try:
         return write_deals_file(parts, kind, output)
     except ModuleNotFoundError as exc:
@@ -98,7 +99,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _after(
     since: str | None, cursor_file: Path | None, sort: Sort, values: dict[str, str]
 ) -> Cursor | None:
-    """Returns the place to go on from; a duration becomes a filter instead."""
+    """Returns the place to go on from; a duration or a time becomes a filter instead."""
     if cursor_file is not None:
         if since is not None or sort != "changed":
             raise FilterError("--cursor", "give it without --since and --sort")
@@ -107,12 +108,19 @@ def _after(
         return None
     if since is None:
         return None
+    with suppress(FilterError):
+        values["judged_since"] = iso_time("--since", since)
+        return None
     if since[:-1].isdecimal():
         values["judged_within"] = since
         return None
     if sort != "changed":
         raise FilterError("--since", "a cursor needs the order of changes: leave --sort out")
-    return Cursor.parse(since, sort=sort)
+    try:
+        return Cursor.parse(since, sort=sort)
+    except FilterError:
+        reason = "write a duration (24h), a date or time (2026-11-25T12:00Z), or a cursor"
+        raise FilterError("--since", reason) from None
 
 
 @contextmanager

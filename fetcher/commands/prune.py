@@ -8,15 +8,28 @@ from datetime import timedelta
 from fetcher.commands.output import EXIT_FAILED, EXIT_OK, Format, print_json, print_line, when
 from fetcher.errors import DatabaseAwayError
 from fetcher.postgres.database import connect
-from fetcher.postgres.retention import HISTORY_STATEMENTS, STATEMENTS, last_page, prune_some
+from fetcher.postgres.retention import (
+    ALERT_STATEMENTS,
+    HISTORY_STATEMENTS,
+    STATEMENTS,
+    last_page,
+    prune_some,
+)
 
 
 def prune_database(
-    database_url: str, *, days: int, history_days: int, force: bool, output: Format
+    database_url: str,
+    *,
+    days: int,
+    history_days: int,
+    alert_days: int,
+    force: bool,
+    output: Format,
 ) -> int:
     """Deletes rows that Keepa has not served for *days* days; returns the exit code.
 
     Prices older than that are rolled up to one row a day, and deleted after *history_days*.
+    Alerts are deleted *alert_days* after they were delivered or set aside.
 
     Refuses while nothing has been collected for a day: the age of rows then comes from
     the lack of scans, not from the deals.
@@ -31,6 +44,7 @@ def prune_database(
             return EXIT_FAILED
         ages = dict.fromkeys(STATEMENTS, days)
         ages |= dict.fromkeys(HISTORY_STATEMENTS, max(days, history_days))
+        ages |= dict.fromkeys(ALERT_STATEMENTS, alert_days)
         deleted = dict.fromkeys(ages, 0)
         for what, age in ages.items():
             while count := prune_some(connection, what, timedelta(days=age)):

@@ -1,11 +1,13 @@
 """The check of query files before tokens are spent on them."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from fetcher.alerts.channels import read_channels
 from fetcher.broker_client import BrokerClient, BrokerClientError
 from fetcher.commands.output import (
     EXIT_FAILED,
@@ -15,7 +17,7 @@ from fetcher.commands.output import (
     print_line,
     print_rows,
 )
-from fetcher.queries.query import QueryBook
+from fetcher.queries.query import QueryBook, QueryError
 from fetcher.query_folder import QueryFolder
 from fetcher.replies.units import currency_code, span_words
 from fetcher.scans.forecast import HOUR_MS, HOURS_PER_DAY, PlanForecast, forecast
@@ -27,9 +29,20 @@ BROKER_TIMEOUT_S: Final = 3.0
 MINUTES_PER_HOUR: Final = 60
 
 
-def check_queries(folder: Path, *, output: Format) -> int:
-    """Explains every query and names every mistake; returns the exit code."""
+def check_queries(folder: Path, *, channels: Path | None, output: Format) -> int:
+    """Explains every query and names every mistake; returns the exit code.
+
+    Args:
+        folder: The query files.
+        channels: The file of channels, which must have those that alerts name; None: any.
+        output: The format.
+
+    Raises:
+        ChannelsError: The file of channels is unusable.
+    """
     book = _read(folder)
+    if channels is not None:
+        book = replace(book, errors=(*book.errors, *_unknown_channels(book, channels)))
     if output is Format.JSON:
         print_json(
             {
@@ -63,6 +76,18 @@ def check_queries(folder: Path, *, output: Format) -> int:
             print_line(f"REFUSED {error}")
         print_line(f"{len(book.queries)} queries are fine, {len(book.errors)} files refused")
     return EXIT_FAILED if book.errors else EXIT_OK
+
+
+def _unknown_channels(book: QueryBook, channels: Path) -> Iterator[QueryError]:
+    """Yields the channels that alerts name and the file lacks, with the nearest that it has."""
+    known = read_channels(channels).by_name
+    for query in book.queries:
+        for number, alert in enumerate(query.alerts):
+            if alert.channel not in known:
+                nearest = get_close_matches(alert.channel, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known)}"
+                reason = f"ALERTS_FILE has no channel {alert.channel!r}; {hint}"
+                yield QueryError(query.name, f"alerts[{number}].channel", reason)
 
 
 @dataclass(frozen=True, slots=True)

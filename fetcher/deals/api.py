@@ -37,6 +37,7 @@ from fetcher.postgres.deal_rows import (
     COLUMNS,
     PAGE_ROWS_MAX,
     DealRows,
+    TextRows,
     read_deal_rows,
     stream_deal_rows,
 )
@@ -148,7 +149,7 @@ def _write(
     with database.connection() as connection:
         parts = stream_deal_rows(connection, asked.wanted, sort=asked.sort, after=asked.after)
         # The first part decides whether there is an answer or an error.
-        first = next(parts, DealRows([], None))
+        first = next(parts, TextRows([], None))
         write_deals_file(chain([first], parts), kind, writer)
 
 

@@ -12,26 +12,27 @@ Source: OWASP, "CSV Injection": a cell that begins with = + - @, tab or carriage
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from fetcher.deals.formats import ExportFormat
-from fetcher.postgres.deal_rows import COLUMNS, DealRows
-from fetcher.replies.units import currency_code
+from fetcher.deals.workbook import Kind, Workbook
+from fetcher.postgres.deal_rows import COLUMNS, TextRows
+from fetcher.replies.units import CURRENCIES, currency_code
 from protos.process.visible_text import visible
 
 FORMULA_SIGNS: Final = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 HEADERS: Final = (*COLUMNS, "currency")
-# Excel's own limit, with one row for the header.
-SHEET_ROWS: Final = 1_048_575
-CELL_CHARACTERS: Final = 32_767
 PARQUET_GROUP_ROWS: Final = 20_000
 
 _DOMAIN: Final = COLUMNS.index("domain_id")
 _TEXTS: Final = frozenset({"query", "state", "asin", "title", "currency"})
 _TIMES: Final = frozenset({"creation_time", "reply_time", "first_seen", "judged_at"})
 _LISTS: Final = frozenset({"failed_rules"})
+_TITLE, _QUERY, _RULES = map(COLUMNS.index, ("title", "query", "failed_rules"))
+_CODES: Final = {str(domain_id): currency.code for domain_id, currency in CURRENCIES.items()}
 
 
 MEDIA_TYPES: Final = {
@@ -49,13 +50,13 @@ class Output(Protocol):
         """Takes some bytes."""
 
 
-def write_deals_file(parts: Iterable[DealRows], kind: ExportFormat, output: Output) -> int:
+def write_deals_file(parts: Iterable[TextRows], kind: ExportFormat, output: Output) -> int:
     """Writes *parts* to *output*; returns the number of rows.
 
     Raises:
         ImportError: The format's library is not installed.
     """
-    writers = {
+    writers: dict[ExportFormat, Callable[[Iterable[TextRows], Output], int]] = {
         ExportFormat.CSV: _write_csv,
         ExportFormat.XLSX: _write_xlsx,
         ExportFormat.JSONL: _write_jsonl,
@@ -85,25 +86,26 @@ def _time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _for_people(rows: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
-    """Yields the rows with harmless texts, and lists as words."""
+# Names of queries and rules come again and again.
+_harmless_name: Final = lru_cache(maxsize=1_000)(harmless)
+
+
+@lru_cache(maxsize=1_000)
+def _rule_words(rules: str) -> str:
+    return harmless(", ".join(json.loads(rules)))
+
+
+def _for_people(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yields the rows with harmless texts, rules as words, and the currency."""
     for row in rows:
-        cells = list(row)
-        for index in _TEXT_PLACES:
-            if cells[index]:
-                cells[index] = harmless(cells[index])
-        for index in _LIST_PLACES:
-            cells[index] = harmless(", ".join(cells[index] or ()))
-        cells.append(currency_code(row[_DOMAIN]))
-        yield cells
+        row[_QUERY] = _harmless_name(row[_QUERY])
+        row[_TITLE] = harmless(row[_TITLE]) if row[_TITLE] else ""
+        row[_RULES] = _rule_words(row[_RULES])
+        row.append(_CODES.get(row[_DOMAIN], ""))
+        yield row
 
 
-_TEXT_PLACES: Final = [index for index, name in enumerate(COLUMNS) if name in _TEXTS]
-_TIME_PLACES: Final = [index for index, name in enumerate(COLUMNS) if name in _TIMES]
-_LIST_PLACES: Final = [index for index, name in enumerate(COLUMNS) if name in _LISTS]
-
-
-def _write_csv(parts: Iterable[DealRows], output: Output) -> int:
+def _write_csv(parts: Iterable[TextRows], output: Output) -> int:
     count = 0
     page = io.StringIO(newline="")
     writer = csv.writer(page)
@@ -111,11 +113,7 @@ def _write_csv(parts: Iterable[DealRows], output: Output) -> int:
     page.write("\ufeff")
     writer.writerow(HEADERS)
     for part in parts:
-        for cells in _for_people(part.rows):
-            for index in _TIME_PLACES:
-                if cells[index] is not None:
-                    cells[index] = _time(cells[index])
-            writer.writerow(cells)
+        writer.writerows(_for_people(part.rows))
         count += len(part.rows)
         output.write(page.getvalue().encode())
         page.seek(0)
@@ -124,54 +122,39 @@ def _write_csv(parts: Iterable[DealRows], output: Output) -> int:
     return count
 
 
-def _write_jsonl(parts: Iterable[DealRows], output: Output) -> int:
+def _write_jsonl(parts: Iterable[TextRows], output: Output) -> int:
     count = 0
-    encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    # An unknown number is null, so is a text; numbers and lists are JSON as they are.
+    quoted = [name in _TEXTS or name in _TIMES for name in HEADERS]
+    names = [f'"{name}":' for name in HEADERS]
+    columns = list(zip(names, quoted, strict=True))
     for part in parts:
-        output.write("".join(f"{encode(as_json(row))}\n" for row in part.rows).encode())
-        count += len(part.rows)
+        lines = []
+        for row in part.rows:
+            row.append(_CODES.get(row[_DOMAIN], ""))
+            cells = [
+                f"{name}{(encode(cell) if is_text else cell) if cell else 'null'}"
+                for cell, (name, is_text) in zip(row, columns, strict=True)
+            ]
+            lines.append(f"{{{','.join(cells)}}}\n")
+        output.write("".join(lines).encode())
+        count += len(lines)
     return count
 
 
-def _write_xlsx(parts: Iterable[DealRows], output: Output) -> int:
-    import xlsxwriter  # noqa: PLC0415 - only this format needs it
-
-    options = {
-        "constant_memory": True,
-        "strings_to_formulas": False,
-        "strings_to_urls": False,
-        "remove_timezone": True,
-    }
-    book = xlsxwriter.Workbook(_Stream(output), options)
-    time_format = book.add_format({"num_format": "yyyy-mm-dd hh:mm:ss"})
-    sheet, count = None, 0
-    for part in parts:
-        for cells in _for_people(part.rows):
-            place = count % SHEET_ROWS
-            if place == 0:
-                sheet = book.add_worksheet()
-                sheet.write_row(0, 0, HEADERS)
-            _write_cells(sheet, place + 1, cells, time_format)
-            count += 1
-    if sheet is None:
-        book.add_worksheet().write_row(0, 0, HEADERS)
-    book.close()
-    return count
+def _write_xlsx(parts: Iterable[TextRows], output: Output) -> int:
+    kinds = [
+        Kind.TIME if name in _TIMES else Kind.TEXT if name in _TEXTS | _LISTS else Kind.NUMBER
+        for name in HEADERS
+    ]
+    with Workbook(_Stream(output), HEADERS, kinds) as book:
+        for part in parts:
+            book.write(_for_people(part.rows))
+    return book.rows
 
 
-def _write_cells(sheet: Any, row: int, cells: Sequence[Any], time_format: Any) -> None:
-    for column, value in enumerate(cells):
-        if value is None or value == "":
-            continue
-        if isinstance(value, str):
-            sheet.write_string(row, column, value[:CELL_CHARACTERS])
-        elif isinstance(value, datetime):
-            sheet.write_datetime(row, column, value.astimezone(UTC), time_format)
-        else:
-            sheet.write_number(row, column, value)
-
-
-def _write_parquet(parts: Iterable[DealRows], output: Output) -> int:
+def _write_parquet(parts: Iterable[TextRows], output: Output) -> int:
     import pyarrow as pa  # noqa: PLC0415 - only this format needs it
     from pyarrow import parquet  # noqa: PLC0415 - as above
 
@@ -182,23 +165,25 @@ def _write_parquet(parts: Iterable[DealRows], output: Output) -> int:
             return pa.list_(pa.string())
         return pa.string() if name in _TEXTS else pa.int64()
 
+    def column(name: str, cells: Sequence[str]) -> Any:
+        if name in _LISTS:
+            return pa.array([json.loads(cell) for cell in cells], type=kind(name))
+        return pa.array([cell or None for cell in cells], type=pa.string()).cast(kind(name))
+
     schema = pa.schema([(name, kind(name)) for name in HEADERS])
     count = 0
     with parquet.ParquetWriter(pa.PythonFile(_Stream(output), mode="w"), schema) as writer:
         for rows in _grouped(parts, PARQUET_GROUP_ROWS):
             columns = list(zip(*rows, strict=True))
-            columns.append(tuple(currency_code(domain) for domain in columns[_DOMAIN]))
-            arrays = [
-                pa.array(values, type=field.type)
-                for values, field in zip(columns, schema, strict=True)
-            ]
+            columns.append(tuple(_CODES.get(domain, "") for domain in columns[_DOMAIN]))
+            arrays = [column(*each) for each in zip(HEADERS, columns, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             count += len(rows)
     return count
 
 
-def _grouped(parts: Iterable[DealRows], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    rows: list[tuple[Any, ...]] = []
+def _grouped(parts: Iterable[TextRows], size: int) -> Iterator[list[list[str]]]:
+    rows: list[list[str]] = []
     for part in parts:
         rows += part.rows
         if len(rows) >= size:

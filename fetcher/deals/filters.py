@@ -11,8 +11,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
 from fetcher.queries.reader import DURATION_UNITS_MS
@@ -20,7 +21,7 @@ from fetcher.queries.rules import State
 from fetcher.replies.record import INT64_MAX
 from fetcher.replies.units import DOMAINS, PRICE_TYPES
 
-Kind = Literal["text", "state", "whole", "duration", "asin"]
+Kind = Literal["text", "state", "whole", "duration", "time", "asin"]
 Sort = Literal["created", "changed", "profit", "roi", "drop", "price", "rank"]
 
 STATES: Final = ("accepted", "pending", "rejected")
@@ -88,6 +89,7 @@ FIELDS: Final = (
     Field("rule", "text", "a rule that stands against it"),
     Field("created_within", "duration", 'youngest deals: "30m", "24h", "7d"'),
     Field("judged_within", "duration", 'judged lately: "30m", "24h", "7d"'),
+    Field("judged_since", "time", 'judged since then: "2026-11-25", "2026-11-25T12:00Z"'),
 )
 _FIELDS: Final = {field.name: field for field in FIELDS}
 
@@ -117,6 +119,7 @@ class DealFilter:
     rule: str | None = None
     created_within: int | None = None
     judged_within: int | None = None
+    judged_since: str | None = None
 
     def given(self) -> dict[str, str | int]:
         """Returns the filters that limit something, by name."""
@@ -156,16 +159,19 @@ def read_sort(text: str) -> Sort:
     """
     if not text:
         return "created"
-    if text not in SORTS:
-        raise FilterError("sort", f"write one of {', '.join(SORTS)}")
-    return cast("Sort", text)
+    return cast("Sort", _one_of(SORTS, "sort", text))
+
+
+def _one_of(known: Collection[str], name: str, text: str) -> str:
+    if text not in known:
+        raise FilterError(name, f"write one of {', '.join(known)}")
+    return text
 
 
 def _read(field: Field, text: str) -> str | int:
     match field.kind:
         case "state":
-            if text not in STATES:
-                raise FilterError(field.name, f"write one of {', '.join(STATES)}")
+            return _one_of(STATES, field.name, text)
         case "asin":
             text = text.upper()
             if not _ASIN.match(text):
@@ -176,6 +182,8 @@ def _read(field: Field, text: str) -> str | int:
             return int(text)
         case "duration":
             return duration_ms(field.name, text)
+        case "time":
+            return iso_time(field.name, text)
         case "text":
             if len(text) > TEXT_CHARACTERS_MAX or not _is_storable(text):
                 reason = f"write at most {TEXT_CHARACTERS_MAX} characters of text"
@@ -198,6 +206,21 @@ def duration_ms(name: str, text: str) -> int:
     if found is None:
         raise FilterError(name, 'write a duration such as "30m", "24h" or "7d"')
     return int(found[1]) * DURATION_UNITS_MS[found[2]]
+
+
+def iso_time(name: str, text: str) -> str:
+    """Reads a date or a time in ISO 8601, of UTC unless it has an offset; returns it in UTC.
+
+    Raises:
+        FilterError: It is neither.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        reason = 'write a date or a time such as "2026-11-25" or "2026-11-25T12:00Z"'
+        raise FilterError(name, reason) from None
+    return time.isoformat().replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

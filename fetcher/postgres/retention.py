@@ -65,6 +65,17 @@ DELETE FROM price_history WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM price_history WHERE time < now() - %(age)s::interval LIMIT 50000))
 """
 
+# Reports go with their message. What an alert remembers of a deal stays: no crossing is
+# reported twice.
+ALERTS: Final[LiteralString] = """
+DELETE FROM alert_messages WHERE id = ANY(ARRAY(
+    SELECT id FROM alert_messages
+     WHERE state = 'delivered' AND delivered_at < now() - %(age)s::interval
+        OR state = 'dead' AND created_at < now() - %(age)s::interval
+     LIMIT 1000))
+   AND state IN ('delivered', 'dead')
+"""
+
 STATEMENTS: Final = {
     "deals": DEALS,
     "listings": LISTINGS,
@@ -73,6 +84,7 @@ STATEMENTS: Final = {
     "prices": ROLL_UP,
 }
 HISTORY_STATEMENTS: Final = {"old_prices": OLD_PRICES}
+ALERT_STATEMENTS: Final = {"alerts": ALERTS}
 
 
 def last_page(connection: Connection) -> tuple[datetime | None, bool]:
@@ -85,5 +97,5 @@ def last_page(connection: Connection) -> tuple[datetime | None, bool]:
 def prune_some(connection: Connection, what: str, older_than: timedelta) -> int:
     """Deletes some rows last served longer ago than *older_than*; returns 0 if none is left."""
     return connection.execute(
-        (STATEMENTS | HISTORY_STATEMENTS)[what], {"age": older_than}
+        (STATEMENTS | HISTORY_STATEMENTS | ALERT_STATEMENTS)[what], {"age": older_than}
     ).rowcount

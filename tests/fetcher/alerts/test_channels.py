@@ -6,7 +6,10 @@ import pytest
 
 from fetcher.alerts.channels import ChannelsError, Rate, read_channels, secrets_in
 from fetcher.alerts.troubles import TROUBLES
+from fetcher.commands.output import Format
+from fetcher.commands.queries import check_queries
 from fetcher.settings import FetcherSecrets
+from tests.fetcher.keepa_pages import query_text
 
 
 def write(folder: Path, text: str) -> Path:
@@ -105,3 +108,22 @@ def test_a_channel_shows_no_secret(tmp_path: Path) -> None:
 
     assert "sesame" not in repr(channels)
     assert "c2Vz" not in repr(channels)
+
+
+def test_the_check_of_queries_names_unknown_channels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the nearest that the file has; without the file, any name will do."""
+    path = tmp_path / "alerts.toml"
+    path.write_text('[channels.team]\nwebhook = "https://example.com/hook"\n')
+    (tmp_path / "right.json").write_text(query_text(alerts=[{"channel": "team"}]))
+    wrong = query_text(alerts=[{"channel": "team"}, {"channel": "taem"}])
+    (tmp_path / "wrong.json").write_text(wrong)
+    code = check_queries(tmp_path, channels=path, output=Format.TABLE)
+    without = check_queries(tmp_path, channels=None, output=Format.TABLE)
+
+    assert (code, without) == (1, 0)
+    assert (
+        "REFUSED query wrong: alerts[1].channel: ALERTS_FILE has no channel 'taem';"
+        " did you mean 'team'?" in capsys.readouterr().out
+    )

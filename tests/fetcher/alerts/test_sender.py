@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fetcher.postgres.outbox import (
     retry_messages,
     senders_of,
 )
+from fetcher.postgres.retention import prune_some
 from fetcher.query_folder import QueryFolder
 from fetcher.work.page_commit import write_deals
 from protos.process.watched_files import Followed
@@ -319,6 +321,26 @@ def test_a_kill_at_any_statement_loses_nothing(
     assert kills >= 5
     assert ids_by_asin.keys() == {asin(number) for number in range(kills + 1)}
     assert all(len(ids) == 1 for ids in ids_by_asin.values())
+
+
+def test_what_was_delivered_long_ago_is_pruned(database: Database) -> None:
+    """With its reports; what waits stays, and a deal that was reported is not reported again."""
+    cross(database, 1, 2, 3, 4)
+    with database.connection() as connection:
+        for state, days in (("delivered", 31), ("dead", 31), ("delivered", 29)):
+            connection.execute(
+                "UPDATE alert_messages SET state = %s, created_at = now() - %s * interval '1 day',"
+                " delivered_at = now() - %s * interval '1 day' WHERE id ="
+                " (SELECT min(id) FROM alert_messages WHERE state = 'waiting')",
+                (state, days, days),
+            )
+        deleted = prune_some(connection, "alerts", timedelta(days=30))
+        rest = prune_some(connection, "alerts", timedelta(days=30))
+        reports = connection.execute("SELECT count(*) FROM alerts").fetchone()
+    cross(database, 1)
+
+    assert (deleted, rest, reports) == (2, 0, (2,))
+    assert sorted(one["state"] for one in messages(database)) == ["delivered", "waiting"]
 
 
 def pending(database: Database) -> list[dict[str, Any]]:

@@ -13,16 +13,19 @@ import pytest
 from aiohttp import ClientSession, web
 from hypothesis import given
 from hypothesis import strategies as st
+from openpyxl import load_workbook
 from pyarrow import parquet
 
 from deploy.local.postgres import PostgresServer
 from fetcher.commands.export import export_deals
+from fetcher.deals import workbook
 from fetcher.deals.api import deal_routes, openapi
 from fetcher.deals.export import FORMULA_SIGNS, HEADERS, harmless, write_deals_file
 from fetcher.deals.filters import FIELDS
 from fetcher.deals.formats import ExportFormat
+from fetcher.deals.workbook import Kind, Workbook
 from fetcher.postgres import Database
-from fetcher.postgres.deal_rows import COLUMNS, DealRows
+from fetcher.postgres.deal_rows import COLUMNS, TextRows
 from fetcher.work.page_commit import write_deals
 from protos.process.settings import SettingsError
 from tests.fetcher.keepa_pages import NOON_MS, asin, query, reply, row
@@ -66,15 +69,38 @@ def test_csv_has_every_row_and_no_formula(shelf: str, tmp_path: Path) -> None:
 
 
 def test_a_workbook_holds_texts_and_no_formula(shelf: str, tmp_path: Path) -> None:
-    """Nothing in it is a formula or a link."""
-    with zipfile.ZipFile(export(shelf, tmp_path, ExportFormat.XLSX)) as book:
-        assert book.testzip() is None
+    """Another program reads its texts, numbers and times; nothing in it is a formula."""
+    path = export(shelf, tmp_path, ExportFormat.XLSX)
+    rows = [[cell.value for cell in row] for row in load_workbook(path).active.iter_rows()]
+    found = [dict(zip(HEADERS, row, strict=True)) for row in rows[1:]]
+    [hostile] = [each for each in found if each["title"]]
+    with zipfile.ZipFile(path) as book:
         sheet = book.read("xl/worksheets/sheet1.xml").decode()
 
-    assert sheet.count("<row ") == ROWS + 1
+    assert tuple(rows[0]) == HEADERS
+    assert len(found) == ROWS
+    assert hostile["title"].startswith("'=HYPERLINK")
+    assert (hostile["price_minor"], hostile["currency"]) == (1000, "USD")
+    assert hostile["reply_time"] == datetime.fromtimestamp(NOON_MS / 1000, UTC).replace(
+        tzinfo=None
+    )
     assert "<f>" not in sheet
     assert "<hyperlink" not in sheet
-    assert "HYPERLINK" in sheet
+
+
+def test_a_full_sheet_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins with the headers; no row is lost, whatever the parts are."""
+    monkeypatch.setattr(workbook, "SHEET_ROWS", 10)
+    output = io.BytesIO()
+    with Workbook(output, ["a", "b"], [Kind.NUMBER, Kind.TEXT]) as book:
+        for start, end in ((0, 4), (4, 10), (10, 31), (31, 31)):
+            book.write([str(number), "<&> \u00fc"] for number in range(start, end))
+    sheets = [list(sheet.values) for sheet in load_workbook(output).worksheets]
+
+    assert book.rows == 31
+    assert [len(sheet) for sheet in sheets] == [11, 11, 11, 2]
+    assert all(sheet[0] == ("a", "b") for sheet in sheets)
+    assert [row for sheet in sheets for row in sheet[1:]] == [(n, "<&> \u00fc") for n in range(31)]
 
 
 def test_json_lines_hold_texts_as_they_are(shelf: str, tmp_path: Path) -> None:
@@ -106,7 +132,7 @@ def test_an_export_without_rows_is_a_file(kind: ExportFormat) -> None:
     """A filter that nothing matches gives an empty table."""
     output = io.BytesIO()
 
-    assert write_deals_file([DealRows([], None)], kind, output) == 0
+    assert write_deals_file([TextRows([], None)], kind, output) == 0
     assert kind is ExportFormat.JSONL or output.getvalue()
 
 
@@ -130,6 +156,16 @@ def test_a_cursor_file_exports_changes_only(shelf: str, tmp_path: Path, database
         again = export(database_url, tmp_path, ExportFormat.JSONL, cursor_file=place)
 
     assert again.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("since", "rows"), [("24h", ROWS), ("2025-01-01", ROWS), ("9999-01-01T00:00+01:00", 0)]
+)
+def test_since_takes_ages_and_times(shelf: str, tmp_path: Path, since: str, rows: int) -> None:
+    """What was judged since then."""
+    text = export(shelf, tmp_path, ExportFormat.JSONL, since=since).read_text("utf-8")
+
+    assert len(text.splitlines()) == rows
 
 
 @pytest.mark.parametrize(

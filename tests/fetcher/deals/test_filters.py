@@ -86,6 +86,8 @@ def test_a_filter_survives_its_address(wanted: DealFilter) -> None:
         ("state", "good"),
         ("asin", "B0"),
         ("created_within", "soon"),
+        ("judged_since", "yesterday"),
+        ("judged_since", "0001-01-01T00:00+14:00"),
         ("title", "x" * 201),
         ("title", "a\0b"),
         ("query", "\ud800"),
@@ -231,6 +233,8 @@ def test_a_marked_product_is_not_shown(database_url: str) -> None:
         ({"profit_min": "-999999"}, 0),
         ({"domain": "99999999"}, 0),
         ({"judged_within": "1h"}, 30),
+        ({"judged_since": "2025-01-01"}, 30),
+        ({"judged_since": "9999-12-31T23:59:59Z"}, 0),
     ],
 )
 def test_filters_select_rows(shelf: Connection, wanted: dict[str, str], count: int) -> None:

@@ -44,6 +44,7 @@ EVERY_FILTER = {
     "rule": "price",
     "created_within": "999999d",
     "judged_within": "1h",
+    "judged_since": "2025-01-01T00:00+02:00",
 }
 
 
