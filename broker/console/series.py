@@ -1,25 +1,35 @@
 """The last hours of the bucket, in memory: what the chart of the broker's page shows.
 
-Bounded in number, so that it costs the same after a year; a restart begins anew.
+Bounded in number, so that it costs the same after a year. After a restart, Keepa's counts of
+the last hours come from the journal, if there is one.
 """
 
 import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from markupsafe import Markup
 
 from broker.core.snapshot import BucketView
 from broker.runtime import BrokerRuntime
+from protos.postgres.errors import DatabaseError
 from protos.web.charts import Mark, Point, Series, step_chart
+
+if TYPE_CHECKING:
+    from broker.journal.journal import Journal
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Six hours at a sample each ten seconds, an hour where something changes every second.
 SAMPLES_MAX: Final = 4_000
 MARKS_MAX: Final = 2_000
 SAMPLE_EVERY_S: Final = 10.0
 SAMPLE_S_MIN: Final = 1.0
+RECALLED_MS: Final = 6 * 3_600_000
+RECALLED_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +49,13 @@ class TokenSeries:
         self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self._marks: deque[Mark] = deque(maxlen=MARKS_MAX)
         self._last: BucketView | None = None
+        self.recalled = asyncio.Event()
 
     async def follow(self) -> None:
         """Takes samples until cancelled: at changes, but not more often than each second."""
+        if self._runtime.journal is not None:
+            await self._recall(self._runtime.journal)
+        self.recalled.set()
         while True:
             self.take(self._runtime.bucket(), time.time())
             with self._runtime.watching() as changed:
@@ -50,6 +64,18 @@ class TokenSeries:
                     await asyncio.wait_for(changed.wait(), SAMPLE_EVERY_S - SAMPLE_S_MIN)
                 except TimeoutError:
                     continue
+
+    async def _recall(self, journal: "Journal") -> None:
+        try:
+            counts = await journal.ask(
+                lambda reader: reader.counts(since_ms=RECALLED_MS, most=RECALLED_MAX)
+            )
+        except DatabaseError as exc:
+            log.info("the chart begins anew: the journal can't be read", reason=str(exc))
+            return
+        for time_ms, left in counts:
+            self._samples.append(Sample(time_ms / 1000, left, 0))
+            self._marks.append(Mark(time_ms / 1000, left, "seen", f"Keepa counts {left}"))
 
     def take(self, view: BucketView, now_s: float) -> None:
         """Takes one sample at *now_s*, in Unix seconds."""

@@ -39,6 +39,16 @@ GROUP BY 1
 ORDER BY {order}
 OFFSET %(start)s LIMIT %(most)s
 """
+# Keepa's counts, of probes and of replies.
+COUNTS: Final = """
+SELECT (extract(epoch FROM time) * 1000)::bigint, tokens_left::int
+FROM tokenbroker.records CROSS JOIN LATERAL coalesce(
+    body #>> '{envelope,tokens_left}', body #>> '{settlement,envelope,tokens_left}') AS tokens_left
+WHERE account = %(account)s AND time >= now() - %(since)s AND kind IN ('observed', 'settled')
+    AND tokens_left IS NOT NULL
+ORDER BY time DESC, epoch DESC, seq DESC
+LIMIT %(most)s
+"""
 MS: Final = timedelta(milliseconds=1)
 BY_TOKENS: Final = "2 DESC, 1"
 
@@ -90,6 +100,12 @@ class Reader:
             assert total is not None
             query = SUMS.replace("{key}", key).replace("{order}", order)
             return total[0], [SpendRow(*row) for row in connection.execute(query, values)]
+
+    def counts(self, *, since_ms: int, most: int) -> list[tuple[int, int]]:
+        """Returns the last counts of Keepa's: Unix ms and tokens, the oldest first."""
+        values = {"account": self._account, "since": since_ms * MS, "most": most}
+        with self._asking() as connection:
+            return connection.execute(COUNTS, values).fetchall()[::-1]
 
     @contextmanager
     def _asking(self) -> Iterator[Connection]:

@@ -79,6 +79,7 @@ SLIDERS: Final = (
     Slider("used_offers_min", "Used offers at least", 0, 50, 1, 0),
 )
 AGES: Final = {"1h": "an hour", "6h": "6 hours", "24h": "a day", "7d": "a week", "31d": "a month"}
+FORMATS: Final = {"csv": "CSV", "xlsx": "Excel", "jsonl": "JSON lines", "parquet": "Parquet"}
 # Views to begin with; any address can be kept as a bookmark.
 VIEWS: Final = {
     "Accepted, newest": "state=accepted",
@@ -179,6 +180,7 @@ class DealPages:
             ranges=DATE_RANGES,
             images=context.images,
             has_api=any(resource.canonical == API for resource in request.app.router.resources()),
+            formats=FORMATS,
             export=urlencode(asked.wanted.parameters() | {"sort": asked.sort}),
             can_mark=request[CALLER].may_act and context.writing is not None,
         )

@@ -269,6 +269,31 @@ async def test_a_mark_takes_the_deal_out_of_the_grid(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "/?state=rejected&rule=price&sort=price",
+        "/?state=&title=book+number+7&new_offers_min=0",
+        "/?state=accepted&price_max=1500&drop_percent_min=40",
+    ],
+)
+async def test_the_export_holds_what_the_page_shows(site: Site, address: str) -> None:
+    """The links beside the grid have its filter and order, in every format."""
+    grid = await site.get(address)
+    links = {
+        each.text: each.attributes["href"]
+        for each in grid.all("a")
+        if "/api/deals" in each.attributes["href"]
+    }
+    async with site.session.get(links["JSON lines"]) as reply:
+        exported = [json.loads(line)["asin"] for line in (await reply.text()).splitlines()]
+    shown = [heading.one("a").attributes["href"].rpartition("/")[2] for heading in grid.all("h3")]
+
+    assert links.keys() == {"CSV", "Excel", "JSON lines", "Parquet", "JSON"}
+    assert exported[: len(shown)] == shown
+    assert len(exported) == len(shown) or len(shown) == 48
+
+
+@pytest.mark.parametrize(
     "back", ["//evil.example", "https://evil.example", "/\\evil", "", "/\x1b"]
 )
 async def test_a_form_leads_to_no_other_site(site: Site, back: str) -> None:
