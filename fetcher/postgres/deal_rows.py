@@ -135,7 +135,7 @@ class _List:
     server: int
 
     def place(self, row: Sequence[Any]) -> Cursor:
-        """Returns the place after *row*, whose last cell is what it is sorted by."""
+        """Returns the place after *row*, which ends with the value that it is sorted by."""
         last = dict(zip(COLUMNS, row, strict=False))
         domain_id, price_type = int(last["domain_id"]), int(last["price_type"])
         key = (last["query"], domain_id, last["asin"], price_type)
