@@ -26,6 +26,7 @@ from fetcher.postgres.deal_rows import (
     CONDITIONS,
     SORT_VALUES,
     DealRows,
+    TextRows,
     read_deal_rows,
     stream_deal_rows,
 )
@@ -57,7 +58,7 @@ def shelf(postgres_server: PostgresServer, migrated_template: str) -> Iterator[C
             yield connection
 
 
-def column(rows: DealRows, name: str) -> list[Any]:
+def column(rows: DealRows | TextRows, name: str) -> list[Any]:
     """One column of *rows*."""
     return [found[COLUMNS.index(name)] for found in rows.rows]
 
