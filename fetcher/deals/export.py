@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, cast
 
 from fetcher.deals.formats import ExportFormat
 from fetcher.deals.workbook import Kind, Workbook
@@ -148,7 +148,9 @@ def _write_xlsx(parts: Iterable[TextRows], output: Output) -> int:
         Kind.TIME if name in _TIMES else Kind.TEXT if name in _TEXTS | _LISTS else Kind.NUMBER
         for name in HEADERS
     ]
-    with Workbook(_Stream(output), HEADERS, kinds) as book:
+    # It is only written and flushed.
+    stream = cast("IO[bytes]", _Stream(output))
+    with Workbook(stream, HEADERS, kinds) as book:
         for part in parts:
             book.write(_for_people(part.rows))
     return book.rows

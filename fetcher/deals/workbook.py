@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 from types import TracebackType
-from typing import IO, Final, Protocol, Self
+from typing import IO, Final, Self
 from xml.sax.saxutils import escape
 
 # Excel's own limits: 1,048,576 rows with the header, and the length of a text.
@@ -52,16 +52,6 @@ class Kind(Enum):
     TIME = "time"
 
 
-class Target(Protocol):
-    """What takes the bytes of a workbook."""
-
-    def write(self, data: bytes, /) -> int:
-        """Takes some bytes; returns their number."""
-
-    def flush(self) -> None:
-        """Passes on what is buffered."""
-
-
 class Workbook:
     """A workbook that is written row by row; further sheets begin where one is full.
 
@@ -71,7 +61,7 @@ class Workbook:
         kinds: What each column holds.
     """
 
-    def __init__(self, output: Target, headers: Sequence[str], kinds: Sequence[Kind]) -> None:
+    def __init__(self, output: IO[bytes], headers: Sequence[str], kinds: Sequence[Kind]) -> None:
         self.rows = 0
         self._zip = zipfile.ZipFile(
             output, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION, allowZip64=False
