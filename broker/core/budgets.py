@@ -479,7 +479,8 @@ class BudgetBook:
                 free_ms = meter.free_at_ms(missing, now_ms) if tokens <= limit else None
                 yield Obstacle(budget, span, limit, used, free_ms, meter.changes_ms(now_ms))
             elif pot.calls and missing + pot.overrun_tokens > 0:
-                yield Obstacle(budget, span, limit, used)
+                # It ends with a call, or as older use is forgotten.
+                yield Obstacle(budget, span, limit, used, None, meter.changes_ms(now_ms))
 
     def _room_of(self, pot: Pot, holder: str, capacity: int, now_ms: int) -> Room:
         most = pot.budget.in_flight_max

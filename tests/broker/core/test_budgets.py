@@ -182,7 +182,9 @@ def test_beside_others_there_is_room_for_all_their_overruns() -> None:
 
     assert alone == Room(100, UNLIMITED)
     assert beside == Room(20, 20)
-    assert (waits.free_ms, waits.changes_ms) == (None, None)
+    assert waits.free_ms is None
+    # The overruns may fit once older use is forgotten, though no call has ended.
+    assert waits.changes_ms == 3_600_000
     assert book.room("h", "deal", CAPACITY, 1) == Room(50, 50)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import pytest
@@ -34,13 +34,23 @@ class Keepas:
     quick_keepa: RunningSimulator
 
 
+GIVEN: Final = {"serve", *(field.name for field in fields(Keepas))}
+
+
 def suite() -> Iterator[Test]:
     """The tests of the service that need no more than a broker and a Keepa."""
     for part in SUITE:
         module = importlib.import_module(f"tests.broker.rpc.test_service_{part}")
         for name, test in inspect.getmembers(module, inspect.iscoroutinefunction):
-            if name.startswith("test_"):
+            if name.startswith("test_") and parameters(test) <= GIVEN:
                 yield test
+
+
+def parameters(test: Test) -> set[str]:
+    """The fixtures that *test* asks for."""
+    marks = getattr(test, "pytestmark", ())
+    of_marks = {mark.args[0] for mark in marks if mark.name == "parametrize"}
+    return set(inspect.signature(test).parameters) - of_marks
 
 
 async def run(test: Test, keepas: Keepas) -> None:
