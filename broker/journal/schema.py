@@ -49,6 +49,8 @@ def migrate(database_url: str, months_kept: int) -> list[str]:
         # Even IF NOT EXISTS needs the right to create schemas, which a role with a schema
         # of its own may lack.
         if not complete and connection.execute(SEES).fetchone() == (False,):
+            # IF NOT EXISTS alone fails where two brokers start at once.
+            connection.execute(migrating.LOCK, (LOCK_KEY,))
             connection.execute(CREATE_SCHEMA)
     if not complete:
         applied = migrating.migrate(

@@ -158,9 +158,12 @@ def paid_calls(stack: Stack) -> int:
 
 def _check(stack: Stack, outcome: Outcome, spoiled_ms: list[int]) -> None:
     """What must be true after whatever has happened."""
+    stopped_ms = int(time.time() * 1000)
     for fetcher in stack.fetchers:
         fetcher.terminate()
     codes = [_code(fetcher) for fetcher in stack.fetchers]
+    # A call that outlasts its fetcher's patience at the stop is cut off.
+    spoiled_ms = [*spoiled_ms, *range(stopped_ms, int(time.time() * 1000) + 1, 500)]
     leader = stack.await_leader()
     bucket = stack.bucket(leader)
     report = report_on(

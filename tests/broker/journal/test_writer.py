@@ -1,6 +1,7 @@
 """The journal's writer with a real Postgres."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -11,9 +12,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from broker.core import records
 from broker.core.leases import Outcome
 from broker.core.records import Record
-from broker.journal.schema import keep_partitions, migrate
+from broker.journal.schema import LOCK_KEY, keep_partitions, migrate
 from broker.journal.status import JournalState
 from broker.journal.writer import JournalWriter
+from protos.postgres import migrating
 from protos.postgres.errors import DatabaseNotSetUpError
 from tests.broker.builders import envelope, request, settlement
 from tests.fix_journal import ACCOUNT, EPOCH, lead, now_ms
@@ -260,6 +262,19 @@ def test_a_role_without_rights_is_answered_with_the_remedy(empty_database_url: s
         finally:
             connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
             connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_brokers_that_start_together_make_the_schema_once(empty_database_url: str) -> None:
+    """The second one waits for the first, and finds nothing to do."""
+    with ThreadPoolExecutor() as threads:
+        with psycopg.connect(empty_database_url) as first:
+            first.execute(migrating.LOCK.encode(), (LOCK_KEY,))
+            first.execute("CREATE SCHEMA tokenbroker")
+            second = threads.submit(migrate, empty_database_url, 12)
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: rows(empty_database_url, waits) != [(0,)], "the second waits")
+
+        assert second.result(DEADLINE_S) == ["0001.leader", "0002.journal"]
 
 
 def test_months_are_partitions_and_old_ones_are_dropped(journal_url: str) -> None:
