@@ -139,6 +139,9 @@ async def _file(
             if response.prepared:
                 raise
             return _problem(exc)
+        if not response.prepared:
+            # JSON lines without a row have no byte.
+            await response.prepare(request)
         await response.write_eof()
         return response
 
