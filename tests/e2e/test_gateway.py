@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
@@ -73,6 +74,34 @@ def test_a_stopped_gateway_reads_its_calls_to_the_end(
 
     assert broker.bucket().totals.spent_tokens == 50
     assert broker.bucket().totals.expiries == 0
+
+
+def test_a_reply_of_25_megabytes_takes_little_memory(
+    keepa: RunningSimulator, broker: RunningBroker, tmp_path: Path
+) -> None:
+    """It streams through: the process's peak grows by less than half of it, as it travels."""
+    with launch_gateway(keepa, broker.address, folder=tmp_path) as gateway:
+
+        def read(number: int) -> int:
+            url = f"{gateway.url}/category?key=alice&domain=1&category=0&n={number}"
+            return len(requests.get(url, timeout=60).content)
+
+        # Modules, buffers and pools that every process has after some calls.
+        keepa.set_fault("pad:mb=1,count=1")
+        small = read(0)
+        before = peak_bytes(gateway.program.pid)
+        keepa.set_fault("pad:mb=25,count=1")
+        large = read(1)
+        grown = peak_bytes(gateway.program.pid) - before
+
+    assert (small > 1_000_000, large > 25_000_000) == (True, True)
+    assert grown < 6_000_000
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had resident (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 @pytest.mark.slow

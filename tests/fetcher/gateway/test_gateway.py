@@ -8,16 +8,20 @@ import gzip
 import json
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from broker.core.allocator import AllocatorConfig
 from deploy.keepa_simulator.options import DEMO_KEY
 from fetcher.gateway.asked import SHOWN_KEY
+from protos.process.addresses import Listen
+from protos.web.serving import serving
 from tests.fix_gateway import ServedGateway, serving_gateway
 from tests.fix_service import NEVER_S
 from tests.fix_simulator import RunningSimulator, launch_simulator
@@ -129,17 +133,22 @@ async def test_bodies_are_keepas(gateway: ServedGateway, endpoint: str) -> None:
     assert body == gzip.compress(gzip.decompress(body), 1, mtime=0)
 
 
-async def test_a_selection_may_travel_in_the_body(gateway: ServedGateway) -> None:
-    """A POST reaches Keepa with its body, the real key and no other."""
+@pytest.mark.parametrize(("path", "selection"), [("/deal", SELECTION), ("/query/", FINDER)])
+async def test_a_selection_may_travel_in_the_body(
+    gateway: ServedGateway, path: str, selection: str
+) -> None:
+    """A POST reaches Keepa with its body, the real key and no other; the bytes are Keepa's."""
     async with gateway.http.post(
-        f"{gateway.places.api}/deal?key=alice", data=SELECTION.encode()
+        f"{gateway.places.api}{path}?key=alice&domain=1",
+        data=selection.encode(),
+        auto_decompress=False,
     ) as reply:
-        body = await reply.json()
+        body = await reply.read()
     call = gateway.simulator.calls()[-1]
 
     assert reply.status == 200
-    assert "dr" in body["deals"]
-    assert (call["method"], call["selection"]) == ("POST", SELECTION)
+    assert body == gzip.compress(gzip.decompress(body), 1, mtime=0)
+    assert (call["method"], call["selection"]) == ("POST", selection)
     assert call["account"] == gateway.simulator.key_fingerprint
 
 
@@ -474,3 +483,46 @@ async def test_every_answer_has_a_request_id(gateway: ServedGateway) -> None:
 
     assert given["X-Request-Id"] == "job-7"
     assert len(made["X-Request-Id"]) == 32
+
+
+@asynccontextmanager
+async def quoting_keepa(shape: str) -> AsyncIterator[str]:
+    """Keepa's stand-in that quotes the request, its key included; yields its address."""
+
+    async def handle(request: web.Request) -> web.Response:
+        error = {"type": "x", "message": "", "details": str(request.url)}
+        body: dict[str, Any] = {"error": error, "timestamp": 1, "tokensLeft": 1}
+        if shape == "large":
+            body = {"padding": ["x" * 1000] * 1000, **body}
+        text = json.dumps(body).encode()
+        if shape == "plain":
+            return web.Response(status=400, body=text)
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        return web.Response(status=400, body=gzip.compress(text), headers=headers)
+
+    routes = web.Application()
+    routes.router.add_route("*", "/{path:.*}", handle)
+    async with serving(routes, Listen("127.0.0.1", 0), setting="TEST", name="quoting") as place:
+        yield f"http://{place}"
+
+
+@pytest.mark.parametrize("shape", ["plain", "gzip", "large"])
+async def test_a_reply_that_quotes_the_key(
+    gateway: ServedGateway, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
+    """The key is blanked out; of a reply that is too large for that, the rest does not come."""
+    key, body = gateway.simulator.api_key, b""
+    async with (
+        quoting_keepa(shape) as address,
+        serving_gateway(gateway.simulator, keepa_base_url=address) as quoted,
+        quoted.http.get(f"{quoted.places.api}/category?key=alice&domain=1") as reply,
+    ):
+        with suppress(aiohttp.ClientError):
+            async for piece in reply.content.iter_any():
+                body += piece
+        shown = str(reply.headers) + await quoted.metrics()
+    captured = capsys.readouterr()
+
+    assert reply.status in {400, 502}
+    assert (shape == "large") != (b"/category?key=***&" in body)
+    assert key not in body.decode() + shown + captured.out + captured.err
