@@ -279,6 +279,7 @@ class Flights:
         await arrival.finish()
         if arrival.is_worth_keeping and flight.reel.kept is not None:
             self._cache.put(flight.asked, flight.caller, flight.head.result(), flight.reel.kept)
+        await arrival.settled()
         return True
 
     async def _broken(
@@ -365,17 +366,22 @@ class Arrival:
             self._fields = self._top_level()
 
     async def finish(self) -> None:
-        """Settles the lease, and hands the rest on meanwhile.
+        """Begins the settle, and hands the rest on meanwhile.
 
         The settle goes out first: a caller that has the reply, and asks for the count, is
         behind it in the connection to the broker.
         """
-        settling = self._settling or asyncio.create_task(self._settle())
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle())
         if not self._flight.head.done():
             self._mask()
             await self._hand_on()
         self._flight.reel.end()
-        await settling
+
+    async def settled(self) -> None:
+        """Waits until the settle has been taken, or is repeated in the background."""
+        assert self._settling is not None
+        await self._settling
 
     async def _hand_on(self) -> None:
         self._flight.head.set_result(self._head)

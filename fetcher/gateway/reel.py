@@ -84,7 +84,6 @@ class Reel:
         self._readers: set[Reader] = set()
         self._taken = asyncio.Event()
         self._ended = False
-        self._broken = False
         # None once the reply has outgrown the limit.
         self.kept: list[bytes] | None = []
 
@@ -95,15 +94,16 @@ class Reel:
 
     @property
     def is_joinable(self) -> bool:
-        """Whether a new reader would get the whole reply."""
-        return self.kept is not None and not self._broken
+        """Whether a new reader would get the whole reply, which has not ended yet.
+
+        One that has ended is a cache's to repeat, if there is one.
+        """
+        return self.kept is not None and not self._ended
 
     def join(self) -> Reader:
         """Returns a new reader, from the reply's first byte on."""
         assert self.kept is not None
         reader = Reader(self.kept)
-        if self._ended:
-            reader.end(broken=self._broken)
         self._readers.add(reader)
         return reader
 
@@ -126,7 +126,7 @@ class Reel:
 
     def end(self, *, broken: bool = False) -> None:
         """Ends the reply for all readers."""
-        self._ended, self._broken = True, broken
+        self._ended = True
         for reader in self._readers:
             reader.end(broken=broken)
 

@@ -32,8 +32,8 @@ TICKS_PER_HOUR: Final = 60
 PROGRAMS: Final = ("sync", "async", "sync", "async")
 PLANS: Final = (5, 25)
 KINDS: Final = ("deals", "mixed")
-# The broker's default policy: a lone call may take one tick's refill below zero.
-DEBT_TICKS: Final = 1
+# The broker's default policy: a lone call may take the refill of so long below zero.
+DEBT_HORIZON_S: Final = 15 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,11 @@ def run(rate: int, kind: str, *, ticks: int, tick_s: float, shared: bool, folder
                 await_ticks(keepa, ticks * rate)
             return outcome(keepa.calls(since), None)
         broker = launch_broker(
-            keepa.base_url, keepa.api_key, folder=folder, name=f"broker-{rate}-{kind}"
+            keepa.base_url,
+            keepa.api_key,
+            folder=folder,
+            name=f"broker-{rate}-{kind}",
+            broker_debt_horizon=f"{DEBT_HORIZON_S / speed * 1000:.0f}ms",
         )
         try:
             with launch_gateway(keepa, broker.address, folder=folder) as gateway:
@@ -217,7 +221,7 @@ def is_as_promised(found: Outcome, rate: int) -> bool:
     """
     return (
         found.refused == 0
-        and found.lowest >= -DEBT_TICKS * rate
+        and found.lowest >= -rate * DEBT_HORIZON_S / KEEPA_TICK_S
         and found.spent_share >= min(0.99, 1 - found.in_hand_share)
         and found.apart is not None
         and found.apart <= found.largest

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -28,6 +29,7 @@ from protos.process.tracing import FLUSH_S
 from tests.e2e.collection import fetch, write_query
 from tests.e2e.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
 from tests.fix_broker import StartBroker, StartProgram, environment
+from tests.fix_gateway import launch_gateway
 from tests.fix_simulator import StartSimulator
 from tests.waiting import wait_until
 
@@ -107,6 +109,32 @@ def test_a_page_is_one_trace(
     assert all(steps == PARENTS for steps in pages.values())
     assert read == set(pages)
     assert {trace_id for trace_id, _ in pages} <= granted
+
+
+def test_a_call_through_the_gateway_is_one_trace(
+    receiver: OtlpReceiver,
+    start_simulator: StartSimulator,
+    start_broker: StartBroker,
+    tmp_path: Path,
+) -> None:
+    """Its wait, call and settle hang below it, and the broker's part below these."""
+    simulator = start_simulator(rate=60, deals=10)
+    shared = {"otel_exporter_otlp_endpoint": receiver.url, "otel_bsp_schedule_delay": 100}
+    broker = start_broker(simulator.base_url, simulator.api_key, **shared)
+    with launch_gateway(simulator, broker.address, folder=tmp_path, **shared) as gateway:
+        url = f"{gateway.url}/category?key=alice&domain=1&category=0"
+        assert requests.get(url, timeout=60).status_code == 200
+    broker.program.stop()
+    (trace,) = receiver.traces().values()
+
+    assert parents(trace) == {
+        ("keepagateway", "gateway"): None,
+        ("keepagateway", "wait"): "gateway",
+        ("tokenbroker", f"{SERVICE}/AcquireLease"): "wait",
+        ("keepagateway", "call"): "gateway",
+        ("keepagateway", "settle"): "gateway",
+        ("tokenbroker", f"{SERVICE}/SettleLease"): "settle",
+    }
 
 
 def end_after_a_span(protocol: OtlpProtocol | None, endpoint: str) -> float:
