@@ -169,7 +169,10 @@ def run(rate: int, kind: str, *, ticks: int, tick_s: float, shared: bool, folder
             broker_debt_horizon=f"{DEBT_HORIZON_S / speed * 1000:.0f}ms",
         )
         try:
-            with launch_gateway(keepa, broker.address, folder=folder) as gateway:
+            # On a busy machine, the first program waits long for the last one.
+            with launch_gateway(
+                keepa, broker.address, folder=folder, gateway_max_wait="12h"
+            ) as gateway:
                 names = [f"program-{number}" for number in range(len(PROGRAMS))]
                 with ExitStack() as stack:
                     with paused(broker, keepa):
