@@ -104,9 +104,10 @@ def programs(base_url: str, keys: list[str], kind: str, speed: float) -> Iterato
         yield
     finally:
         for process in running:
-            process.terminate()
+            # In the client, an exception out of a signal can be swallowed.
+            process.kill()
         for process in running:
-            process.wait(60)
+            process.wait()
 
 
 @contextmanager
