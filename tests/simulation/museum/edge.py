@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
+import broker.keepa_status
 import broker.rpc.replies
 import broker.rpc.requests
-import broker.runtime
 from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope
 from broker.core.leases import Denied, Granted, LeaseRequest, Outcome, Settled, Settlement
@@ -170,7 +170,7 @@ EXHIBITS: Final = (
     Exhibit(
         "status call in the event loop",
         "While Keepa was slow, the whole broker stood still.",
-        partial(patch.object, broker.runtime, "in_daemon_thread", in_the_loop),
+        partial(patch.object, broker.keepa_status, "in_daemon_thread", in_the_loop),
     ),
     Exhibit(
         "envelope with refillRate 0 adopted (edge)",
