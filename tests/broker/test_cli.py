@@ -118,7 +118,7 @@ def test_status_shows_the_bucket(broker: RunningBroker, crowd: Crowd, tmp_path: 
     assert done.returncode == 0
     assert "serving" in done.stdout
     assert "20 of 300 tokens" in done.stdout
-    assert "5 (15 reserved, debt up to 5)" in done.stdout
+    assert "5 (15 reserved, debt up to 74)" in done.stdout
     assert "1 open, 1 waiting" in done.stdout
 
 
