@@ -46,9 +46,10 @@ class Settings(KeepaSettings, ClientSettings, ScrapeSettings, LogSettings):
 
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
-    calls_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    calls_in_flight: Annotated[int, Field(ge=1, le=64)] = 1
     """Calls of each kind, pages and details, that the process makes at once. One that waits for
-    tokens is none. Each takes up to two megabytes and, at times, a connection to Postgres."""
+    tokens is none. Each takes up to two megabytes and, at times, a connection to Postgres.
+    Experimental above 1: with 4, a stop under load has left paid pages unstored."""
     page_attempts_max: PositiveInt = 8
     """Tries before a page is put aside; a 429 is not a try."""
     poll_speed: PositiveFloat = 1.0
