@@ -26,6 +26,7 @@ from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from broker.core.leases import LeaseRequest, Priority
+from broker.core.ledger import LONG_AGO_MS
 from broker.core.probing import PATIENCE_MS
 from broker.core.quotes import Priced, Quote
 
@@ -44,8 +45,6 @@ CREDIT_CALLS: Final = 2
 # and so long from the end of its call: a worker in a loop asks again at once.
 YIELD_MS: Final = 2_000
 RETURN_MS: Final = 250
-# Before any moment of the broker's clock.
-NEVER_MS: Final = -(1 << 62)
 
 # Weights 8 : 4 : 1, as the tag advance per token served, in whole numbers.
 TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
@@ -80,9 +79,9 @@ class Place:
     """
 
     tag: int
-    served_ms: int = NEVER_MS
+    served_ms: int = LONG_AGO_MS
     served_tokens: int = 0
-    back_ms: int = NEVER_MS
+    back_ms: int = LONG_AGO_MS
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +173,7 @@ class PriorityClass:
         if not flow.queue:
             del self.flows[flow.holder]
             self.places[flow.holder] = flow.place
-            if flow.place.back_ms > NEVER_MS:
+            if flow.place.back_ms > LONG_AGO_MS:
                 self._expected[flow.holder] = flow.place
 
     def charge(self, holder: str, tokens: int, now_ms: int) -> None:
@@ -311,7 +310,7 @@ class Group:
     weight: float
     arrival: int
     tag: float = 0.0
-    served_ms: int = NEVER_MS
+    served_ms: int = LONG_AGO_MS
     holders: PriorityClass = field(default_factory=PriorityClass)
 
     @property
@@ -550,12 +549,8 @@ class Waitlist:
 
     def head(self) -> Waiting | None:
         """The request to serve next; None if none waits."""
-        return next(self.fronts(), None) if self._waiting else None
-
-    def fronts(self) -> Iterator[Waiting]:
-        """The first request of every holder, best claim first; lazily."""
-        for queue in self.queues():
-            yield queue[0]
+        queue = next(self.queues(), None) if self._waiting else None
+        return queue[0] if queue else None
 
     def queues(self) -> Iterator[Sequence[Waiting]]:
         """The requests of every holder in the order of service, best claim first; lazily."""

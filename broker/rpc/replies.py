@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from broker.core.bucket import Source
+from broker.core.bucket import Observation, Source
 from broker.core.budgets import Mode, Span, Standing
 from broker.core.costs import LearnedCost
 from broker.core.leases import BucketState, DenialReason, Denied, Granted, Lease, LeaseState
@@ -198,16 +198,19 @@ def bucket(
     if view.next_refill_ms is not None:
         message.next_refill_in.CopyFrom(duration(view.next_refill_ms))
     if view.observation is not None:
-        seen, end_ms = view.observation, view.observation.envelope.end_ms
-        message.last_observation.CopyFrom(
-            pb.Observation(
-                tokens_left=seen.envelope.tokens_left,
-                observe_time=Timestamp(seconds=end_ms // 1000, nanos=end_ms % 1000 * 1_000_000),
-                age=duration(view.observation_age_ms or 0),
-                source=SOURCES[seen.source],
-            )
-        )
+        age_ms = view.observation_age_ms or 0
+        message.last_observation.CopyFrom(_observation(view.observation, age_ms))
     return message
+
+
+def _observation(seen: Observation, age_ms: int) -> pb.Observation:
+    end_ms = seen.envelope.end_ms
+    return pb.Observation(
+        tokens_left=seen.envelope.tokens_left,
+        observe_time=Timestamp(seconds=end_ms // 1000, nanos=end_ms % 1000 * 1_000_000),
+        age=duration(age_ms),
+        source=SOURCES[seen.source],
+    )
 
 
 def budget(standing: Standing) -> pb.Budget:
