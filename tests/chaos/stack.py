@@ -31,10 +31,13 @@ SPEED: Final = 600.0
 START_TIMEOUT_S: Final = 120.0
 RPC_TIMEOUT_S: Final = 1.0
 POLL_S: Final = 0.05
+# Less than the fetchers would spend, so that the bucket stays between empty and full: a full
+# one hides charges, because refill that would have lapsed makes up for them. It fills in two
+# minutes, longer than any outage.
 SIMULATOR: Final[dict[str, Any]] = {
-    "rate": 40,
-    "initial_tokens": 400,
-    "tick_seconds": 1.0,
+    "rate": 16,
+    "initial_tokens": 300,
+    "tick_seconds": 2.0,
     "cache_seconds": 0.2,
     "deal_speed": SPEED,
     "products": 3_000,
