@@ -58,6 +58,7 @@ def _report(result: Audit, tolerance: int) -> dict[str, Any]:
         "spent_tokens": sum(spend.tokens for spend in replay.spend.values()),
         "calls": sum(spend.calls for spend in replay.spend.values()),
         "held_tokens": replay.ledger.reserved,
+        "unwitnessed_tokens": sums.unwitnessed_tokens,
         "unexplained_tokens": unexplained,
         "tolerance_tokens": tolerance,
         "explained": unexplained <= tolerance,
@@ -102,6 +103,11 @@ def _print(report: dict[str, Any], differences: list[Difference]) -> None:
         f"{report['unexplained_tokens']} tokens unexplained, {report['tolerance_tokens']}"
         f" tolerated: {verdict}"
     )
+    if report["unwitnessed_tokens"]:
+        console.print(
+            f"{report['unwitnessed_tokens']} tokens are estimates: no settle of these calls came,"
+            " and the bucket was full, so no count shows them"
+        )
     if not differences:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

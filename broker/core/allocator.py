@@ -398,8 +398,8 @@ class Allocator:
         self.doubts.decided()
         if self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE)):
             self._judge_claims(now_ms)
-        for lease_id, tokens in self.ledger.written_off:
-            self.budgets.write_off(lease_id, tokens)
+        for given_up in self.ledger.written_off:
+            self.budgets.write_off(given_up.lease_id, given_up.cost)
         self.ledger.written_off.clear()
         self._decide(now_ms)
 

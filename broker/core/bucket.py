@@ -79,13 +79,14 @@ class Envelope:
         """Tokens one tick brings, after token-flow reduction."""
         return max(0.0, self.refill_rate - self.token_flow_reduction)
 
-    def refilled(self, ticks: int) -> int:
-        """The balance after *ticks* more ticks and no spending."""
+    def refilled(self, ticks: int, plan: "Envelope | None" = None) -> int:
+        """The balance after *ticks* more ticks of *plan*, by default its own, and no spending."""
         if ticks <= 0:
             return self.tokens_left
-        raised = floor(self.tokens_left + ticks * self.lump)
+        plan = plan or self
+        raised = floor(self.tokens_left + ticks * plan.lump)
         # After a downgrade the balance may stand above capacity: it stays there.
-        return max(self.tokens_left, min(raised, self.capacity))
+        return max(self.tokens_left, min(raised, plan.capacity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,15 @@ class Bucket:
         if ticks is None and 0 < gap_ms < 2 * observation.envelope.refill_in_ms:
             ticks = 1
         return self.ticks_landed(observation.arrived_ms) if ticks is None else ticks
+
+    def lapses_before(self, observation: Observation) -> bool:
+        """Whether refill may have lapsed from the known observation to *observation*."""
+        known = self.observation
+        if known is None:
+            return False
+        ticks = self.ticks_between(observation) + self.straddled_ticks
+        raised = known.envelope.tokens_left + ticks * known.envelope.lump
+        return ticks > 0 and raised > min(known.envelope.capacity, observation.envelope.capacity)
 
     def fits_tick(self, envelope: Envelope) -> bool:
         """Whether *envelope* places the next tick where the known period puts one."""

@@ -245,7 +245,7 @@ def _changed_refill(rest: int, known: Envelope, new: Envelope, ticks: int) -> in
     """The part that a new rate or a new token-flow reduction explains."""
     if same_plan(known, new):
         return 0
-    change = round(ticks * (new.lump - known.lump))
+    change = known.refilled(ticks, new) - known.refilled(ticks)
     part = min(rest, change) if change > 0 else max(rest, change)
     return 0 if (part > 0) != (change > 0) else part
 

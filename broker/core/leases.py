@@ -144,12 +144,14 @@ class Ended:
     """What is remembered of a lease that holds nothing any more.
 
     `written_off` is None for a settled lease, else what a lost call is taken
-    to have cost; a late settle may still correct that, once, if its holder sends it.
+    to have cost; a late settle may still correct that, once, if its holder sends it. No count
+    of Keepa's shows the `unwitnessed` part.
     """
 
     late: bool
     written_off: int | None = None
     holder: str = ""
+    unwitnessed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

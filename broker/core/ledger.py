@@ -106,8 +106,11 @@ class Ledger:
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     # The same for the journal; what the allocator decides stands between.
     records: deque[Record] = field(default_factory=lambda: deque(maxlen=RECORDS_MAX))
-    # Lost calls given up lately, each with what it is taken to have cost.
-    written_off: list[tuple[str, int]] = field(default_factory=list)
+    # Lost calls given up lately.
+    written_off: list[WrittenOff] = field(default_factory=list)
+    # Keepa's counts show every charge of a call granted since; None before the first count. A
+    # full bucket hides charges: refill that would have lapsed makes up for them.
+    shows_since_ms: int | None = None
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -545,6 +548,8 @@ class Ledger:
             self.drift.take(comparison.split, self.reserved, probed=probed)
             self._look_for_strangers(observation)
         capacity = self.bucket.capacity
+        if self.shows_since_ms is None or self.bucket.lapses_before(observation):
+            self.shows_since_ms = observation.arrived_ms
         self.bucket.adopt(observation)
         if self.bucket.capacity != capacity:
             refill_rate = observation.envelope.refill_rate
@@ -582,8 +587,10 @@ class Ledger:
         """Gives up lapsed leases if a probe's answer must show their charge, or shows it.
 
         A report that denies such a charge, or shows a little of it, would free the whole.
+        Where no count can show it, the call is taken to have cost what is held for it.
         """
         assert observation.source is Source.PROBE
+        assert self.shows_since_ms is not None
         lapsed = self.holds.leases(LeaseState.LAPSED)
         if not lapsed:
             return
@@ -598,22 +605,25 @@ class Ledger:
             lost = lapsed
         for lease in lost:
             self.holds.remove(lease)
-            cost = self.drift.written_off(lease.tokens)
+            cost, unwitnessed = self.drift.written_off(lease.tokens), 0
+            if lease.granted_ms < self.shows_since_ms:
+                unwitnessed = lease.tokens - cost
+                cost = lease.tokens
             self.totals.written_off_tokens += cost
-            self._end(lease.lease_id, Ended(True, cost, lease.holder))
-            self.records.append(
-                WrittenOff(
-                    observation.arrived_ms,
-                    lease.lease_id,
-                    lease.holder,
-                    lease.operation,
-                    lease.units,
-                    lease.tokens,
-                    cost,
-                    lease.granted_ms,
-                )
+            self._end(lease.lease_id, Ended(True, cost, lease.holder, unwitnessed))
+            given_up = WrittenOff(
+                observation.arrived_ms,
+                lease.lease_id,
+                lease.holder,
+                lease.operation,
+                lease.units,
+                lease.tokens,
+                cost,
+                lease.granted_ms,
+                unwitnessed,
             )
-            self.written_off.append((lease.lease_id, cost))
+            self.records.append(given_up)
+            self.written_off.append(given_up)
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settles a lease that this epoch holds nothing for."""
@@ -633,7 +643,7 @@ class Ledger:
             return Settled(late=True, lease=lease)
         if ended is not None and ended.written_off:
             self.totals.written_off_tokens -= ended.written_off
-            self.drift.written_on(ended.written_off)
+            self.drift.written_on(ended.written_off - ended.unwitnessed)
             self.records.append(
                 Corrected(now_ms, lease_id, ended.holder, settlement.operation, -ended.written_off)
             )

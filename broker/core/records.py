@@ -178,7 +178,11 @@ class Observed:
 
 @dataclass(slots=True)
 class WrittenOff:
-    """A lost call was given up; `cost` is what Keepa's count shows of it."""
+    """A lost call was given up; `cost` is what Keepa's count shows of it.
+
+    If the bucket was full meanwhile, no count shows all of it: `unwitnessed` tokens of `cost`
+    are the rest of its hold, an estimate.
+    """
 
     at_ms: int
     lease_id: str
@@ -188,6 +192,7 @@ class WrittenOff:
     tokens: int
     cost: int
     granted_ms: int
+    unwitnessed: int = 0
 
 
 @dataclass(slots=True)

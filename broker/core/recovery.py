@@ -68,8 +68,8 @@ class Opening:
 
     * what no record explains becomes one, `Unrecorded`, so that the books add up;
     * calls that this includes may still be settled: each then takes its part back;
-    * the new ledger learns what the count shows of calls in flight, so that it can write
-      off those that are lost at what they have cost.
+    * the new ledger learns what the count shows of calls in flight, and since when counts
+      show every call, so that it can write off those that are lost at what they have cost.
 
     Args:
         books: The replay of the epoch before.
@@ -78,6 +78,7 @@ class Opening:
 
     def __init__(self, books: Replay, ledger: Ledger) -> None:
         self._books, self._ledger = books, ledger
+        ledger.shows_since_ms = books.ledger.shows_since_ms
         self._foreign = books.ledger.drift.foreign_tokens
         # Keepa's time of the first count; before that it is not known.
         self._counted_ms: int | None = None
@@ -118,13 +119,14 @@ class Opening:
         """Lets the new ledger learn what the count shows; returns what no record explains."""
         books, drift = self._books.ledger, self._books.ledger.drift
         shown = drift.shown_in_flight
-        for lease_id, cost in books.written_off:
+        for given_up in books.written_off:
             # With a past the books may see sooner that a call is over.
-            if self._ledger.lease(lease_id) is None:
-                self._lost[lease_id] = cost
+            if self._ledger.lease(given_up.lease_id) is None:
+                self._lost[given_up.lease_id] = given_up.cost
             else:
-                shown += cost
+                shown += given_up.cost - given_up.unwitnessed
         self._ledger.drift.by_cause[Cause.IN_FLIGHT] = -shown
+        self._ledger.shows_since_ms = books.shows_since_ms
         return max(0, drift.foreign_tokens - self._foreign)
 
     def _take_back(self, record: Record) -> int:

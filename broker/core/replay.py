@@ -68,6 +68,8 @@ class Sums:
     first: Observation | None = None
     last: Observation | None = None
     unexplained_tokens: int = 0
+    # Of lost calls that a full bucket hid: booked as estimated.
+    unwitnessed_tokens: int = 0
     differences: int = 0
 
 
@@ -81,6 +83,7 @@ class Replay:
         self.differences: list[Difference] = []
         # Holds at a restart that have not been taken over yet.
         self._left: dict[str, Lease] = {}
+        self._unwitnessed: dict[str, int] = {}
         self._started = False
         self._take: dict[type, Callable[[Any], None]] = {
             records.Started: self._started_epoch,
@@ -239,9 +242,13 @@ class Replay:
 
     def _written_off(self, record: records.WrittenOff) -> None:
         self._count(record.holder, record.operation, record.cost, 1)
+        if record.unwitnessed:
+            self.sums.unwitnessed_tokens += record.unwitnessed
+            self._unwitnessed[record.lease_id] = record.unwitnessed
 
     def _corrected(self, record: records.Corrected) -> None:
         self._count(record.holder, record.operation, record.tokens, -1)
+        self.sums.unwitnessed_tokens -= self._unwitnessed.pop(record.lease_id, 0)
 
     def _unrecorded(self, record: records.Unrecorded) -> None:
         self._count("", "", record.tokens, 0)

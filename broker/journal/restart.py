@@ -52,7 +52,8 @@ WHERE NOT EXISTS (SELECT FROM ended WHERE ended.lease_id = recent.lease_id)
 ORDER BY epoch, seq
 """
 ENDED: Final = """
-SELECT lease_id, holder, kind, cost, coalesce((body ->> 'late')::boolean, kind = 'written_off')
+SELECT lease_id, holder, kind, cost, coalesce((body ->> 'late')::boolean, kind = 'written_off'),
+    coalesce((body ->> 'unwitnessed')::bigint, 0)
 FROM tokenbroker.records
 WHERE account = %(account)s AND time > clock_timestamp() - %(span)s
     AND (kind IN ('abandoned', 'written_off') OR (kind = 'settled' AND cost IS NOT NULL))
@@ -178,9 +179,11 @@ def _holds(
 def _ended(connection: Connection, account: str) -> Iterator[tuple[str, Ended]]:
     values = {"account": account, "span": ENDED_FOR, "most": ENDED_MAX}
     found = connection.execute(ENDED, values).fetchall()
-    for lease_id, holder, kind, cost, late in reversed(found):
-        written_off = int(cost) if kind == "written_off" else None
-        yield lease_id, Ended(late, written_off, holder if written_off is not None else "")
+    for lease_id, holder, kind, cost, late, unwitnessed in reversed(found):
+        if kind == "written_off":
+            yield lease_id, Ended(late, int(cost), holder, int(unwitnessed))
+        else:
+            yield lease_id, Ended(late)
 
 
 def _costs(connection: Connection, account: str, offset_ms: int) -> Iterator[PastCost]:

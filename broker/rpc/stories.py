@@ -144,8 +144,13 @@ TEXTS: Final[dict[type, str | Callable[[Any], str]]] = {
     ),
     records.Settled: _settled,
     records.WrittenOff: lambda record: (
-        f"given up: no settle came; Keepa's count shows {record.cost} of the {record.tokens}"
-        " tokens held"
+        f"given up: no settle came; Keepa's count shows {record.cost - record.unwitnessed} of the"
+        f" {record.tokens} tokens held"
+        + (
+            f"; {record.unwitnessed} more count as spent, because a full bucket may hide them"
+            if record.unwitnessed
+            else ""
+        )
     ),
     records.Carried: lambda record: (
         f"taken over after a restart: {'lapsed ' if record.lapsed else ''}hold of"

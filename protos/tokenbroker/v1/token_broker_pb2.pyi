@@ -1931,7 +1931,9 @@ class SpendRow(_message.Message):
     denials: _builtins.int
     """Requests denied."""
     written_off_tokens: _builtins.int
-    """Tokens of calls whose cost was never reported, as far as the upstream's count shows them."""
+    """Tokens of calls whose cost was never reported: what the upstream's count shows of them, or
+    what was held if the bucket was full meanwhile, because a full one hides charges.
+    """
     def __init__(
         self,
         *,
