@@ -294,6 +294,16 @@ def test_a_standby_takes_over(stack: Stack) -> None:
     assert audit["epochs"] > 2
 
 
+def test_roles_have_the_least_rights(stack: Stack) -> None:
+    """No fetcher is the owner of the tables, and none can read the owner's password."""
+    owner = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dealfetcher' AND"
+    seen = stack.run("exec", "--no-TTY", "fetcher", "python", "-c", READ_CREDENTIALS)
+
+    wait_for(lambda: stack.number(f"{owner} usename = 'fetcher'") > 0, "a fetcher's connection")
+    assert stack.number(f"{owner} usename NOT IN ('fetcher', 'reader')") == 0
+    assert seen.split() == ["fetcher"]
+
+
 def test_nothing_shows_the_key(stack: Stack) -> None:
     """No log line and no environment holds the key."""
     containers = stack.run("ps", "--all", "--quiet").split()
@@ -350,16 +360,6 @@ def test_a_pooler_in_transaction_mode_carries_all_work(stack: Stack) -> None:
     assert "prepared statement" not in logs
     assert "Postgres is away" not in logs
     assert json.loads(tokenbroker(pooled, "status", "-o", "json"))["journal"]["state"] == "writing"
-
-
-def test_roles_have_the_least_rights(stack: Stack) -> None:
-    """No fetcher is the owner of the tables, and none can read the owner's password."""
-    owner = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dealfetcher' AND"
-    seen = stack.run("exec", "--no-TTY", "fetcher", "python", "-c", READ_CREDENTIALS)
-
-    assert stack.number(f"{owner} usename NOT IN ('fetcher', 'reader')") == 0
-    assert stack.number(f"{owner} usename = 'fetcher'") > 0
-    assert seen.split() == ["fetcher"]
 
 
 def test_old_deals_are_pruned(stack: Stack) -> None:
