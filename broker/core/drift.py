@@ -5,7 +5,7 @@ difference is split among causes, in an order that names the certain ones
 first; what no cause explains was spent by another program with the same key.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from broker.core.bucket import Envelope
@@ -129,8 +129,7 @@ class Drift:
         """
         estimate = included.held - included.cost
         more = rest = new.tokens_left - known.refilled(ticks) + included.cost
-        changed = _changed_refill(rest, known, new, ticks)
-        rest -= changed
+        changed, rest = self._changed_refill(rest, known, new, ticks, in_flight)
         unshown = -min(max(0, -rest), self._unshown_tokens)
         rest -= unshown
         shown = self._in_flight(rest, in_flight)
@@ -206,6 +205,30 @@ class Drift:
         self.by_cause[Cause.IN_FLIGHT] -= cost
         self.by_cause[Cause.ESTIMATE] += cost
 
+    def _changed_refill(
+        self, rest: int, known: Envelope, new: Envelope, ticks: int, in_flight: int
+    ) -> tuple[int, int]:
+        """The part that a new rate or a new token-flow reduction explains, and what is left.
+
+        Any number of the ticks may have been under the new plan. What calls in flight then
+        leave unexplained is least for the true one.
+        """
+        if same_plan(known, new):
+            return 0, rest
+        before = known.refilled(ticks)
+        changes = [_refilled(known, new, ticks, under) - before for under in range(ticks, -1, -1)]
+        # A refill of fractions may round.
+        changes.append(max(rest, changes[0]) if changes[0] < 0 else min(rest, changes[0]))
+
+        def unexplained(change: int) -> int:
+            left = rest - change
+            shown = self._in_flight(left, in_flight)
+            stranded = self.shown_in_flight - shown - in_flight
+            return abs(left - shown) + max(0, stranded)
+
+        changed = min(changes, key=unexplained)
+        return changed, rest - changed
+
     def _in_flight(self, rest: int, in_flight: int) -> int:
         """The part that calls in flight explain, or give back."""
         shown = self.shown_in_flight
@@ -241,13 +264,9 @@ class Drift:
             self.last_unexplained_tokens -= stranded
 
 
-def _changed_refill(rest: int, known: Envelope, new: Envelope, ticks: int) -> int:
-    """The part that a new rate or a new token-flow reduction explains."""
-    if same_plan(known, new):
-        return 0
-    change = known.refilled(ticks, new) - known.refilled(ticks)
-    part = min(rest, change) if change > 0 else max(rest, change)
-    return 0 if (part > 0) != (change > 0) else part
+def _refilled(known: Envelope, new: Envelope, ticks: int, under: int) -> int:
+    """The balance after *ticks* ticks, the last *under* of them under the plan of *new*."""
+    return replace(known, tokens_left=known.refilled(ticks - under)).refilled(under, new)
 
 
 def _last_tick_ms(known: Envelope, new: Envelope, ticks: int) -> float:

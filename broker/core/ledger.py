@@ -111,6 +111,10 @@ class Ledger:
     # Keepa's counts show every charge of a call granted since; None before the first count. A
     # full bucket hides charges: refill that would have lapsed makes up for them.
     shows_since_ms: int | None = None
+    # What the first count includes without a record, until settles of earlier epochs explain
+    # it; and Keepa's time of that count.
+    unrecorded_tokens: int = 0
+    _unrecorded_ms: int = LONG_AGO_MS
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -464,7 +468,8 @@ class Ledger:
         if lease.cost:
             known = self.bucket.observation
             if known is not None and self.holds.includes(known, lease):
-                self.drift.settled_late(lease.tokens, lease.cost, self.reserved)
+                cost = lease.cost - self._explain_unrecorded(lease)
+                self.drift.settled_late(lease.tokens, cost, self.reserved)
             else:
                 self.holds.keep(lease)
         return Settled(late, lease, lease.cost, doubt)
@@ -676,6 +681,22 @@ class Ledger:
             expires_ms=now_ms,
             sent_after_ms=LONG_AGO_MS,
         )
+
+    def note_unrecorded(self, tokens: int) -> None:
+        """The last probe includes *tokens* spent in earlier epochs without a record."""
+        assert self.bucket.probed is not None
+        self.unrecorded_tokens = tokens
+        self._unrecorded_ms = self.bucket.probed.envelope.server_time_ms
+
+    def _explain_unrecorded(self, settled: Lease) -> int:
+        """The part of what was not recorded that a call explains which this epoch never held."""
+        interval_ms = settled.interval_ms
+        is_older = settled.sent_after_ms == LONG_AGO_MS and interval_ms is not None
+        if not is_older or interval_ms[1] >= self._unrecorded_ms:
+            return 0
+        part = min(settled.cost, self.unrecorded_tokens)
+        self.unrecorded_tokens -= part
+        return part
 
     def _note_unknown(self, lease: Lease) -> None:
         self.totals.unknown_outcomes += 1

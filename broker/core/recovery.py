@@ -8,11 +8,9 @@ from broker.core.drift import Cause
 from broker.core.leases import Ended
 from broker.core.ledger import Ledger
 from broker.core.records import (
-    Adopted,
     Carried,
     Observed,
     Record,
-    Settled,
     Unrecorded,
     WrittenOff,
 )
@@ -80,18 +78,16 @@ class Opening:
         self._books, self._ledger = books, ledger
         ledger.shows_since_ms = books.ledger.shows_since_ms
         self._foreign = books.ledger.drift.foreign_tokens
-        # Keepa's time of the first count; before that it is not known.
-        self._counted_ms: int | None = None
+        self._counted = False
         self._until_ms = 0
         self._left = 0
-        self._adopted: set[str] = set()
         # Lost calls that the first count shows to be over, and what they have cost.
         self._lost: dict[str, int] = {}
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to find out."""
-        return self._counted_ms is not None and self._left == 0
+        return self._counted and self._left == 0
 
     def follow(self, made: Iterable[Record]) -> Iterator[Record]:
         """Yields *made*, the new epoch's records in order, and what follows from them."""
@@ -102,16 +98,15 @@ class Opening:
                 yield Unrecorded(record.at_ms, tokens)
 
     def _take(self, record: Record) -> int:
-        if isinstance(record, Adopted):
-            self._adopted.add(record.lease_id)
-        if self._counted_ms is not None:
+        if self._counted:
             return self._take_back(record)
         self._books.ledger.written_off.clear()
         self._books.take(record)
         if isinstance(record, Observed) and record.taken:
-            self._counted_ms = record.envelope.server_time_ms
+            self._counted = True
             self._until_ms = record.at_ms + REPEATED_MS_MAX
             self._left = self._compare()
+            self._ledger.note_unrecorded(self._left)
             return self._left
         return 0
 
@@ -131,18 +126,11 @@ class Opening:
 
     def _take_back(self, record: Record) -> int:
         """The part of what was not recorded that *record* explains, as a negative number."""
-        if record.at_ms > self._until_ms:
-            self._left = 0
         if isinstance(record, WrittenOff):
             # In the same step, before the new ledger had learned anything.
             return self._lost.pop(record.lease_id, record.cost) - record.cost
-        if not isinstance(record, Settled) or not record.cost:
-            return 0
-        call = record.settlement
-        is_older = record.charged is None or call.lease_id in self._adopted
-        ended_ms = None if call.envelope is None else call.envelope.end_ms
-        if not is_older or ended_ms is None or ended_ms >= (self._counted_ms or 0):
-            return 0
-        part = min(record.cost, self._left)
+        if record.at_ms > self._until_ms:
+            self._left = self._ledger.unrecorded_tokens = 0
+        part = self._left - self._ledger.unrecorded_tokens
         self._left -= part
         return -part

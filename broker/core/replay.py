@@ -252,7 +252,9 @@ class Replay:
 
     def _unrecorded(self, record: records.Unrecorded) -> None:
         self._count("", "", record.tokens, 0)
-        if record.tokens < 0:
+        if record.tokens > 0:
+            self.ledger.note_unrecorded(record.tokens)
+        else:
             # What showed as unexplained has found its call.
             explained = min(-record.tokens, self.sums.unexplained_tokens)
             self.sums.unexplained_tokens -= explained
