@@ -245,11 +245,12 @@ def _check_books(stack: Stack, outcome: Outcome, spent: int, reserved: int) -> N
     seen, hidden = found["unexplained_tokens"], found["unwitnessed_tokens"]
     missing = spent + foreign - booked - seen
     gaps = dict(Counter(each["gap"] for each in found["differences"]))
-    outcome.figures += [
+    outcome.figures.append(
         f"tokens: {spent} spent, {foreign} by others; {booked} booked by call, of them {hidden}"
-        f" estimated; {seen} seen without a call; {reserved} held; {missing} missing",
-        f"audit: {found['records']} records of {found['epochs']} epochs; {gaps}",
-    ]
+        f" estimated; {seen} seen without a call; {reserved} held; {missing} missing"
+    )
+    records, epochs = found["records"], found["epochs"]
+    outcome.figures.append(f"audit: {records} records of {epochs} epochs; {gaps}")
     if not -hidden - tolerance <= missing <= reserved + tolerance:
         outcome.problems.append(f"{missing} tokens are missing from the books")
 
