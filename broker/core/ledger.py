@@ -691,8 +691,9 @@ class Ledger:
     def _explain_unrecorded(self, settled: Lease) -> int:
         """The part of what was not recorded that a call explains which this epoch never held."""
         interval_ms = settled.interval_ms
-        is_older = settled.sent_after_ms == LONG_AGO_MS and interval_ms is not None
-        if not is_older or interval_ms[1] >= self._unrecorded_ms:
+        if interval_ms is None or interval_ms[1] >= self._unrecorded_ms:
+            return 0
+        if settled.sent_after_ms != LONG_AGO_MS:
             return 0
         part = min(settled.cost, self.unrecorded_tokens)
         self.unrecorded_tokens -= part
