@@ -46,10 +46,10 @@ class Settings(KeepaSettings, ClientSettings, ScrapeSettings, LogSettings):
 
     queries: Path = Path("deploy/queries")
     """Folder of deal queries."""
-    calls_in_flight: Annotated[int, Field(ge=1, le=64)] = 1
+    calls_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
     """Calls of each kind, pages and details, that the process makes at once. One that waits for
-    tokens is none. Each takes up to two megabytes and, at times, a connection to Postgres.
-    Experimental above 1: with 4, a stop under load has left paid pages unstored."""
+    tokens is none. Each takes up to two megabytes. The process opens up to twice as many
+    connections to Postgres and one more, but at most 16."""
     page_attempts_max: PositiveInt = 8
     """Tries before a page is put aside; a 429 is not a try."""
     poll_speed: PositiveFloat = 1.0
@@ -60,7 +60,7 @@ class Settings(KeepaSettings, ClientSettings, ScrapeSettings, LogSettings):
     """How long a dead process keeps a page, in seconds."""
     finish_seconds: PositiveFloat = 2.5
     """How long a stop waits for calls under way, in seconds; at most CLAIM_TTL_S. Calls with many
-    offers take 20 s."""
+    offers take 20 s. Replies that have come are written: that may take up to 5 s more."""
     retention_days: PositiveInt = 90
     """`dealfetcher prune` deletes what was not seen for longer."""
     history_days: PositiveInt = 730

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -19,7 +20,7 @@ from fetcher.keepa import Keepa
 from fetcher.postgres import Database
 from fetcher.query_folder import QueryFolder
 from fetcher.work.shared import Limits, Workplace
-from fetcher.work.worker import Worker
+from fetcher.work.worker import Worker, connections_of
 from protos.process.settings import key_fingerprint
 from tests.fix_broker import (
     RunningBroker,
@@ -143,20 +144,25 @@ class World:
         return int(self.value("SELECT count(*) FROM scans WHERE state = 'completed'"))
 
     @contextmanager
-    def worker(self, database_url: str = "", **limits: Any) -> Iterator[Worker]:
+    def worker(
+        self, database_url: str = "", *, calls_in_flight: int = 1, **limits: Any
+    ) -> Iterator[Worker]:
         """A fetcher's worker in this process, to be run in a thread."""
         api_key = self.simulator.api_key
         fingerprint = key_fingerprint(api_key)
         given = {"claim_ttl_s": 30, "attempts_max": 8, "retry_delay_s": 0.1, **limits}
         with (
-            Database(database_url or self.database_url) as database,
+            Database(
+                database_url or self.database_url, connections_max=connections_of(calls_in_flight)
+            ) as database,
             BrokerClient(self.broker.address, key_fingerprint=fingerprint) as broker,
         ):
-            keepas = iter([Keepa(api_key, base_url=self.simulator.base_url) for _ in range(2)])
             workplace = Workplace(
                 broker.holder, database, broker, QueryFolder(self.queries), Limits(**given)
             )
-            with closing(Worker(workplace, keepas.__next__, "1.2.3")) as worker:
+            new_keepa = partial(Keepa, api_key, base_url=self.simulator.base_url)
+            worker = Worker(workplace, new_keepa, "1.2.3", calls_in_flight=calls_in_flight)
+            with closing(worker):
                 yield worker
 
     @contextmanager

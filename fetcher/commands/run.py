@@ -8,13 +8,12 @@ import structlog
 from fetcher.broker_client import BrokerClient
 from fetcher.keepa import Keepa
 from fetcher.postgres import Database, migrate
-from fetcher.postgres.database import CONNECTIONS_MAX
 from fetcher.postgres.roles import RoleUrls, grant_roles
 from fetcher.query_folder import QueryFolder
 from fetcher.settings import FetcherSecrets, Settings
 from fetcher.tracing import SERVICE
 from fetcher.work.shared import Limits, Workplace
-from fetcher.work.worker import Worker
+from fetcher.work.worker import Worker, connections_of
 from protos.process import logs
 from protos.process.settings import TracingSettings, key_fingerprint
 from protos.process.tracing import exporting
@@ -30,9 +29,8 @@ def run_fetcher(settings: Settings, *, seconds: float | None) -> None:
     logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
     with (
         exporting(SERVICE, TracingSettings.load().protocol),
-        # Calls take seconds, and their transactions milliseconds.
         Database(
-            database_url, connections_max=CONNECTIONS_MAX + settings.calls_in_flight - 1
+            database_url, connections_max=connections_of(settings.calls_in_flight)
         ) as database,
         BrokerClient(
             settings.broker_address, key_fingerprint=key_fingerprint(api_key), access=access

@@ -43,7 +43,6 @@ logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 Row = dict[str, Any]
 
-# One for each thread of a worker that makes one call at a time: pages, details, heartbeat.
 CONNECTIONS_MAX: Final = 3
 PROGRAM: Final = "dealfetcher"
 

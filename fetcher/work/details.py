@@ -77,7 +77,7 @@ class ProductsJob(Job):
         server_ms = int(time.time() * 1000) if envelope is None else envelope.server_time_ms
         commit = partial(self._commit, page=page, server_ms=server_ms, workplace=workplace)
         with tracer.start_as_current_span("write"):
-            lost = workplace.persist(commit)
+            lost = workplace.persist(commit, grace_s=workplace.limits.write_s)
         log.info(
             "products read",
             products=len(page.products),

@@ -96,7 +96,9 @@ class PageJob(Job):
             tokens=0 if envelope is None else envelope.tokens_consumed,
         )
         with tracer.start_as_current_span("write"):
-            done = workplace.persist(partial(self._commit, paid=paid))
+            done = workplace.persist(
+                partial(self._commit, paid=paid), grace_s=workplace.limits.write_s
+            )
         if done is None:
             return Stored(lost=self.claims)
         self._report(paid, done)

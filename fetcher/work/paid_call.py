@@ -13,6 +13,8 @@ Law:
    fault), failed (tried again, later each time) or buried (a person must look at it).
 6. An error that is not expected here fails the claim before it goes on. Else heartbeats
    would keep the work from others for as long as the process lives.
+7. After a stop no call begins. One that has no answer in time is given back; a reply that
+   has come is written, and the process waits for that.
 """
 
 from abc import ABC, abstractmethod
@@ -142,6 +144,8 @@ class PaidCalls:
         self._turn = turn
         self._outage = outage
         self._in_hand: tuple[Job, Lease] | None = None
+        # Whether Keepa has answered the call in hand.
+        self._is_answered = False
 
     def make(self, want: Want) -> bool:
         """Leases, claims and calls; returns False if nothing was left to claim.
@@ -172,9 +176,14 @@ class PaidCalls:
                 return False
             self._turn.end()
             trace.get_current_span().set_attributes(job.about)
+            self._is_answered = False
             self._in_hand = (job, lease)
             try:
-                self._work(job, lease)
+                if workplace.stop.is_set():
+                    # The tokens were granted just before: the lease ends as not sent.
+                    self._release(job)
+                else:
+                    self._work(job, lease)
             except (StoppedError, KeyRefusedError):
                 raise
             except Exception as exc:
@@ -190,9 +199,14 @@ class PaidCalls:
         held = self._in_hand
         return () if held is None else held[0].claims
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a reply that was paid for is not written yet."""
+        return self._in_hand is not None and self._is_answered
+
     def give_back(self) -> None:
-        """Releases the job of the call that is still under way; its cost is unknown."""
-        if (held := self._in_hand) is not None:
+        """Releases the job of a call without an answer so far; its cost is unknown."""
+        if (held := self._in_hand) is not None and not self._is_answered:
             job, lease = held
             lease.settle_if_open()
             self._release(job)
@@ -226,8 +240,14 @@ class PaidCalls:
                 self._fail(job, stored.unanswered, "the reply left it out")
 
     def _call_and_store(self, job: Job, lease: Lease) -> Stored:
+        def call() -> Reply:
+            reply = job.call()
+            # Before the settle, which may take seconds: a stop must not give the job back.
+            self._is_answered = True
+            return reply
+
         try:
-            reply = leased_call(lease, job.call, units=len(job.claims))
+            reply = leased_call(lease, call, units=len(job.claims))
             self._outage.over()
             self._workplace.doing(f"writing what came of {job.doing}", at_most_s=STEP_AT_MOST_S)
             stored = job.store(reply, self._workplace)

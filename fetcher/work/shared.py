@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
 
-# After a stop, writing a reply that was paid for is still tried for so long.
+# After a stop, a change is still tried for so long while Postgres is away.
 STOP_GRACE_S: Final = 1.0
 
 Result = TypeVar("Result")
@@ -35,7 +35,8 @@ class StoppedError(Exception):
 class Limits:
     """How long claims last, how often and how soon a failed call is repeated.
 
-    ``finish_s`` is how long a stop waits for calls under way.
+    ``finish_s`` is how long a stop waits for calls under way, and ``write_s`` how much longer
+    for the replies among them that have come, which were paid for.
     """
 
     claim_ttl_s: float
@@ -43,6 +44,7 @@ class Limits:
     retry_delay_s: float
     poll_speed: float = 1.0
     finish_s: float = 2.5
+    write_s: float = 5.0
 
     @property
     def beat_every_s(self) -> float:
@@ -139,7 +141,6 @@ class Workplace:
     activities: Activities = field(default_factory=Activities)
     troubles: Troubles = field(default_factory=Troubles)
     keepa_errors: KeepaErrors = field(default_factory=KeepaErrors)
-    _stopped_at_s: float | None = None
 
     def __post_init__(self) -> None:
         self.pulse = Pulse(self.limits)
@@ -169,8 +170,12 @@ class Workplace:
         self.troubles.end()
         return result
 
-    def persist(self, change: Callable[[Connection], Result]) -> Result:
+    def persist(
+        self, change: Callable[[Connection], Result], *, grace_s: float = STOP_GRACE_S
+    ) -> Result:
         """Runs *change* in one transaction, again and again while Postgres is away.
+
+        After a stop it fails for *grace_s* seconds at most before it is given up.
 
         Raises:
             StoppedError: The process is to end, and Postgres has not come back.
@@ -178,6 +183,7 @@ class Workplace:
         """
         pause_s = FIRST_PAUSE_S
         has_failed = False
+        give_up_at_s: float | None = None
         while True:
             # A stop can't wait for long.
             timeout_s = STOP_GRACE_S / 2 if self.stop.is_set() else None
@@ -195,9 +201,10 @@ class Workplace:
             self.doing("waiting for Postgres", at_most_s=None)
             if self.stop.is_set():
                 now_s = time.monotonic()
-                if self._stopped_at_s is None:
-                    self._stopped_at_s = now_s
-                if now_s - self._stopped_at_s > STOP_GRACE_S:
+                # Each change has its own time, whatever another thread had to give up.
+                if give_up_at_s is None:
+                    give_up_at_s = now_s + grace_s
+                if now_s > give_up_at_s:
                     raise StoppedError("Postgres did not come back before the end")
                 # The event that is set does not wait, and Postgres must not be hammered.
                 time.sleep(FIRST_PAUSE_S)

@@ -11,7 +11,7 @@ Law:
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -124,10 +124,11 @@ class Threads:
             ) from None
         self._threads.append(thread)
 
-    def join(self, *, until_s: float) -> None:
-        """Waits for the threads' end until *until_s* on the monotonic clock."""
+    def join(self, *, until_s: float, names: Container[str] | None = None) -> None:
+        """Waits for the end of threads, all or *names*, until *until_s* on the monotonic clock."""
         for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
+            if names is None or thread.name in names:
+                thread.join(max(0.0, until_s - time.monotonic()))
 
     def _run(self, name: str, step: Step, longest_pause_s: float) -> None:
         mishaps = Mishaps(name, longest_pause_s=longest_pause_s)

@@ -50,9 +50,13 @@ TABLES_CHECK_S: Final = 1.0
 JUDGE_AGAIN_PAUSE_S: Final = 30.0
 WATCH_EVERY_S: Final = 1.0
 
-# After FINISH_SECONDS a stop takes this for the last settles, and about as long for Postgres
-# to take back the claims.
+# After FINISH_SECONDS, and replies to write, a stop takes this for the last settles, and about
+# as long for Postgres to take back the claims.
 GOODBYE_S: Final = 1.0
+
+# Of one process. Postgres works on no more at once than it has cores; by default it allows a
+# hundred to all processes together.
+CONNECTIONS_MAX: Final = 16
 
 SCANS: Final = "scans"
 DETAILS: Final = "details"
@@ -60,6 +64,11 @@ HEARTBEAT: Final = "heartbeat"
 
 # What a thread does that another of its kind keeps from looking for work.
 AWAITS_TURN: Final = "waiting for its turn"
+
+
+def connections_of(calls_in_flight: int) -> int:
+    """Returns the most connections to Postgres that a process opens: one for each thread."""
+    return min(2 * calls_in_flight + 1, CONNECTIONS_MAX)
 
 
 class Worker:
@@ -275,6 +284,7 @@ class Worker:
     def _end(self) -> None:
         """Lets the work finish for a moment, then gives back what is still claimed."""
         self._workplace.stop.set()
+        log.info("fetcher is stopping")
         self._workplace.broker.stop_waiting()
         for crew in self._crews:
             crew.turn.wake()
@@ -283,15 +293,29 @@ class Worker:
         with suppress(DatabaseError), self._workplace.database.connection(timeout_s=0.5) as last:
             self._renew(last)
         self._threads.join(until_s=until_s)
+        write_until_s = time.monotonic() + self._workplace.limits.write_s
         try:
+            # First, so that a reply that comes from now on is known to have come too late.
             for crew in self._crews:
                 for calls in crew.calls.values():
                     calls.give_back()
-            with self._workplace.database.connection(timeout_s=0.5) as connection:
-                leave(connection, holder=self._workplace.holder)
         except (StoppedError, DatabaseError) as exc:
             log.warning("Postgres is away: claims end by themselves", problem=str(exc))
+        self._finish_writing(write_until_s)
+        with suppress(DatabaseError), self._workplace.database.connection(timeout_s=0.5) as last:
+            leave(last, holder=self._workplace.holder)
         self._workplace.broker.close(timeout_s=GOODBYE_S)
+
+    def _finish_writing(self, until_s: float) -> None:
+        """Waits until *until_s* for the replies that have come: they were paid for."""
+        while writing := [
+            name for crew in self._crews for name, calls in crew.calls.items() if calls.is_writing
+        ]:
+            if time.monotonic() > until_s:
+                log.warning("replies are not written: their work is paid for again", of=writing)
+                return
+            log.info("the end waits for replies to be written", of=writing)
+            self._threads.join(until_s=until_s, names=writing)
 
 
 class Crew:

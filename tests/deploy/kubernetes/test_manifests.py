@@ -555,7 +555,7 @@ def test_a_fetcher_may_finish_its_paid_calls(overlay: str) -> None:
     [container] = template["spec"]["containers"]
     finish_s = float(environment(overlay, container)["FINISH_SECONDS"])
 
-    assert finish_s + 5 <= template["spec"]["terminationGracePeriodSeconds"]
+    assert finish_s + 10 <= template["spec"]["terminationGracePeriodSeconds"]
     assert finish_s <= Settings.model_fields["claim_ttl_s"].default
 
 
