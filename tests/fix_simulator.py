@@ -16,7 +16,8 @@ from deploy.local.tether import tethered
 _ROOT = Path(__file__).parent.parent
 _READY = "keepa-simulator listening on "
 _STOP_TIMEOUT_S = 60
-_CONTROL_TIMEOUT_S = 60
+# A loaded machine may take minutes.
+_CONTROL_TIMEOUT_S = 300
 
 StartSimulator = Callable[..., "RunningSimulator"]
 
@@ -33,10 +34,14 @@ class RunningSimulator:
         process: The server.
         base_url: Where it listens, without a trailing slash.
         api_key: The first key that has an account.
+        options: The arguments of its start.
     """
 
-    def __init__(self, process: subprocess.Popen[str], base_url: str, api_key: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], base_url: str, api_key: str, options: list[str]
+    ) -> None:
         self.process = process
+        self._options = options
         self.base_url = base_url
         self.api_key = api_key
         self.key_fingerprint = fingerprint(api_key)
@@ -77,6 +82,12 @@ class RunningSimulator:
         """Changes rate, token_flow_reduction or balance, or spend; returns the stats."""
         return dict(self._control("POST", "accounts", json.dumps(changes)))
 
+    def start_again(self) -> None:
+        """Starts it after its end, at the same address; see the option `state`."""
+        self.stop()
+        listen = self.base_url.removeprefix("http://")
+        self.process, _ = _start(["--listen", listen, *self._options])
+
     def stop(self) -> int:
         """Ends the process and returns its exit code."""
         if self.process.poll() is None:
@@ -103,10 +114,18 @@ def launch_simulator(**options: Any) -> RunningSimulator:
     Args:
         options: Those of ``keepa-simulator serve``, with underscores; a list repeats one.
     """
-    arguments = ["--listen", "127.0.0.1:0"]
+    arguments: list[str] = []
     for name, value in options.items():
         for item in value if isinstance(value, list | tuple) else [value]:
             arguments += [f"--{name.replace('_', '-')}", str(item)]
+    process, base_url = _start(["--listen", "127.0.0.1:0", *arguments])
+    keys = options.get("api_key", DEMO_KEY)
+    api_key = keys if isinstance(keys, str) else keys[0]
+    return RunningSimulator(process, base_url, api_key, arguments)
+
+
+def _start(arguments: list[str]) -> tuple[subprocess.Popen[str], str]:
+    """Starts a simulator; returns it and its address once it is ready."""
     process = subprocess.Popen(
         tethered([sys.executable, "-m", "deploy.keepa_simulator", "serve", *arguments]),
         cwd=_ROOT,
@@ -120,9 +139,7 @@ def launch_simulator(**options: Any) -> RunningSimulator:
         process.wait()
         process.stdout.close()
         raise RuntimeError(f"the simulator did not start: {line or 'see its standard error'}")
-    keys = options.get("api_key", DEMO_KEY)
-    api_key = keys if isinstance(keys, str) else keys[0]
-    return RunningSimulator(process, line.removeprefix(_READY), api_key)
+    return process, line.removeprefix(_READY)
 
 
 @pytest.fixture

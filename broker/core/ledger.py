@@ -576,6 +576,8 @@ class Ledger:
             drift if taken else 0,
             unexplained if taken else 0,
             self.drift.foreign_tokens,
+            self.drift.shown_in_flight,
+            self.shows_since_ms,
         )
 
     def _look_for_strangers(self, observation: Observation) -> None:
@@ -629,6 +631,17 @@ class Ledger:
             )
             self.records.append(given_up)
             self.written_off.append(given_up)
+
+    def give_up(self, record: WrittenOff) -> None:
+        """Gives up a lost call as another ledger has, if this one still holds its tokens."""
+        lease = self.holds.lease(record.lease_id)
+        if lease is None:
+            return
+        self.holds.remove(lease)
+        self.drift.written_off(record.cost - record.unwitnessed)
+        self.totals.written_off_tokens += record.cost
+        ended = Ended(True, record.cost, lease.holder, record.unwitnessed)
+        self._end(lease.lease_id, ended)
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settles a lease that this epoch holds nothing for."""

@@ -164,7 +164,9 @@ class Observed:
     """A probe's answer; `taken` unless something later was known.
 
     `drift` is observed less predicted, `unexplained` what no cause explains of it, and
-    `foreign` all spending of others so far in this epoch.
+    `foreign` all spending of others so far in this epoch. `in_flight` is what the counts
+    so far show as spent by calls that are held for; they show every charge of calls granted
+    since `shows_since_ms`. With these a replay can begin here.
     """
 
     at_ms: int
@@ -174,6 +176,8 @@ class Observed:
     drift: int = 0
     unexplained: int = 0
     foreign: int = 0
+    in_flight: int = 0
+    shows_since_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -294,7 +298,15 @@ Record: TypeAlias = (
     | Lost
 )
 
-MOMENTS: Final = ("at_ms", "granted_ms", "expires_ms", "requested_ms", "first_ms", "last_ms")
+MOMENTS: Final = (
+    "at_ms",
+    "granted_ms",
+    "expires_ms",
+    "requested_ms",
+    "first_ms",
+    "last_ms",
+    "shows_since_ms",
+)
 
 
 def shifted(record: Record, by_ms: int) -> Record:

@@ -92,8 +92,8 @@ class Opening:
     def follow(self, made: Iterable[Record]) -> Iterator[Record]:
         """Yields *made*, the new epoch's records in order, and what follows from them."""
         for record in made:
-            yield record
             tokens = self._take(record)
+            yield record
             if tokens:
                 yield Unrecorded(record.at_ms, tokens)
 
@@ -107,6 +107,9 @@ class Opening:
             self._until_ms = record.at_ms + REPEATED_MS_MAX
             self._left = self._compare()
             self._ledger.note_unrecorded(self._left)
+            # The next epoch's books may begin with this record.
+            record.in_flight = self._ledger.drift.shown_in_flight
+            record.shows_since_ms = self._ledger.shows_since_ms
             return self._left
         return 0
 

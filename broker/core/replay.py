@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from broker.core import records
 from broker.core.bucket import Observation, Source
+from broker.core.drift import Cause
 from broker.core.errors import BrokerError
 from broker.core.leases import Lease, LeaseState, Renewal
 from broker.core.ledger import Ledger
@@ -231,6 +232,10 @@ class Replay:
         self.sums.probes += 1
         seen = Observation(record.envelope, record.at_ms, record.requested_ms, Source.PROBE)
         before = self.ledger.drift.foreign_tokens
+        if not self._started:
+            # What was known of the holds with which the replay begins.
+            self.ledger.drift.by_cause[Cause.IN_FLIGHT] = -record.in_flight
+            self.ledger.shows_since_ms = record.shows_since_ms
         self.ledger.observe(seen)
         self.sums.first = self.sums.first or seen
         self.sums.last = seen
@@ -242,6 +247,7 @@ class Replay:
 
     def _written_off(self, record: records.WrittenOff) -> None:
         self._count(record.holder, record.operation, record.cost, 1)
+        self.ledger.give_up(record)
         if record.unwitnessed:
             self.sums.unwitnessed_tokens += record.unwitnessed
             self._unwitnessed[record.lease_id] = record.unwitnessed

@@ -82,6 +82,12 @@ _Fault = Annotated[
 _Journal = Annotated[
     Path | None, typer.Option(help="Append every call to this file, one JSON object per line.")
 ]
+_State = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep the accounts in this file: a restart goes on from it, and from the journal."
+    ),
+]
 
 app = typer.Typer(
     help="A stand-in for api.keepa.com: same replies, same token bucket, no costs.",
@@ -146,6 +152,7 @@ def serve(  # noqa: PLR0917 - typer passes options by name
     charge_at: _ChargeAt = "start",
     fault: _Fault = None,
     journal: _Journal = None,
+    state: _State = None,
 ) -> None:
     """Serve /token, /deal, /product and more.
 
@@ -176,6 +183,7 @@ def serve(  # noqa: PLR0917 - typer passes options by name
         charge_at=charge_at,
         faults=faults,
         journal=journal,
+        state=state,
     )
     try:
         uvloop.run(serve_until_stopped(options, host, port))

@@ -83,6 +83,7 @@ class _Control:
         }
         for field, value in wanted.items():
             changes[field](value)
+        self._simulator.keep()
 
 
 def add_control_routes(

@@ -7,6 +7,7 @@ all of them, one JSON object per line.
 import json
 import zlib
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -66,6 +67,22 @@ class Journal:
         self._open: dict[int, Call] = {}
         self._finished: deque[tuple[int, bytes]] = deque(maxlen=CALLS_KEPT)
 
+    def load(self, lines: Iterable[str]) -> None:
+        """Takes back the calls of an earlier process, as its file has them."""
+        for line in lines:
+            try:
+                call = Call(**json.loads(line))
+            except ValueError:
+                # The process was killed while it wrote this line.
+                continue
+            self.by_path[call.path] += 1
+            self._last_seq = max(self._last_seq, call.seq)
+            self._remember(call, line)
+
+    def _remember(self, call: Call, text: str) -> None:
+        self.by_status[str(call.status)] += 1
+        self._finished.append((call.seq, zlib.compress(text.encode(), 1)))
+
     def begin(self, *, time_ms: int, account: str, method: str, path: str) -> Call:
         """Records the arrival of a call."""
         self._last_seq += 1
@@ -78,8 +95,7 @@ class Journal:
         """Records that nothing more will be sent in answer to *call*."""
         text = json.dumps(asdict(call))
         del self._open[call.seq]
-        self.by_status[str(call.status)] += 1
-        self._finished.append((call.seq, zlib.compress(text.encode(), 1)))
+        self._remember(call, text)
         if self._file is not None:
             self._file.write(text + "\n")
             self._file.flush()

@@ -32,6 +32,8 @@ class Options:
             Keepa's own choice is unknown.
         faults: Faults from the start on.
         journal: A file that gets one line per call.
+        state: A file that keeps the accounts over a restart; the calls of the journal come
+            back with them.
     """
 
     api_keys: tuple[str, ...] = (DEMO_KEY,)
@@ -47,6 +49,7 @@ class Options:
     charge_at: Literal["start", "end"] = "start"
     faults: tuple[Fault, ...] = ()
     journal: Path | None = None
+    state: Path | None = None
 
 
 def fingerprint(key: str) -> str:

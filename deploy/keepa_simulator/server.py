@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from aiohttp import web
 
@@ -20,6 +20,7 @@ from deploy.keepa_simulator.envelope import empty_envelope, envelope
 from deploy.keepa_simulator.exchange import INVALID_PARAMETER, Answer, Query, RequestError, Written
 from deploy.keepa_simulator.faults import Effects
 from deploy.keepa_simulator.journal import Call
+from deploy.keepa_simulator.kept import Kept
 from deploy.keepa_simulator.options import Options, fingerprint
 from deploy.keepa_simulator.simulator import SLOW_PATHS, Endpoint, Simulator
 
@@ -107,11 +108,11 @@ class _Exchange:
         except RequestError as exc:
             status, answer = exc.status, Answer({"error": exc.error}, 0)
         if self._simulator.options.charge_at == "start":
-            account.charge(answer.cost, self._now_ms())
+            self._charge(account, answer.cost, self._now_ms())
         await self._take_time()
         ended_ms = self._now_ms()
         if self._simulator.options.charge_at == "end":
-            account.charge(answer.cost, ended_ms)
+            self._charge(account, answer.cost, ended_ms)
         self._note(answer)
         tokens = envelope(
             account,
@@ -127,6 +128,11 @@ class _Exchange:
             padding = {"padding": _padding(self._effects.pad_mb)}
             return status, _reply_text({**padding, **answer.fields, **tokens})
         return status, _reply_text({**answer.fields, **tokens})
+
+    def _charge(self, account: Account, tokens: int, now_ms: int) -> None:
+        account.charge(tokens, now_ms)
+        if tokens:
+            self._simulator.keep()
 
     async def _answer(self, account: Account, body: str | None) -> tuple[int, Answer]:
         effects = self._effects
@@ -258,7 +264,19 @@ def application(simulator: Simulator, now_ms: Callable[[], int]) -> web.Applicat
     return app
 
 
-def _journal_file(path: Path | None) -> Any:
+def _simulator(options: Options, start_ms: int, journal_file: IO[str] | None) -> Simulator:
+    """A simulator, where an earlier process with the same files has ended."""
+    kept = Kept(options.state) if options.state else None
+    simulator = Simulator(options, start_ms, journal_file, kept)
+    if kept is not None and options.journal is not None:
+        text = options.journal.read_text(encoding="utf-8")
+        simulator.journal.load(text.splitlines())
+        if journal_file is not None and not text.endswith("\n"):
+            journal_file.write("\n")
+    return simulator
+
+
+def _journal_file(path: Path | None) -> IO[str] | None:
     return path.open("a", encoding="utf-8") if path else None
 
 
@@ -282,11 +300,11 @@ async def serve(options: Options, host: str, port: int) -> None:
         port: Port to listen on; 0 picks a free one.
 
     Raises:
-        OSError: The port is taken, or the journal can't be written.
+        OSError: The port is taken, or a file can't be written.
     """
     now_ms = _server_clock()
     journal_file = _journal_file(options.journal)
-    simulator = Simulator(options, now_ms(), journal_file)
+    simulator = _simulator(options, now_ms(), journal_file)
     runner = web.AppRunner(
         application(simulator, now_ms), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
     )

@@ -13,6 +13,7 @@ from deploy.keepa_simulator.exchange import Answer, Query
 from deploy.keepa_simulator.faults import Fault, Faults
 from deploy.keepa_simulator.finder import Finder
 from deploy.keepa_simulator.journal import Journal
+from deploy.keepa_simulator.kept import Kept
 from deploy.keepa_simulator.options import Options, fingerprint
 from deploy.keepa_simulator.product_endpoint import ProductEndpoint
 from deploy.keepa_simulator.seller_endpoint import Sellers
@@ -39,12 +40,20 @@ class Simulator:
         options: Settings of the simulator.
         start_ms: The server's clock now, Unix milliseconds.
         journal_file: Gets one line per call; None: no file.
+        kept: What an earlier process has left; None: nothing outlives this one.
     """
 
     def __init__(
-        self, options: Options, start_ms: int, journal_file: IO[str] | None = None
+        self,
+        options: Options,
+        start_ms: int,
+        journal_file: IO[str] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.options = options
+        self._kept = kept
+        if kept is not None and kept.start_ms is not None:
+            start_ms = kept.start_ms
         self.start_ms = start_ms
         self.rng = Random(options.seed)  # noqa: S311 - nothing secret is drawn
         self.journal = Journal(journal_file)
@@ -53,6 +62,10 @@ class Simulator:
             self.faults.set(fault, start_ms)
         # In the order of the given keys.
         self.accounts = {fingerprint(key): self._account(key) for key in options.api_keys}
+        if kept is not None:
+            for name, account in self.accounts.items():
+                kept.restore(name, account)
+        self.keep()
         self.catalogues: dict[int, Catalogue] = {}
         self.catalogue(_FIRST_DOMAIN)
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
@@ -84,6 +97,11 @@ class Simulator:
         account.opening = account.balance
         return account
 
+    def keep(self) -> None:
+        """Saves the accounts; call it after each change but a tick."""
+        if self._kept is not None:
+            self._kept.save(self.start_ms, self.accounts)
+
     def catalogue(self, domain: int) -> Catalogue:
         """The catalogue of an Amazon site; a new one is in its state at the start."""
         if domain not in self.catalogues:
@@ -105,6 +123,7 @@ class Simulator:
         for fault in self.faults.on_accounts(now_ms):
             for account in self.accounts.values():
                 _befall(account, fault, now_ms)
+            self.keep()
 
     def stats(self, now_ms: int) -> dict[str, Any]:
         """All token movements and call counts so far."""

@@ -169,6 +169,19 @@ def keepa_stopped(stack: Stack, _dice: Random) -> Iterator[Struck]:
 
 
 @contextmanager
+def keepa_restarts(stack: Stack, _dice: Random) -> Iterator[Struck]:
+    """Keepa's server dies; its accounts keep their tokens, refill and pay on."""
+    before, process = stack.simulator.stats(), stack.simulator.process
+    process.kill()
+    process.wait()
+    yield Struck(lambda: process.returncode == -signal.SIGKILL, spoils_replies=True)
+    stack.simulator.start_again()
+    after = stack.simulator.stats()
+    assert after["start_ms"] == before["start_ms"]
+    assert after["spent"] >= before["spent"]
+
+
+@contextmanager
 def keepa_fails(stack: Stack, _dice: Random, fault: str) -> Iterator[Struck]:
     """A third of Keepa's replies fail in one way."""
     since = stack.simulator.stats()["calls"]
@@ -296,6 +309,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "wall clock: an hour ahead": partial(wall_clock_steps, offset_ms=HOUR_MS),
     "wall clock: an hour back": partial(wall_clock_steps, offset_ms=-HOUR_MS),
     "Keepa: SIGSTOP": keepa_stopped,
+    "Keepa: SIGKILL": keepa_restarts,
     "Keepa: errors": _of_keepa("error:status=500"),
     "Keepa: resets": _of_keepa("reset:"),
     "Keepa: cut bodies": _of_keepa("cut:"),

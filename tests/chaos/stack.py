@@ -83,7 +83,8 @@ class Stack:
         self.postgres.start()
         self.database_url = self.postgres.create_database("chaos")
         migrate(self.database_url)
-        self.simulator: RunningSimulator = launch_simulator(**self.options)
+        files = {"state": self.folder / "keepa.json", "journal": self.folder / "keepa.jsonl"}
+        self.simulator: RunningSimulator = launch_simulator(**self.options, **files)
         keepa = self.simulator.base_url.removeprefix("http://")
         database = f"127.0.0.1:{self.postgres.port}"
         for name in ("a", "b"):
@@ -120,6 +121,10 @@ class Stack:
         """Ends every fault, and starts whatever is gone."""
         for link in self.links.values():
             link.heal()
+        if self.simulator.process.poll() is None:
+            os.kill(self.simulator.process.pid, signal.SIGCONT)
+        else:
+            self.simulator.start_again()
         self.simulator.clear_faults()
         self.clock.step(0)
         self.free_disk()
@@ -128,7 +133,6 @@ class Stack:
                 os.kill(program.pid, signal.SIGCONT)
             else:
                 program.start()
-        os.kill(self.simulator.process.pid, signal.SIGCONT)
         self.execute("ALTER SYSTEM RESET default_transaction_read_only")
         self.execute("SELECT pg_reload_conf()")
 

@@ -156,3 +156,45 @@ def test_a_call_without_a_record_takes_nothing_from_a_lost_one() -> None:
     costs = [made.cost for made in after.recorded() if isinstance(made, WrittenOff)]
 
     assert costs == [5]
+
+
+def test_a_replay_from_the_middle_begins_with_what_the_counts_had_shown() -> None:
+    """Found by chaos: the books of a new leader held for calls given up before they began."""
+    ledger = Ledger(EPOCH)
+    counted(ledger, 100, 0)
+    ledger.reserve(request("a"), 1, 5, 10)
+    ledger.reserve(request("b", ttl_ms=600_000), 1, 5, 10)
+    ledger.settle(settlement(outcome=Outcome.UNKNOWN), 1_000)
+    counted(ledger, 95, 2_000)
+    counted(ledger, 95, 3_000)
+    *_, middle = ledger.records
+    assert isinstance(middle, Observed)
+    counted(ledger, 100, TICK_MS + 10)
+    counted(ledger, 105, LATE_MS)
+    replay = Replay()
+    for lease_id, ttl_ms in (("a", 20), ("b", 600_000)):
+        replay.take(
+            Carried(
+                2_500, lease_id, "h", "deal", 1, 5, 0, 10, 10 + ttl_ms,
+                lapsed=lease_id == "a", request=request(lease_id, ttl_ms=ttl_ms),
+            )
+        )  # fmt: skip
+    start = list(ledger.records).index(middle)
+    for record in list(ledger.records)[start:]:
+        replay.take(record)
+
+    assert write_offs(ledger) == [(5, 0)]
+    assert replay.ledger.drift.shown_in_flight == ledger.drift.shown_in_flight == 0
+    assert replay.ledger.shows_since_ms == ledger.shows_since_ms == 0
+    assert replay.ledger.reserved == ledger.reserved == 5
+
+
+def test_a_replay_gives_up_what_was_given_up() -> None:
+    """A hold with which it began ends as the record has it, whatever its own counts show."""
+    replay = Replay()
+    replay.take(Carried(0, "a", "h", "deal", 1, 5, 0, 10, 30, lapsed=True, request=request("a")))
+    replay.take(Observed(10, 10, envelope(95, at=10), taken=True))
+    replay.take(WrittenOff(20, "a", "h", "deal", 1, 5, 5, 10))
+
+    assert replay.ledger.reserved == 0
+    assert replay.spend["h", "deal"].tokens == 5

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,3 +350,32 @@ def test_plan_can_change(start_simulator: StartSimulator) -> None:
     assert (reply["refillRate"], reply["tokenFlowReduction"]) == (60, 1.5)
     assert reply["tokensLeft"] == 300 - 40
     assert (stats["balance"], stats["foreign"], stats["spent"]) == (-10, 310, 0)
+
+
+def test_a_killed_simulator_goes_on_from_its_files(
+    start_simulator: StartSimulator, tmp_path: Path
+) -> None:
+    """An outage of Keepa keeps the bucket, the charges and the deals that there were."""
+    files = {"state": tmp_path / "state.json", "journal": tmp_path / "calls.jsonl"}
+    simulator = start_simulator(
+        rate=20, tick_seconds=3600, deal_speed=0.001, products=100, deals=10, **files
+    )
+    page = {"key": simulator.api_key, "selection": json.dumps({**BOOKS, "priceTypes": [1]})}
+    first = requests.get(f"{simulator.base_url}/deal", params=page, timeout=60).json()
+    simulator.change_account(spend=7)
+    before, calls = simulator.stats(), simulator.calls()
+    simulator.process.kill()
+    simulator.process.wait()
+    # Its last line was cut off.
+    with files["journal"].open("a") as journal:
+        journal.write('{"seq": ')
+    simulator.start_again()
+    after = simulator.stats()
+
+    assert simulator.calls() == calls
+    counted = ("spent", "foreign", "balance", "refilled", "calls", "start_ms")
+    assert {name: after[name] for name in counted} == {name: before[name] for name in counted}
+    assert (after["spent"], after["foreign"]) == (first["tokensConsumed"], 7)
+    again = requests.get(f"{simulator.base_url}/deal", params=page, timeout=60).json()
+    assert again["deals"] == first["deals"]
+    assert [call["seq"] for call in simulator.calls()] == [1, 2]
