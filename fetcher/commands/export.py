@@ -60,12 +60,16 @@ def export_deals(
         order = read_sort(sort or "changed")
         after = _after(since, cursor_file, order, values)
         wanted = read_filter(values)
+        with (
+            connect(database_url) as connection,
+            _target(to) as output,
+            stream_deal_rows(connection, wanted, sort=order, after=after) as rows,
+        ):
+            parts = _Places(rows, after)
+            count = _write(parts, kind, output)
     except FilterError as exc:
         problem = str(exc)
     else:
-        with connect(database_url) as connection, _target(to) as output:
-            parts = _Places(stream_deal_rows(connection, wanted, sort=order, after=after), after)
-            count = _write(parts, kind, output)
         if cursor_file is not None and parts.place is not None:
             # The old place stays until the new one is complete.
             part = cursor_file.with_name(f".{cursor_file.name}.new")
@@ -84,8 +88,6 @@ def _write(parts: Iterable[TextRows], kind: ExportFormat, output: BinaryIO) -> i
         return write_deals_file(parts, kind, output)
     except ModuleNotFoundError as exc:
         problem = f"{kind} needs {exc.name}: pip install 'keepa-token-broker[fetcher,parquet]'"
-    except FilterError as exc:
-        raise SettingsError([str(exc)]) from None
     raise ExportError(problem)
 
 

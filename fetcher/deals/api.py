@@ -149,8 +149,10 @@ async def _file(
 def _write(
     database: Database, asked: Asked, kind: ExportFormat, writer: "_ResponseWriter"
 ) -> None:
-    with database.connection() as connection:
-        parts = stream_deal_rows(connection, asked.wanted, sort=asked.sort, after=asked.after)
+    with (
+        database.connection() as connection,
+        stream_deal_rows(connection, asked.wanted, sort=asked.sort, after=asked.after) as parts,
+    ):
         # The first part decides whether there is an answer or an error.
         first = next(parts, TextRows([], None))
         write_deals_file(chain([first], parts), kind, writer)

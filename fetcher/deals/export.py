@@ -25,7 +25,7 @@ from protos.process.visible_text import visible
 
 FORMULA_SIGNS: Final = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 HEADERS: Final = (*COLUMNS, "currency")
-PARQUET_GROUP_ROWS: Final = 20_000
+PARQUET_GROUP_ROWS: Final = 5_000
 
 _DOMAIN: Final = COLUMNS.index("domain_id")
 _TEXTS: Final = frozenset({"query", "state", "asin", "title", "currency"})

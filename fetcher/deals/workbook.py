@@ -73,7 +73,6 @@ class Workbook:
         self._left_rows = self._left_bytes = 0
 
     def __enter__(self) -> Self:
-        self._begin()
         return self
 
     def __exit__(
@@ -82,10 +81,15 @@ class Workbook:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
-        if error is None:
-            self._finish()
-        self._zip.close()
+        try:
+            if error is None:
+                self.write(())
+                self._end()
+                self._finish()
+                self._zip.close()
+        finally:
+            # After a failure of the output, Python would try to close the ZIP file once more.
+            self._zip.fp = None
 
     def write(self, rows: Iterable[Sequence[str]]) -> None:
         """Writes some rows; texts must hold no control characters."""

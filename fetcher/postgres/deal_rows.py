@@ -8,7 +8,8 @@ Law:
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, LiteralString
@@ -167,16 +168,18 @@ def read_deal_rows(
     return DealRows(rows, asked.place(found[limit - 1]) if len(found) > limit else None)
 
 
+@contextmanager
 def stream_deal_rows(
     connection: Connection,
     wanted: DealFilter,
     *,
     sort: Sort = "changed",
     after: Cursor | None = None,
-) -> Iterator[TextRows]:
-    """Yields all *wanted* deals behind *after* in parts, at constant memory.
+) -> Iterator[Iterator[TextRows]]:
+    """Reads all *wanted* deals behind *after* in parts, at constant memory.
 
-    ``next`` of each part is the place after it.
+    ``next`` of each part is the place after it. The context ends the reading wherever it stands:
+    it holds the connection's lock, so the connection could not even roll back meanwhile.
 
     Raises:
         FilterError: The cursor comes from another server.
@@ -184,13 +187,17 @@ def stream_deal_rows(
     asked = _list(connection, wanted, sort, after, selected=AS_TEXT)
     statement: LiteralString = f"COPY ({asked.statement}) TO STDOUT (NULL '')"
     with connection.cursor() as cursor, cursor.copy(statement, asked.values) as copy:
-        while part := list(islice(copy, STREAM_ROWS)):
-            lines = b"".join(part).decode().split("\n")[:-1]
-            rows = [_cells(line) for line in lines]
-            place = asked.place(rows[-1])
-            for row in rows:
-                row.pop()
-            yield TextRows(rows, place)
+        yield _parts(copy, asked)
+
+
+def _parts(copy: Iterable[bytes | bytearray | memoryview], asked: _List) -> Iterator[TextRows]:
+    lines = iter(copy)
+    while part := list(islice(lines, STREAM_ROWS)):
+        rows = [_cells(line) for line in b"".join(part).decode().split("\n")[:-1]]
+        place = asked.place(rows[-1])
+        for row in rows:
+            row.pop()
+        yield TextRows(rows, place)
 
 
 def _cells(line: str) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -21,14 +22,15 @@ from fetcher.commands.export import export_deals
 from fetcher.deals import workbook
 from fetcher.deals.api import deal_routes, openapi
 from fetcher.deals.export import FORMULA_SIGNS, HEADERS, harmless, write_deals_file
-from fetcher.deals.filters import FIELDS
+from fetcher.deals.filters import FIELDS, DealFilter
 from fetcher.deals.formats import ExportFormat
 from fetcher.deals.workbook import Kind, Workbook
 from fetcher.postgres import Database
-from fetcher.postgres.deal_rows import COLUMNS, TextRows
+from fetcher.postgres.deal_rows import COLUMNS, TextRows, stream_deal_rows
 from fetcher.work.page_commit import write_deals
 from protos.process.settings import SettingsError
 from tests.fetcher.keepa_pages import NOON_MS, asin, query, reply, row
+from tests.waiting import DEADLINE_S
 
 HOSTILE = '=HYPERLINK("http://evil.example";"x")\x1b[31m\u202e<b>\'\n' + "y" * 500
 ROWS = 25
@@ -134,6 +136,29 @@ def test_an_export_without_rows_is_a_file(kind: ExportFormat) -> None:
 
     assert write_deals_file([TextRows([], None)], kind, output) == 0
     assert kind is ExportFormat.JSONL or output.getvalue()
+
+
+@pytest.mark.parametrize("kind", ExportFormat)
+def test_a_full_disk_ends_an_export(shelf: str, tmp_path: Path, kind: ExportFormat) -> None:
+    """The error comes out while most rows are unread, and the connection is left usable."""
+    ends: list[Any] = []
+
+    def export_into_it() -> None:
+        with Database(shelf) as database, database.connection() as connection:
+            with (
+                Path("/dev/full").open("wb", buffering=0) as full,
+                pytest.raises(OSError, match="No space"),
+                stream_deal_rows(connection, DealFilter()) as parts,
+            ):
+                write_deals_file(parts, kind, full)
+            ends.append(connection.execute("SELECT 1").fetchone())
+
+    # A thread, as the rollback waited without end once.
+    exporting = threading.Thread(target=export_into_it, daemon=True)
+    exporting.start()
+    exporting.join(DEADLINE_S)
+
+    assert ends == [(1,)]
 
 
 @given(st.text(max_size=20))

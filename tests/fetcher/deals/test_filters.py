@@ -150,11 +150,8 @@ def test_pages_show_every_deal_once(shelf: Connection, sort: Sort) -> None:
         seen += column(page, "asin")
         after = None if page.next is None else Cursor.parse(str(page.next), sort=sort)
         pages += 1
-    streamed = [
-        found
-        for part in stream_deal_rows(shelf, DealFilter(), sort=sort)
-        for found in column(part, "asin")
-    ]
+    with stream_deal_rows(shelf, DealFilter(), sort=sort) as parts:
+        streamed = [found for part in parts for found in column(part, "asin")]
 
     assert pages == 5
     assert len(set(seen)) == len(seen) == 30
