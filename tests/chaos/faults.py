@@ -62,7 +62,7 @@ def broker_ends(
     stack: Stack, number: signal.Signals, *, leads: bool, with_lease: bool = False
 ) -> Iterator[Struck]:
     """The leader, or the standby, gets *number*; *with_lease* waits for an open lease first."""
-    leader = stack.await_leader()
+    leader = stack.await_leader_and_standby()
     struck = leader if leads else 1 - leader
     program = stack.brokers[struck]
     if with_lease:
@@ -251,7 +251,7 @@ def _tally(link: Link, kind: str) -> int:
 @contextmanager
 def leader_loses_postgres(stack: Stack, _dice: Random) -> Iterator[Struck]:
     """The leader alone is cut off from Postgres, and must give way to the standby."""
-    leader = stack.await_leader()
+    leader = stack.await_leader_and_standby()
     link = stack.links[f"broker-{'ab'[leader]} to Postgres"]
     before = link.held
     link.parted = True

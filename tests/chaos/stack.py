@@ -224,6 +224,15 @@ class Stack:
         wait_for(look, "a broker leads", deadline_s)
         return found[0]
 
+    def await_leader_and_standby(self) -> int:
+        """The leader, once the other broker could follow it: one that starts is no hot standby."""
+        wait_for(
+            lambda: all(self.bucket(number) is not None for number in range(len(self.brokers))),
+            "both brokers answer",
+            START_TIMEOUT_S,
+        )
+        return self.await_leader()
+
     def execute(self, statement: str) -> None:
         """Runs *statement* as the superuser, past all links."""
         import psycopg  # noqa: PLC0415 - only here
