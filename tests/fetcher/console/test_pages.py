@@ -218,7 +218,7 @@ async def test_the_grid_shows_what_its_address_asks(site: Site) -> None:
     assert seen[10] == "Book number 10"
     assert titles(cheap) == [f"Book number {n}" for n in range(4, 11)]
     assert len(titles(ruled)) == 48
-    assert "estimated" in ruled.one("p", role="status").text
+    assert "(estimated), " in ruled.one("p", role="status").text
     assert titles(none) == []
     assert "0 deals" in none.one("p", role="status").text
 
