@@ -53,6 +53,8 @@ ENDED_MAX: Final = 100_000
 LEASE_AGE_MS_MAX: Final = 600_000
 # Before the first count shows a capacity, leases of earlier epochs are adopted up to this sum.
 UNSYNCED_TOKENS_MAX: Final = 1_000_000
+# After a first count that earlier epochs may have spent of, their clients settle again.
+STRAGGLERS_MS: Final = 30_000
 # Events are kept until they are taken; beyond this number the oldest go.
 EVENTS_MAX: Final = 10_000
 # Records likewise: the edge takes them after every step.
@@ -115,6 +117,10 @@ class Ledger:
     # it; and Keepa's time of that count.
     unrecorded_tokens: int = 0
     _unrecorded_ms: int = LONG_AGO_MS
+    # Until then a charge that shows may be theirs.
+    _stragglers_until_ms: int = LONG_AGO_MS
+    # A replay gives up what its records give up, and nothing by itself.
+    gives_up: bool = True
     # The last probe; costs that it may lack, and those that it certainly lacks.
     _spent_since_probe: int = 0
     _spent_after_probe: int = 0
@@ -599,7 +605,7 @@ class Ledger:
         assert observation.source is Source.PROBE
         assert self.shows_since_ms is not None
         lapsed = self.holds.leases(LeaseState.LAPSED)
-        if not lapsed:
+        if not lapsed or not self.gives_up:
             return
         asked_ms = observation.requested_ms
         lost = [lease for lease in lapsed if asked_ms >= lease.granted_ms + CALL_MS_MAX]
@@ -608,6 +614,8 @@ class Ledger:
         # lump that the reply may lack looks like one, and less than what they hold may
         # be what a false report has left behind.
         alone = len(lapsed) == len(self.holds) and not self.bucket.straddles_tick
+        if asked_ms < self._stragglers_until_ms:
+            alone = False
         if alone and shown >= self.reserved:
             lost = lapsed
         for lease in lost:
@@ -642,6 +650,14 @@ class Ledger:
         self.totals.written_off_tokens += record.cost
         ended = Ended(True, record.cost, lease.holder, record.unwitnessed)
         self._end(lease.lease_id, ended)
+
+    def amend(self, record: WrittenOff) -> None:
+        """Adds what the counts have shown meanwhile of a call that has just been given up."""
+        shown = self.drift.written_off(record.tokens)
+        if not record.unwitnessed:
+            record.cost += shown
+            self.totals.written_off_tokens += shown
+            self._end(record.lease_id, Ended(True, record.cost, record.holder))
 
     def _settle_without_hold(self, settlement: Settlement, now_ms: int) -> Settled:
         """Settles a lease that this epoch holds nothing for."""
@@ -700,6 +716,7 @@ class Ledger:
         assert self.bucket.probed is not None
         self.unrecorded_tokens = tokens
         self._unrecorded_ms = self.bucket.probed.envelope.server_time_ms
+        self._stragglers_until_ms = self.bucket.probed.arrived_ms + STRAGGLERS_MS
 
     def _explain_unrecorded(self, settled: Lease) -> int:
         """The part of what was not recorded that a call explains which this epoch never held."""

@@ -78,16 +78,14 @@ class Opening:
         self._books, self._ledger = books, ledger
         ledger.shows_since_ms = books.ledger.shows_since_ms
         self._foreign = books.ledger.drift.foreign_tokens
-        self._counted = False
-        self._until_ms = 0
+        # When the first count came.
+        self._counted_ms: int | None = None
         self._left = 0
-        # Lost calls that the first count shows to be over, and what they have cost.
-        self._lost: dict[str, int] = {}
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to find out."""
-        return self._counted and self._left == 0
+        return self._counted_ms is not None and self._left == 0
 
     def follow(self, made: Iterable[Record]) -> Iterator[Record]:
         """Yields *made*, the new epoch's records in order, and what follows from them."""
@@ -98,13 +96,11 @@ class Opening:
                 yield Unrecorded(record.at_ms, tokens)
 
     def _take(self, record: Record) -> int:
-        if self._counted:
-            return self._take_back(record)
-        self._books.ledger.written_off.clear()
+        if self._counted_ms is not None:
+            return self._take_back(record, self._counted_ms)
         self._books.take(record)
         if isinstance(record, Observed) and record.taken:
-            self._counted = True
-            self._until_ms = record.at_ms + REPEATED_MS_MAX
+            self._counted_ms = record.at_ms
             self._left = self._compare()
             self._ledger.note_unrecorded(self._left)
             # The next epoch's books may begin with this record.
@@ -116,23 +112,17 @@ class Opening:
     def _compare(self) -> int:
         """Lets the new ledger learn what the count shows; returns what no record explains."""
         books, drift = self._books.ledger, self._books.ledger.drift
-        shown = drift.shown_in_flight
-        for given_up in books.written_off:
-            # With a past the books may see sooner that a call is over.
-            if self._ledger.lease(given_up.lease_id) is None:
-                self._lost[given_up.lease_id] = given_up.cost
-            else:
-                shown += given_up.cost - given_up.unwitnessed
-        self._ledger.drift.by_cause[Cause.IN_FLIGHT] = -shown
+        self._ledger.drift.by_cause[Cause.IN_FLIGHT] = -drift.shown_in_flight
         self._ledger.shows_since_ms = books.shows_since_ms
         return max(0, drift.foreign_tokens - self._foreign)
 
-    def _take_back(self, record: Record) -> int:
+    def _take_back(self, record: Record, counted_ms: int) -> int:
         """The part of what was not recorded that *record* explains, as a negative number."""
-        if isinstance(record, WrittenOff):
+        if isinstance(record, WrittenOff) and record.at_ms == counted_ms:
             # In the same step, before the new ledger had learned anything.
-            return self._lost.pop(record.lease_id, record.cost) - record.cost
-        if record.at_ms > self._until_ms:
+            self._ledger.amend(record)
+            return 0
+        if record.at_ms > counted_ms + REPEATED_MS_MAX:
             self._left = self._ledger.unrecorded_tokens = 0
         part = self._left - self._ledger.unrecorded_tokens
         self._left -= part

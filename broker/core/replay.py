@@ -78,7 +78,7 @@ class Replay:
     """The books as the records have them so far."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(0)
+        self.ledger = Ledger(0, gives_up=False)
         self.spend: dict[tuple[str, str], Spend] = defaultdict(Spend)
         self.sums = Sums()
         self.differences: list[Difference] = []

@@ -198,3 +198,23 @@ def test_a_replay_gives_up_what_was_given_up() -> None:
 
     assert replay.ledger.reserved == 0
     assert replay.spend["h", "deal"].tokens == 5
+
+
+def test_a_lost_call_is_not_given_up_while_others_may_have_been_charged() -> None:
+    """Found by chaos: what calls without a record had cost was booked to the lost one."""
+    kept: list[records.Record] = [Observed(0, 0, envelope(100), taken=True)]
+    held = Carried(20, "a", "h", "deal", 1, 5, 0, 10, 30, lapsed=True, request=request("a"))
+    after = Successor([*kept, held], held, at_ms=900)
+    for at_ms in (1_000, 2_000):
+        after.allocator.probe_started(at_ms)
+        after.allocator.probe_answered(envelope(95, at=at_ms), at_ms, at_ms)
+    # The five tokens were those of another call, and the lost one was never sent.
+    after.allocator.settle(settlement("b", said=envelope(95, at=500, consumed=5)), 3_000)
+    after.allocator.probe_started(LATE_MS)
+    after.allocator.probe_answered(
+        envelope(95, at=LATE_MS, refill_in=10_000_000 - LATE_MS), LATE_MS, LATE_MS
+    )
+    costs = [made.cost for made in after.recorded() if isinstance(made, WrittenOff)]
+
+    assert costs == [0]
+    assert after.allocator.ledger.totals.spent_tokens == 5
