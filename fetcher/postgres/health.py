@@ -13,8 +13,9 @@ SELECT query, selection_hash, watermark, moved_at, newest_deal, newest_seen,
   FROM watermarks ORDER BY query
 """
 
+# Each part by the partial index of its states: pages that are done are not looked at.
 STUCK: Final[LiteralString] = """
-SELECT count(*) FILTER (WHERE p.state = 'dead')::int AS dead,
+SELECT (SELECT count(*)::int FROM scan_pages WHERE state = 'dead') AS dead,
        count(*) FILTER (WHERE p.state = 'claimed' AND p.claim_expires < now())::int AS expired,
        count(*) FILTER (WHERE p.state = 'ready' AND s.state = 'running')::int AS ready,
        count(*) FILTER (WHERE p.state = 'ready' AND s.state = 'running'
@@ -24,6 +25,7 @@ SELECT count(*) FILTER (WHERE p.state = 'dead')::int AS dead,
        (SELECT count(*)::int FROM products WHERE state = 'dead') AS dead_products,
        (SELECT count(*)::int FROM products WHERE state IN ('wanted', 'claimed')) AS wanted
   FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+ WHERE p.state IN ('ready', 'claimed')
 """
 
 WORKERS: Final[LiteralString] = """

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Final, LiteralString
 
 from fetcher.postgres.database import Connection, Row, fetch_dicts
+from fetcher.postgres.grid import query_names
 
 SCANS: Final[LiteralString] = """
 SELECT s.id, s.query, s.kind, s.state, s.end_reason, s.started_at, s.ended_at, s.watermark,
@@ -20,14 +21,23 @@ SELECT s.id, s.query, s.kind, s.state, s.end_reason, s.started_at, s.ended_at, s
  ORDER BY s.id DESC
 """
 
-# Drop and average depend on a query's date range: they are those of the query in the filter,
-# else of the query that judged last.
+# The grid has an index for its newest rows: only these are looked up, out of millions. A deal
+# has one row for each query. Drop and average depend on a query's date range: they are those of
+# the query in the filter, else of the query that judged last.
 DEALS: Final[LiteralString] = """
+WITH newest AS (
+    SELECT DISTINCT domain_id, asin, price_type FROM (
+        SELECT g.domain_id, g.asin, g.price_type FROM deal_grid g
+         WHERE (%(query)s::text IS NULL OR g.query = %(query)s)
+           AND (%(state)s::text IS NULL OR g.state = %(state)s)
+         ORDER BY g.created_ms DESC FETCH FIRST %(rows)s ROWS WITH TIES) g)
 SELECT d.domain_id, d.asin, d.price_type, l.title, d.price_minor, d.value,
        s.date_range, s.average_minor, s.drop_minor, s.drop_percent, l.rank, l.rating,
        d.creation_time, d.last_update, d.reply_time, d.first_seen,
        coalesce(v.verdicts, '[]') AS verdicts
-  FROM deals d
+  FROM (SELECT d.* FROM newest JOIN deals d USING (domain_id, asin, price_type)
+         ORDER BY d.creation_time DESC NULLS LAST, d.domain_id, d.asin, d.price_type
+         LIMIT %(limit)s) d
   JOIN listings l USING (domain_id, asin)
   LEFT JOIN LATERAL (
        SELECT jsonb_agg(jsonb_build_object(
@@ -45,35 +55,35 @@ SELECT d.domain_id, d.asin, d.price_type, l.title, d.price_minor, d.value,
           AND f.price_type = d.price_type
           AND (%(query)s::text IS NULL OR f.query = %(query)s)
         ORDER BY f.reply_time DESC, f.query LIMIT 1) s ON true
- WHERE (%(query)s::text IS NULL AND %(state)s::text IS NULL)
-    OR EXISTS (SELECT FROM final_verdicts f
-                WHERE f.domain_id = d.domain_id AND f.asin = d.asin
-                  AND f.price_type = d.price_type
-                  AND (%(query)s::text IS NULL OR f.query = %(query)s)
-                  AND (%(state)s::text IS NULL OR f.state = %(state)s))
  ORDER BY d.creation_time DESC NULLS LAST, d.domain_id, d.asin, d.price_type
- LIMIT %(limit)s
 """
 
+# The grid holds the verdict that counts, and an index of the times of judging.
 STATES: Final[LiteralString] = """
 SELECT query, count(*) FILTER (WHERE state = 'accepted') AS accepted,
        count(*) FILTER (WHERE state = 'pending') AS pending,
        count(*) FILTER (WHERE state = 'rejected') AS rejected
-  FROM final_verdicts
+  FROM deal_grid
  WHERE (%(query)s::text IS NULL OR query = %(query)s)
    AND (%(since)s::interval IS NULL OR judged_at >= now() - %(since)s::interval)
  GROUP BY query ORDER BY query
 """
 
 RULES: Final[LiteralString] = """
-SELECT query, failure ->> 'rule' AS rule,
+SELECT g.query, failure ->> 'rule' AS rule,
        count(*) FILTER (WHERE failure ->> 'outcome' = 'failed') AS failed,
        count(*) FILTER (WHERE failure ->> 'outcome' = 'unknown') AS unknown
-  FROM final_verdicts, jsonb_array_elements(failures) AS failure
- WHERE state = 'rejected'
-   AND (%(query)s::text IS NULL OR query = %(query)s)
-   AND (%(since)s::interval IS NULL OR judged_at >= now() - %(since)s::interval)
- GROUP BY query, rule ORDER BY query, count(*) DESC, rule
+  FROM deal_grid g
+ CROSS JOIN LATERAL (
+       SELECT v.failures FROM verdicts v
+        WHERE v.query = g.query AND v.domain_id = g.domain_id AND v.asin = g.asin
+          AND v.price_type = g.price_type
+        ORDER BY v.stage DESC LIMIT 1) v
+ CROSS JOIN LATERAL jsonb_array_elements(v.failures) AS failure
+ WHERE g.state = 'rejected'
+   AND (%(query)s::text IS NULL OR g.query = %(query)s)
+   AND (%(since)s::interval IS NULL OR g.judged_at >= now() - %(since)s::interval)
+ GROUP BY g.query, rule ORDER BY g.query, count(*) DESC, rule
 """
 
 
@@ -85,8 +95,10 @@ def list_scans(connection: Connection, *, query: str | None, limit: int) -> list
 def list_deals(
     connection: Connection, *, query: str | None, state: str | None, limit: int
 ) -> list[Row]:
-    """Returns the newest deals with every query's verdict."""
-    return fetch_dicts(connection, DEALS, {"query": query, "state": state, "limit": limit})
+    """Returns the newest deals that a query has judged, with every query's verdict."""
+    queries = len(query_names(connection)) if query is None else 1
+    values = {"query": query, "state": state, "limit": limit, "rows": limit * max(queries, 1)}
+    return fetch_dicts(connection, DEALS, values)
 
 
 def count_states(

@@ -34,7 +34,7 @@ BENCHES: Final = (
     "waiting",
     "starts",
     "in_flight",
-    "page_writes",
+    "postgres",
     "peers",
 )
 LIBRARIES: Final = ("grpcio", "protobuf", "uvloop", "psycopg", "pydantic", "aiohttp", "requests")

@@ -1,20 +1,16 @@
 """Writing pages of 150 deals to Postgres: the fetcher's way beside COPY and a merge.
 
 Both write the same columns to the same tables, listings and deals with the triggers of
-their history, half of the rows new and half of them changed; also where very many deals are
-present. Rounds are taken by turns.
+their history, each its own products, half of the rows new and half of them changed. Rounds are
+taken by turns, in the database of `bench_postgres`.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final
 
-from deploy.local.postgres import PostgresServer
-from fetcher.postgres import migrate
 from fetcher.postgres.database import Connection, connect, instant
 from fetcher.postgres.deals import (
     UPSERT_DEALS,
@@ -25,21 +21,22 @@ from fetcher.postgres.deals import (
     upsert_deals,
 )
 from fetcher.replies.deals import Deal
-from tests.bench.bench_console import OPTIONS, fill
-from tests.bench.table import Row, at_least, median_ratio
+from tests.bench.processes import precise_cpu_s
+from tests.bench.table import Goal, Row, at_least, at_most, median_ratio
 from tests.fetcher.keepa_pages import MINUTE_MS, NOON_MS, page, row
 
-PAGES: Final = 40
+PAGES: Final = 20
 ROWS: Final = 150
 ROUNDS: Final = 9
-QUICK_PAGES: Final = 10
-QUICK_ROUNDS: Final = 5
-PRESENT: Final = (0, 1_000_000)
-QUICK_PRESENT: Final = (0, 20_000)
+QUICK_PAGES: Final = 6
+QUICK_ROUNDS: Final = 3
+# Behind the deals that are present, and far enough apart.
+RANGES: Final = (100_000_000, 200_000_000)
 GOAL: Final = at_least(1.0)
+CPU_GOAL: Final = at_most(1.0)
 WHY: Final = (
-    "the triggers that keep the history, the grid and the words of titles are most of both; two of"
-    " them are called for each row"
+    "both read the same JSON of deals, some 20 ms of a page's 50 in Postgres, and call the same"
+    " triggers; COPY lets Postgres read while the client still writes. See the processor time"
 )
 
 Pages = Sequence[tuple[Sequence[Deal], int]]
@@ -82,14 +79,20 @@ def write_copied(connection: Connection, deals: Sequence[Deal], served_ms: int) 
         connection.execute(merge.encode())
 
 
-def pages(round_number: int, count: int) -> Pages:
-    """So many pages with half of their rows from the previous round."""
+def pages(first: int, round_number: int, count: int) -> Pages:
+    """So many pages, half of their rows from the previous round; products from *first* on."""
     served_ms = NOON_MS + round_number * MINUTE_MS
-    first = round_number * count * ROWS // 2
+    first += round_number * count * ROWS // 2
     return [
         (
             page(
-                row(first + number * ROWS + index, price=1000 + round_number, updated_ms=served_ms)
+                row(
+                    first + number * ROWS + index,
+                    title=f"Product {first + number * ROWS + index}, as many words as titles have",
+                    price=1000 + round_number,
+                    created_ms=NOON_MS,
+                    updated_ms=served_ms,
+                )
                 for index in range(ROWS)
             ).deals,
             served_ms,
@@ -98,48 +101,43 @@ def pages(round_number: int, count: int) -> Pages:
     ]
 
 
-def rate(connection: Connection, write: Write, arrived: Pages) -> float:
-    """Rows per second, each page in a transaction of its own."""
+def written(connection: Connection, write: Write, arrived: Pages) -> tuple[float, float]:
+    """Rows a second, each page in a transaction of its own; processor time of a page in ms."""
+    backend = connection.info.backend_pid
+    used_s = time.process_time() + precise_cpu_s(backend)
     started_s = time.perf_counter()
     for deals, served_ms in arrived:
         with connection.transaction():
             write(connection, deals, served_ms)
-    return len(arrived) * ROWS / (time.perf_counter() - started_s)
+    took_s = time.perf_counter() - started_s
+    used_s = time.process_time() + precise_cpu_s(backend) - used_s
+    return len(arrived) * ROWS / took_s, used_s / len(arrived) * 1000
 
 
-def measure(server: PostgresServer, present: int, *, quick: bool) -> Row:
-    """Rows per second of both by turns, with *present* deals of other products."""
+def compared(database_url: str, present: int, *, quick: bool) -> Iterator[Row]:
+    """Rows per second and processor time of both by turns, beside *present* other deals."""
     writes: dict[str, Write] = {"ours": write_ours, "copy + merge": write_copied}
-    rates: dict[str, list[float]] = {label: [] for label in writes}
+    found: dict[str, list[tuple[float, float]]] = {label: [] for label in writes}
     with ExitStack() as stack:
-        connections = {}
-        for number, label in enumerate(writes):
-            url = server.create_database(f"writes_{present}_{number}")
-            migrate(url)
-            fill(url, present)
-            connections[label] = stack.enter_context(connect(url))
+        connections = {label: stack.enter_context(connect(database_url)) for label in writes}
         for round_number in range(QUICK_ROUNDS if quick else ROUNDS):
-            arrived = pages(round_number, QUICK_PAGES if quick else PAGES)
-            turns = list(writes.items())
-            for label, write in turns if round_number % 2 else reversed(turns):
-                rates[label].append(rate(connections[label], write, arrived))
-    ours, copied = rates.values()
-    return Row(
-        f"page writes beside COPY and merge, {present:,} deals present",
-        median_ratio(ours, copied),
-        "x",
-        GOAL,
-        f"{statistics.median(ours):,.0f} and {statistics.median(copied):,.0f} rows/s",
-        WHY,
-        {"rows_per_s": ours, "copied_rows_per_s": copied},
+            turns = list(zip(writes.items(), RANGES, strict=True))
+            for (label, write), first in turns if round_number % 2 else reversed(turns):
+                # Each stage writes products of its own.
+                arrived = pages(first + 2 * present, round_number, QUICK_PAGES if quick else PAGES)
+                found[label].append(written(connections[label], write, arrived))
+    measures: tuple[tuple[str, str, Goal], ...] = (
+        ("rows a second", "rows/s", GOAL),
+        ("processor time, client and server", "ms a page", CPU_GOAL),
     )
-
-
-def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
-    """Both on a private server, beside other deals."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with PostgresServer(folder / "data", log_path=folder / "log", options=OPTIONS) as server:
-            for present in QUICK_PRESENT if quick else PRESENT:
-                yield measure(server, present, quick=quick)
+    for place, (what, unit, goal) in enumerate(measures):
+        ours, copied = ([result[place] for result in results] for results in found.values())
+        yield Row(
+            f"page writes beside COPY and merge, {present:,} deals present: {what}",
+            median_ratio(ours, copied),
+            "x",
+            goal,
+            f"{statistics.median(ours):,.0f} and {statistics.median(copied):,.0f} {unit}",
+            WHY,
+            {"ours": ours, "copy_and_merge": copied},
+        )
