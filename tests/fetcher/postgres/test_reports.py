@@ -35,7 +35,7 @@ SELECT query, domain_id, asin, price_type, 'product', 'rejected',
 @pytest.fixture
 def connection(database_url: str) -> Iterator[Connection]:
     """Ten deals that three queries have judged, the newest with the lowest number."""
-    rules = ({}, {"price": {"max": 1004}}, {"price": {"max": 900}})
+    rules: tuple[dict[str, object], ...] = ({}, {"price": {"max": 1004}}, {"price": {"max": 900}})
     with Database(database_url) as database, database.connection() as connection:
         for minutes, wanted in enumerate(rules):
             query = parse_query(f"query-{minutes}", query_text(rules=wanted))
