@@ -31,6 +31,7 @@ from fetcher.postgres.outbox import (
 )
 from fetcher.postgres.retention import prune_some
 from fetcher.query_folder import QueryFolder
+from fetcher.reports.metrics import CollectionCollector, Measuring, measure
 from fetcher.work.page_commit import write_deals
 from protos.process.watched_files import Followed
 from tests.fetcher.alerts.receivers import (
@@ -118,6 +119,22 @@ def messages(database: Database, state: str | None = None) -> list[dict[str, Any
         return list_messages(connection, channel=None, state=state, limit=1000)
 
 
+def series(database: Database, folder: Path) -> dict[str, float]:
+    """The metrics of the channel "team", by their names."""
+    measuring = Measuring(
+        database, QueryFolder(folder), silent_s=30.0, retention=timedelta(days=1)
+    )
+    with database.connection() as connection:
+        measuring.latest = measure(connection, [], [], silent_s=30.0)
+    measuring.database_up = True
+    return {
+        sample.name: sample.value
+        for family in CollectionCollector(measuring).collect()
+        for sample in family.samples
+        if sample.labels.get("channel") == "team"
+    }
+
+
 def works(database: Database) -> bool:
     """Whether a sender has reported."""
     with database.connection() as connection:
@@ -174,13 +191,21 @@ def test_a_message_that_fails_too_often_is_set_aside(
         cross(database, 1)
         wait_until(lambda: messages(database, "dead"), "a dead letter")
         cross(database, 2)
-        wait_until(lambda: messages(database, "delivered"), "the next one")
         [dead] = messages(database, "dead")
+        wait_until(lambda: messages(database, "delivered"), "the next one")
+        seen = series(database, tmp_path)
         with database.connection() as connection:
             retried = retry_messages(connection, channel="team")
         wait_until(lambda: len(messages(database, "delivered")) == 2, "the first one")
 
     assert (dead["error"], dead["attempts"], retried) == ("HTTP 500", 3, 1)
+    assert 0 < seen.pop("dealfetcher_alerts_lag_seconds") < DEADLINE_S
+    assert seen == {
+        "dealfetcher_alerts_waiting": 0,
+        "dealfetcher_alerts_dead": 1,
+        "dealfetcher_hour_alerts": 1,
+        "dealfetcher_alerts_late_seconds": 0,
+    }
     assert hook.ids()[0] == hook.ids()[2] == hook.ids()[-1]
 
 
