@@ -54,7 +54,7 @@ def _rank(listing: Listing) -> int:
     return rank if rank > 0 else 2**31
 
 
-def _order(sort_type: int, date_range: int) -> _Order:
+def order_of(sort_type: int, date_range: int) -> _Order:
     """The sort key of a sortType; nothing sorts by last update. Ties go by product."""
     orders: dict[int, _Order] = {
         1: lambda match: (-match[1].since, match[0].facts.number),
@@ -96,7 +96,7 @@ def answer(
     if wanted.include_categories or wanted.exclude_categories:
         matches = [match for match in matches if in_categories(match[0], wanted)]
     order = wanted.sort_type if sort_type is None else sort_type
-    matches.sort(key=_order(order, wanted.date_range))
+    matches.sort(key=order_of(order, wanted.date_range))
     first = wanted.page * PAGE_ROWS
     rows = matches[:ROWS_MAX][first : first + PAGE_ROWS]
     return Page([listing for listing, _ in rows], dict(counts))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -34,6 +34,14 @@ SELECT coalesce(sum(tokens) FILTER (WHERE operation <> ''), 0)::int FROM tokenbr
 """
 RECORDS: Final = """
 SELECT row_to_json(record)::text FROM tokenbroker.records AS record ORDER BY epoch, seq
+"""
+# What each page of each scan has asked for, first and last, by Keepa's clock.
+ASKED: Final = """
+SELECT s.id, jsonb_set(s.selection, '{page}', to_jsonb(p.page)), t.at_ms
+  FROM scan_pages p JOIN scans s ON s.id = p.scan_id
+ CROSS JOIN LATERAL (VALUES ((p.facts ->> 'server_ms')::bigint),
+                            ((extract(epoch FROM p.reply_time) * 1000)::bigint)) AS t (at_ms)
+ WHERE p.reply_time IS NOT NULL
 """
 HAS_BOOKS: Final = "SELECT to_regclass('tokenbroker.spend') IS NOT NULL"
 
@@ -182,7 +190,7 @@ def _check(stack: Stack, outcome: Outcome, spoiled_ms: list[int]) -> None:
     )
     outcome.problems += report.losses()
     calls = stack.simulator.calls()
-    twice = read_twice(calls, spoiled_ms)
+    twice = read_twice(calls, spoiled_ms, scans_of_calls(calls, stack.database_url))
     if twice:
         outcome.problems.append(f"{len(twice)} pages were read twice at once: calls {twice[:3]}")
     refusals = refusals_apart(calls)
@@ -207,21 +215,49 @@ def _code(fetcher: Program) -> int | None:
         return None
 
 
-def read_twice(calls: Sequence[Call], spoiled_ms: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of calls for one page that were under way at the same time.
+def scans_of_calls(calls: Sequence[Call], database_url: str) -> dict[int, set[int]]:
+    """The scans that have stored the reply to a call, by the call's number."""
+    stored: dict[tuple[int, str], set[int]] = {}
+    for scan, selection, reply_ms in fetch(database_url, ASKED):
+        stored.setdefault((reply_ms, json.dumps(selection, sort_keys=True)), set()).add(scan)
+    return {
+        call["seq"]: stored.get(
+            (call["time_ms"], json.dumps(json.loads(call["selection"]), sort_keys=True)), set()
+        )
+        for call in calls
+        if call["selection"]
+    }
 
-    But for calls that were abandoned: their reply reached no client, or a fault hit the fetcher
-    or its link while they ran. Keepa's server goes on with such a call.
+
+def read_twice(
+    calls: Sequence[Call], spoiled_ms: Sequence[int], scans: Mapping[int, set[int]]
+) -> list[tuple[int, int]]:
+    """Pairs of calls for one page of one scan that were under way at the same time.
+
+    A full scan and one for what is new may ask for the same rows at once: each stores a page of
+    its own. Left out are calls that were abandoned, too: their reply reached no client, or a
+    fault hit the fetcher or its link while they ran. Keepa's server goes on with such a call.
+
+    Args:
+        calls: All of Keepa's calls.
+        spoiled_ms: Times of faults, in Unix milliseconds.
+        scans: The scans that have stored the reply to a call, by its number.
     """
     return [
         (first["seq"], second["seq"])
         for first, second in same_page_at_once(calls)
         if first["delivered"]
+        and not are_of_two_scans(scans.get(first["seq"], set()), scans.get(second["seq"], set()))
         and not any(
             first["time_ms"] <= at_ms <= first["time_ms"] + first["duration_ms"]
             for at_ms in spoiled_ms
         )
     ]
+
+
+def are_of_two_scans(first: set[int], second: set[int]) -> bool:
+    """Whether both calls are known to have served scans, each another one."""
+    return bool(first) and bool(second) and first.isdisjoint(second)
 
 
 def refusals_apart(calls: Sequence[Call]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from deploy.keepa_simulator.catalogue import Catalogue
-from deploy.keepa_simulator.deal_query import PAGE_ROWS, answer
+from deploy.keepa_simulator.deal_query import PAGE_ROWS, answer, order_of
 from deploy.keepa_simulator.keepa_time import even_keepa_minutes
 from deploy.keepa_simulator.selection import Selection, parse_selection
 from tests.e2e.collection import PAGE_TOKENS, Call, fetch, stored_deals
@@ -20,7 +20,8 @@ IN_HAND_MS: Final = 2_000
 OVERPAID_MAX: Final = 0.02
 
 WHOLE_SCANS: Final = """
-SELECT s.id, s.kind, s.selection::text, (extract(epoch FROM p.reply_time) * 1000)::bigint
+SELECT s.id, s.kind, s.selection::text, p.page, (p.facts ->> 'server_ms')::bigint,
+       (p.facts ->> 'cached')::boolean, (extract(epoch FROM p.reply_time) * 1000)::bigint
   FROM scans s JOIN scan_pages p ON p.scan_id = s.id
  WHERE s.state = 'completed' AND s.end_reason IN ('short page', 'counted end')
    AND p.state = 'done' AND (s.plan ->> 'first_page')::int = 0
@@ -48,18 +49,29 @@ SELECT count(*) FROM deals d WHERE NOT EXISTS (
 
 # Domain, ASIN, price type.
 Key = tuple[int, str, int]
+# What a row is ordered by.
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Read:
+    """The time that a page of a scan shows, and whether it was read before."""
+
+    at_ms: int
+    page: int
+    is_again: bool
 
 
 @dataclass(frozen=True, slots=True)
 class WholeScan:
-    """A scan that read down to the last row; *times_ms* are those of its pages.
+    """A scan that read down to the last row.
 
     Only full scans read a border again after rows have moved over it.
     """
 
     is_full: bool
     selection: Selection
-    times_ms: tuple[int, ...]
+    reads: tuple[Read, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class DayReport:
         lost: Rows that were served whole, and never stored.
         stale: Stored in an older state than the newest one served.
         in_hand: Lost or stale rows that only a process killed at that time had received.
-        unseen: Deals that matched throughout a completed full scan, and aren't stored.
+        unseen: Deals that kept their place throughout a completed full scan, and aren't stored.
         slipped: The same of other scans that reached the last row. They leave rows that
             moved over a border to the next scan, which may come too late.
         doubled: Changes written twice into the history.
@@ -131,7 +143,7 @@ class DayReport:
             "nothing was collected": self.stored > 0,
             f"served, but not stored: {self.lost[:5]}": not self.lost,
             f"stored in an older state than served: {self.stale[:5]}": not self.stale,
-            f"matched throughout a full scan, but not stored: {self.unseen[:5]}": not self.unseen,
+            f"in place throughout a full scan, but not stored: {self.unseen[:5]}": not self.unseen,
             "changes are in the history twice": not self.doubled,
             "deals have no verdict": not self.unjudged,
             "a fetcher complained of a bug": not self.tracebacks,
@@ -168,10 +180,10 @@ def report_on(
     calls, stats = simulator.calls(), simulator.stats()
     stored = stored_deals(database_url)
     everything, certain = newest_served(calls), newest_served(calls, without=kills_ms)
-    scans = completed_scans(database_url)
+    scans = completed_scans(database_url, cache_ms=round(options["cache_seconds"] * 1000))
     full_scans = [scan for scan in scans if scan.is_full]
-    matched = matched_throughout(full_scans, options, start_ms=stats["start_ms"])
-    others = matched_throughout(scans, options, start_ms=stats["start_ms"]) - matched
+    matched = in_place_throughout(full_scans, options, start_ms=stats["start_ms"])
+    others = in_place_throughout(scans, options, start_ms=stats["start_ms"]) - matched
     pages_read, pages_reread = fetch(database_url, PAGES_READ)[0]
     pages_needed = fetch(database_url, NEEDED_PAGES)[0][0]
     return DayReport(
@@ -219,31 +231,38 @@ def products_served(calls: Iterable[Call]) -> set[str]:
     return {asin for call in calls for asin in call["asins"]}
 
 
-def completed_scans(database_url: str) -> list[WholeScan]:
+def completed_scans(database_url: str, *, cache_ms: int) -> list[WholeScan]:
     """The scans that have read down to the last row, in the order of their start.
 
-    A scan may miss a row that moves during it; the next scan finds it. So the last scan of
-    each query proves nothing.
+    A page shows the time of its reply, or an earlier one if it comes from the cache.
     """
-    pages: dict[int, tuple[str, str, list[int]]] = {}
-    for scan, kind, selection, reply_ms in fetch(database_url, WHOLE_SCANS):
-        pages.setdefault(scan, (kind, selection, []))[2].append(reply_ms)
-    last = {selection: scan for scan, (_, selection, _) in pages.items()}
+    scans: dict[int, tuple[str, str, set[Read]]] = {}
+    for scan, kind, selection, page, first_ms, cached, last_ms in fetch(database_url, WHOLE_SCANS):
+        reads = scans.setdefault(scan, (kind, selection, set()))[2]
+        reads.add(Read(first_ms, page, is_again=False))
+        if cached:
+            reads.add(Read(first_ms - cache_ms, page, is_again=False))
+        if last_ms > first_ms:
+            reads.add(Read(last_ms, page, is_again=True))
     return [
-        WholeScan(kind == "full", parse_selection(text), tuple(times))
-        for scan, (kind, text, times) in pages.items()
-        if scan != last[text]
+        WholeScan(kind == "full", parse_selection(text), tuple(sorted(reads)))
+        for kind, text, reads in scans.values()
     ]
 
 
-def matched_throughout(
+def in_place_throughout(
     scans: Sequence[WholeScan], options: dict[str, Any], *, start_ms: int
 ) -> set[Key]:
-    """The deals that matched at each page of at least one of *scans*."""
+    """The deals that at least one of *scans* must have seen: they matched at each of its reads.
+
+    Two events let a scan miss a deal that matches; it may have ended before the next scan:
+
+    1. What it is ordered by changes, such as its date. It leaves a page that is not read yet
+       for one that has been.
+    2. It has left a page before this page is read again.
+    """
     # Time in a catalogue only moves forward.
-    moments = sorted(
-        (at_ms, number) for number, scan in enumerate(scans) for at_ms in scan.times_ms
-    )
+    moments = sorted((read, number) for number, scan in enumerate(scans) for read in scan.reads)
     catalogue = Catalogue(
         seed=options["seed"],
         domain=1,
@@ -252,22 +271,37 @@ def matched_throughout(
         speed=options["deal_speed"],
         start_ms=start_ms,
     )
-    throughout: dict[int, set[Key]] = {}
-    for at_ms, number in moments:
-        catalogue.advance(at_ms)
-        now = matching(catalogue, scans[number].selection, at_ms)
-        throughout[number] = throughout.get(number, now) & now
-    return set().union(*throughout.values())
+    kept: dict[int, dict[Key, Order]] = {}
+    # Where each deal stood at the reads so far.
+    stood: dict[int, set[tuple[Key, int]]] = {}
+    for read, number in moments:
+        catalogue.advance(read.at_ms)
+        now = places(catalogue, scans[number].selection, read.at_ms)
+        before = kept.get(number, {key: order for key, (order, _) in now.items()})
+        kept[number] = {
+            key: order
+            for key, order in before.items()
+            if key in now
+            and now[key][0] == order
+            and not (
+                read.is_again and (key, read.page) in stood[number] and now[key][1] != read.page
+            )
+        }
+        stood.setdefault(number, set()).update((key, page) for key, (_, page) in now.items())
+    return {key for found in kept.values() for key in found}
 
 
-def matching(catalogue: Catalogue, wanted: Selection, at_ms: int) -> set[Key]:
-    """The deals of *catalogue* that *wanted* selects, over all pages."""
-    found: set[Key] = set()
+def places(catalogue: Catalogue, wanted: Selection, at_ms: int) -> dict[Key, tuple[Order, int]]:
+    """The deals that *wanted* selects, with what they are ordered by, and their page."""
+    found: dict[Key, tuple[Order, int]] = {}
+    order = order_of(wanted.sort_type, wanted.date_range)
     page = 0
     while rows := answer(
         catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms)
     ).deals:
-        found |= {(wanted.domain, listing.facts.asin, wanted.price_type) for listing in rows}
+        for listing in rows:
+            key = (wanted.domain, listing.facts.asin, wanted.price_type)
+            found[key] = order((listing, listing.figures(wanted.price_type))), page
         page += 1
         if len(rows) < PAGE_ROWS:
             break
