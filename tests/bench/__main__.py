@@ -34,6 +34,7 @@ BENCHES: Final = (
     "waiting",
     "starts",
     "in_flight",
+    "gateway",
     "postgres",
     "peers",
 )

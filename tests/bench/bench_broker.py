@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,90 @@ async def beside(broker: Server, noop: Server, in_flight: int, *, quick: bool) -
     return rows
 
 
+class Session:
+    """A stream to the no-op service, in the place of calls; answers come in order."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._call = channel.stream_stream(
+            "/bench.Noop/Session",
+            request_serializer=pb.AcquireLeaseRequest.SerializeToString,
+            response_deserializer=pb.AcquireLeaseResponse.FromString,
+        )()
+        self._writing = asyncio.Lock()
+        self._asked: deque[asyncio.Future[None]] = deque()
+
+    async def ask(self, number: int) -> None:
+        """Sends a request, and waits for its answer."""
+        answered = asyncio.get_running_loop().create_future()
+        request = pb.AcquireLeaseRequest(
+            lease_id=str(uuid.uuid4()), holder=f"bench-{number % HOLDERS}", operation="deal",
+            units=1, tokens_per_unit=TOKENS, priority=pb.PRIORITY_NORMAL,
+        )  # fmt: skip
+        async with self._writing:
+            self._asked.append(answered)
+            await self._call.write(request)
+        await answered
+
+    async def read(self) -> None:
+        """Hands answers out until the stream ends."""
+        async for _ in self._call:
+            self._asked.popleft().set_result(None)
+
+    async def end(self) -> None:
+        """Ends the stream."""
+        await self._call.done_writing()
+
+
+async def streamed(
+    session: Session, pid: int, in_flight: int, seconds: float
+) -> tuple[float, float]:
+    """Pairs of messages a second over one stream, and the server's microseconds a pair."""
+    end_s, done = time.monotonic() + seconds, 0
+
+    async def worker(number: int) -> None:
+        nonlocal done
+        while time.monotonic() < end_s:
+            await session.ask(number)
+            await session.ask(number)
+            done += 1
+
+    began_s, used_s = time.monotonic(), cpu_s(pid)
+    await asyncio.gather(*(worker(number) for number in range(in_flight)))
+    return done / (time.monotonic() - began_s), (cpu_s(pid) - used_s) / done * 1e6
+
+
+async def stream_beside_calls(
+    noop: Server, channel: grpc.aio.Channel, *, quick: bool
+) -> list[Row]:
+    """What a streaming session could give at most: no-op pairs over a stream and as calls."""
+    seconds = QUICK_ROUND_S if quick else ROUND_S
+    session = Session(channel)
+    reading = asyncio.create_task(session.read())
+    rows = []
+    for in_flight in GOALS:
+        calls, stream = [], []
+        for _ in range(QUICK_ROUNDS if quick else ROUNDS):
+            calls.append(await round_of(noop, in_flight, seconds))
+            stream.append(await streamed(session, noop.pid, in_flight, seconds))
+        ours, others = ([one[0] for one in found] for found in (stream, calls))
+        used = [statistics.median(one[1] for one in found) for found in (stream, calls)]
+        rows.append(
+            Row(
+                f"no-op pairs over one stream beside two calls, {in_flight} in flight",
+                median_ratio(ours, others),
+                "x",
+                None,
+                f"{statistics.median(ours):,.0f} and {statistics.median(others):,.0f} pairs/s,"
+                f" {used[0]:,.0f} and {used[1]:,.0f} us of the server",
+                "",
+                {"stream": ours, "calls": others},
+            )
+        )
+    await session.end()
+    await reading
+    return rows
+
+
 @contextmanager
 def noop_process() -> Iterator[tuple[int, str]]:
     """The no-op service: its process id and address."""
@@ -183,7 +268,7 @@ async def measure(broker: tuple[int, str], noop: tuple[int, str], *, quick: bool
         found = []
         for in_flight in GOALS:
             found += await beside(servers[0], servers[1], in_flight, quick=quick)
-        return found
+        return found + await stream_beside_calls(servers[1], to_noop, quick=quick)
 
 
 def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches

@@ -4,6 +4,8 @@ Prints its port, and serves until it is stopped.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
 
 import grpc
 import uvloop
@@ -37,10 +39,35 @@ class NoopService(pb_grpc.TokenBrokerServiceServicer):
         return pb.SettleLeaseResponse()
 
 
+async def session(
+    requests: AsyncIterator[pb.AcquireLeaseRequest],
+    context: grpc.aio.ServicerContext[pb.AcquireLeaseRequest, pb.AcquireLeaseResponse],
+) -> AsyncIterator[pb.AcquireLeaseResponse]:
+    """Grants in the order of the requests: what one stream in place of calls could give."""
+    del context
+    async for request in requests:
+        grant = pb.Grant(lease_id=request.lease_id, epoch=1, units=1, tokens=5)
+        grant.ttl.FromMilliseconds(15_000)
+        yield pb.AcquireLeaseResponse(grant=grant)
+
+
+SESSION: Final = grpc.method_handlers_generic_handler(
+    "bench.Noop",
+    {
+        "Session": grpc.stream_stream_rpc_method_handler(
+            session,
+            request_deserializer=pb.AcquireLeaseRequest.FromString,
+            response_serializer=pb.AcquireLeaseResponse.SerializeToString,
+        )
+    },
+)
+
+
 async def serve() -> None:
     """Serves on a free port of this machine."""
     server = grpc.aio.server(options=options.SERVER)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(NoopService(), server)  # type: ignore[abstract]  # two RPCs are enough here
+    server.add_generic_rpc_handlers((SESSION,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)  # noqa: T201 - its parent reads it
