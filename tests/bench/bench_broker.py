@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,34 +138,38 @@ class Session:
     """A stream to the no-op service, in the place of calls; answers come in order."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call = channel.stream_stream(
+        self._asked: deque[asyncio.Future[None]] = deque()
+        # None ends the stream.
+        self._requests: asyncio.Queue[pb.AcquireLeaseRequest | None] = asyncio.Queue()
+        self._answers = channel.stream_stream(
             "/bench.Noop/Session",
             request_serializer=pb.AcquireLeaseRequest.SerializeToString,
             response_deserializer=pb.AcquireLeaseResponse.FromString,
-        )()
-        self._writing = asyncio.Lock()
-        self._asked: deque[asyncio.Future[None]] = deque()
+        )(self._sent())
+
+    async def _sent(self) -> AsyncIterator[pb.AcquireLeaseRequest]:
+        while (request := await self._requests.get()) is not None:
+            yield request
 
     async def ask(self, number: int) -> None:
         """Sends a request, and waits for its answer."""
-        answered = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request = pb.AcquireLeaseRequest(
             lease_id=str(uuid.uuid4()), holder=f"bench-{number % HOLDERS}", operation="deal",
             units=1, tokens_per_unit=TOKENS, priority=pb.PRIORITY_NORMAL,
         )  # fmt: skip
-        async with self._writing:
-            self._asked.append(answered)
-            await self._call.write(request)
+        self._asked.append(answered)
+        self._requests.put_nowait(request)
         await answered
 
     async def read(self) -> None:
         """Hands answers out until the stream ends."""
-        async for _ in self._call:
+        async for _ in self._answers:
             self._asked.popleft().set_result(None)
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Ends the stream."""
-        await self._call.done_writing()
+        self._requests.put_nowait(None)
 
 
 async def streamed(
@@ -213,7 +217,7 @@ async def stream_beside_calls(
                 {"stream": ours, "calls": others},
             )
         )
-    await session.end()
+    session.end()
     await reading
     return rows
 
