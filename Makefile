@@ -120,9 +120,10 @@ chaos: $(VENV)/.ready  ## Run two brokers and three fetchers under faults (MINUT
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 CONNECTIONS ?= 1000
+SECONDS ?= 60
 CALLS ?= 100000
-load: $(VENV)/.ready  ## Let CONNECTIONS= clients wait at once, and make CALLS= arbitrary calls
-	@$(BIN)/python -m tests.load.waiting_crowd --connections $(CONNECTIONS) --seconds 60
+load: $(VENV)/.ready  ## Let CONNECTIONS= clients wait for SECONDS=, and make CALLS= arbitrary calls
+	@$(BIN)/python -m tests.load.waiting_crowd --connections $(CONNECTIONS) --seconds $(SECONDS)
 	@$(BIN)/python -m tests.load.arbitrary_calls --calls $(CALLS) --seed $(SEED)
 
 EXAMPLES ?= 100000

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,19 @@ from tests.fix_simulator import launch_simulator
 
 # Requests without a lease id, from one more client, as fast as it can send them.
 BOGUS_AT_ONCE: Final = 64
+# One in so many is larger than the broker takes.
+OVERSIZED_EVERY: Final = 200
+OVERSIZED_BYTES: Final = 5_000_000
+# An unusable request is refused as such, a large one, or one of too many, as too much.
+REFUSALS: Final = frozenset({
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
+})  # fmt: skip
+# Streams of which not one message is read.
+SLOW_READERS: Final = 20
 SETTLED_S: Final = 3.0
+# Promised: all waits end within 5 s of SIGTERM, and memory stays flat.
+ENDED_S_MAX: Final = 5.0
+GROWTH_MIB_MAX: Final = 15.0
 
 
 @dataclass
@@ -36,9 +49,11 @@ class Crowd:
 
     Args:
         connections: Clients, each with a connection and a wait of its own.
-        rss_begin_mib: The broker's memory once all wait; *rss_end_mib* at the end.
+        rss_begin_mib: The broker's memory once all wait, and bogus requests come;
+            *rss_end_mib* at the end.
         descriptors: Of the broker: before, once all wait, after the bogus requests.
         bogus: Requests that were refused meanwhile, and how many of them a second.
+        oversized: Requests among them that were too large.
         ended_s: From SIGTERM until the last wait has ended.
         unavailable: Waits that ended with UNAVAILABLE, as they should.
         early: Waits that ended before SIGTERM, as they should not.
@@ -50,9 +65,26 @@ class Crowd:
     descriptors: tuple[int, int, int] = (0, 0, 0)
     bogus: int = 0
     bogus_per_s: float = 0.0
+    oversized: int = 0
     ended_s: float = 0.0
     unavailable: int = 0
     early: int = 0
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as promised."""
+        growth_mib = self.rss_end_mib - self.rss_begin_mib
+        _, during, after = self.descriptors
+        checks = {
+            f"{self.early} waits ended early": self.early == 0,
+            f"{self.unavailable} waits ended as they should": self.unavailable == self.connections,
+            f"the last wait ended after {self.ended_s} s": self.ended_s <= ENDED_S_MAX,
+            f"memory grew by {growth_mib:.1f} MiB": growth_mib <= GROWTH_MIB_MAX,
+            # The bothersome client's own connection may still be open.
+            f"descriptors rose from {during} to {after}": after <= during + 2,
+            "no request was refused": self.bogus > 0,
+        }
+        return [text for text, is_so in checks.items() if not is_so]
 
 
 def memory_mib(pid: int) -> float:
@@ -85,43 +117,58 @@ async def wait_alone(channel: grpc.aio.Channel, number: int) -> tuple[grpc.Statu
     return grpc.StatusCode.OK, time.monotonic()
 
 
-async def bother(address: str, stop: asyncio.Event) -> int:
-    """Sends unusable requests until *stop*; returns how many were refused by name."""
-    refused = 0
+async def bother(address: str, stop: asyncio.Event) -> Counter[grpc.StatusCode]:
+    """Sends unusable requests until *stop*; returns how they were refused."""
+    refused: Counter[grpc.StatusCode] = Counter()
+    oversized = pb.AcquireLeaseRequest(holder="x" * OVERSIZED_BYTES)
     async with channel_to(address) as channel:
         stub: Any = pb_grpc.TokenBrokerServiceStub(channel)
 
         async def send() -> None:
-            nonlocal refused
             while not stop.is_set():
+                is_large = refused.total() % OVERSIZED_EVERY == 0
                 try:
-                    await stub.AcquireLease(pb.AcquireLeaseRequest(holder="x"))
+                    await stub.AcquireLease(
+                        oversized if is_large else pb.AcquireLeaseRequest(holder="x")
+                    )
                 except grpc.aio.AioRpcError as exc:
-                    if exc.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                    if exc.code() not in REFUSALS:
                         raise
-                    refused += 1
+                    refused[exc.code()] += 1
 
         await asyncio.gather(*(send() for _ in range(BOGUS_AT_ONCE)))
     return refused
+
+
+def slow_reader(channel: grpc.aio.Channel) -> Any:
+    """A stream of the bucket that no one reads."""
+    stub: Any = pb_grpc.TokenBrokerServiceStub(channel)
+    return stub.WatchBucket(pb.WatchBucketRequest())
 
 
 async def gather_crowd(broker: RunningBroker, connections: int, seconds: float) -> Crowd:
     """Lets *connections* clients wait for *seconds* beside a bothersome one, then ends it all."""
     crowd, program = Crowd(connections), broker.program
     before = descriptors(program.pid)
-    channels = [channel_to(broker.address) for _ in range(connections)]
+    channels = [channel_to(broker.address) for _ in range(connections + SLOW_READERS)]
     waits = [
-        asyncio.create_task(wait_alone(channel, number)) for number, channel in enumerate(channels)
+        asyncio.create_task(wait_alone(channel, number))
+        for number, channel in enumerate(channels[:connections])
     ]
+    streams = [slow_reader(channel) for channel in channels[connections:]]
     await _until(lambda: broker.bucket().waiting == connections)
-    await asyncio.sleep(SETTLED_S)
-    crowd.rss_begin_mib, during = memory_mib(program.pid), descriptors(program.pid)
+    during = descriptors(program.pid)
     stop = asyncio.Event()
     bothering = asyncio.create_task(bother(broker.address, stop))
+    # The buffers of the first large requests stay.
+    await asyncio.sleep(SETTLED_S)
+    crowd.rss_begin_mib = memory_mib(program.pid)
     await asyncio.sleep(seconds)
     stop.set()
-    crowd.bogus = await bothering
-    crowd.bogus_per_s = round(crowd.bogus / seconds, 1)
+    refused = await bothering
+    crowd.bogus = refused.total()
+    crowd.oversized = refused[grpc.StatusCode.RESOURCE_EXHAUSTED]
+    crowd.bogus_per_s = round(crowd.bogus / (SETTLED_S + seconds), 1)
     crowd.rss_end_mib = memory_mib(program.pid)
     crowd.early = sum(wait.done() for wait in waits)
     crowd.descriptors = before, during, descriptors(program.pid)
@@ -130,6 +177,8 @@ async def gather_crowd(broker: RunningBroker, connections: int, seconds: float) 
     ends = await asyncio.gather(*waits)
     crowd.ended_s = round(max(at_s for _, at_s in ends) - began_s, 2)
     crowd.unavailable = sum(code is grpc.StatusCode.UNAVAILABLE for code, _ in ends)
+    for stream in streams:
+        stream.cancel()
     for channel in channels:
         await channel.close(None)
     return crowd
@@ -169,6 +218,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         crowd = measure(given.connections, given.seconds, Path(name))
     sys.stdout.write(json.dumps(asdict(crowd), indent=2) + "\n")
+    sys.stdout.write("".join(f"FAILED: {problem}\n" for problem in crowd.problems))
+    raise SystemExit(1 if crowd.problems else 0)
 
 
 if __name__ == "__main__":
