@@ -38,6 +38,8 @@ BENCHES: Final = (
     "postgres",
     "peers",
 )
+# Those that need a fleet of processes take too long for a look.
+SLOW: Final = ("in_flight", "gateway")
 LIBRARIES: Final = ("grpcio", "protobuf", "uvloop", "psycopg", "pydantic", "aiohttp", "requests")
 FILE: Final = Path(".local/bench.json")
 
@@ -123,13 +125,18 @@ def run(names: tuple[str, ...], *, quick: bool, progress: Console) -> tuple[dict
 def main() -> None:
     """Prints the table and writes the file."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute: fewer and shorter rounds")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a minute: fewer and shorter rounds, without {' and '.join(SLOW)}",
+    )
     parser.add_argument(
         "--only", action="append", choices=BENCHES, help="this bench; may be repeated"
     )
     parser.add_argument("--json", type=Path, default=FILE, help=f"the file (default: {FILE})")
     options = parser.parse_args()
-    names = tuple(options.only or BENCHES)
+    usual = [name for name in BENCHES if not (options.quick and name in SLOW)]
+    names = tuple(options.only or usual)
     found, complete = run(names, quick=options.quick, progress=Console(stderr=True, width=160))
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table(found["results"]))

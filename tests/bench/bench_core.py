@@ -25,8 +25,8 @@ HOLDERS: Final = 64
 SERVER_MS: Final = 1_758_000_000_000
 GOAL: Final = at_least(60_000)
 WHY: Final = (
-    "a cycle is two decisions, each with a quote, limits, sums asserted before and after, and"
-    " records; more would need these in a compiled language"
+    "a cycle calls 590 functions, the dearest of them takes 3 % (cProfile): no part stands out."
+    " 60,000 a second leave 17 us, so that the core would have to be compiled"
 )
 
 
@@ -106,10 +106,10 @@ def updates_per_s() -> float:
 
 def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
     """Rounds of all settings by turns, with the yardstick between."""
-    benches = {count: Bench(count) for count in OPEN_LEASES}
+    benches = {count: Bench(count) for count in OPEN_LEASES[: 2 if quick else None]}
     cycles: dict[int, list[float]] = {count: [] for count in benches}
     updates: list[float] = []
-    number = CYCLES // 4 if quick else CYCLES
+    number = CYCLES // 8 if quick else CYCLES
     for _ in range(ROUNDS):
         updates.append(updates_per_s())
         for count, bench in benches.items():

@@ -29,7 +29,8 @@ PAGES: Final = 20
 ROWS: Final = 150
 ROUNDS: Final = 9
 QUICK_PAGES: Final = 6
-QUICK_ROUNDS: Final = 3
+WARM_UP_PAGES: Final = 5
+QUICK_ROUNDS: Final = 2
 # Behind the deals that are present, and far enough apart.
 RANGES: Final = (100_000_000, 200_000_000)
 GOAL: Final = at_least(1.0)
@@ -120,6 +121,9 @@ def compared(database_url: str, present: int, *, quick: bool) -> Iterator[Row]:
     found: dict[str, list[tuple[float, float]]] = {label: [] for label in writes}
     with ExitStack() as stack:
         connections = {label: stack.enter_context(connect(database_url)) for label in writes}
+        # The first pages of a connection plan their statements.
+        for (label, write), first in zip(writes.items(), RANGES, strict=True):
+            written(connections[label], write, pages(first + 2 * present, -10, WARM_UP_PAGES))
         for round_number in range(QUICK_ROUNDS if quick else ROUNDS):
             turns = list(zip(writes.items(), RANGES, strict=True))
             for (label, write), first in turns if round_number % 2 else reversed(turns):

@@ -27,7 +27,7 @@ from tests.fix_simulator import launch_simulator
 
 ROOT: Final = Path(__file__).parents[2]
 ROUNDS: Final = 9
-QUICK_ROUNDS: Final = 5
+QUICK_ROUNDS: Final = 3
 TIMEOUT_S: Final = 90.0
 # Long enough for every process to have done each kind of its work.
 SETTLE_S: Final = 6.0
@@ -68,11 +68,11 @@ def timed(command: Sequence[str], variables: dict[str, str]) -> tuple[float, flo
     return took_s * 1000, used_s * 1000
 
 
-def commands(rounds: int, address: str) -> Iterator[Row]:
-    """Times of all commands, warm; of `tokenbroker status` also without compiled modules."""
+def commands(shown: Sequence[Sequence[str]], rounds: int, address: str) -> Iterator[Row]:
+    """Times of the *shown* commands, warm; of `tokenbroker status` in a full run also cold."""
     variables = environment(queries=ROOT / "deploy/queries")
     bare = (sys.executable, "-c", "pass")
-    for module, *arguments in COMMANDS:
+    for module, *arguments in shown:
         filled = [argument.format(broker=address) for argument in arguments]
         command = (sys.executable, "-m", module, *filled)
         timed(command, variables)
@@ -81,9 +81,9 @@ def commands(rounds: int, address: str) -> Iterator[Row]:
         wall_ms = [ours[0] for ours, _ in taken]
         used_ms = statistics.median(ours[1] for ours, _ in taken)
         bare_ms = statistics.median(other[0] for _, other in taken)
-        shown = " ".join(argument for argument in arguments if "{" not in argument)
+        words = " ".join(argument for argument in arguments if "{" not in argument)
         yield Row(
-            f"warm start of {NAMES[module]} {shown.removesuffix(' --address')}",
+            f"warm start of {NAMES[module]} {words.removesuffix(' --address')}",
             statistics.median(wall_ms),
             "ms",
             STATUS_GOAL if is_status else None,
@@ -91,7 +91,7 @@ def commands(rounds: int, address: str) -> Iterator[Row]:
             STATUS_WHY if is_status else "",
             {"ms": wall_ms},
         )
-        if is_status:
+        if is_status and len(shown) > 1:
             with tempfile.TemporaryDirectory() as empty:
                 cold = {**variables, "PYTHONPYCACHEPREFIX": empty}
                 wall, used = timed(command, cold)
@@ -168,17 +168,23 @@ def images() -> Iterator[Row]:
 
 
 def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
-    """Commands, then the stack, then images."""
+    """Commands, then the stack, then images; quickly, only the most used command."""
     keepa = launch_simulator(products=100, deals=10)
     try:
         with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
             broker = launch_broker(keepa.base_url, DEMO_KEY, folder=Path(name), name="broker")
             try:
-                yield from commands(QUICK_ROUNDS if quick else ROUNDS, broker.address)
+                yield from (
+                    commands([STATUS], QUICK_ROUNDS, broker.address)
+                    if quick
+                    else commands(COMMANDS, ROUNDS, broker.address)
+                )
             finally:
                 broker.program.stop()
     finally:
         keepa.stop()
+    if quick:
+        return
     with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
