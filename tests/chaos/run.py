@@ -25,7 +25,8 @@ RECOVERY_S_MAX: Final = 90.0
 END_S_MAX: Final = 60.0
 UNEXPLAINED_MAX: Final = 0.001
 REFUSED: Final = 429
-# A refusal's way back to the broker: calls that are sent meanwhile belong to the same one.
+# The way back of a reply, and of a refusal to the broker: calls that are sent meanwhile belong
+# to the same refusal.
 REPORTED_MS: Final = 1_000
 
 # Without what Keepa's first count of an epoch shows beyond them.
@@ -249,7 +250,8 @@ def read_twice(
         if first["delivered"]
         and not are_of_two_scans(scans.get(first["seq"], set()), scans.get(second["seq"], set()))
         and not any(
-            first["time_ms"] <= at_ms <= first["time_ms"] + first["duration_ms"]
+            # The link may break while the reply is on its way.
+            first["time_ms"] <= at_ms <= first["time_ms"] + first["duration_ms"] + REPORTED_MS
             for at_ms in spoiled_ms
         )
     ]
