@@ -72,6 +72,10 @@ WHERE (least(coalesce(deals.last_update, '-infinity'), deals.reply_time + interv
        EXCLUDED.reply_time)
 """
 
+LOCK_LISTINGS: Final[LiteralString] = """
+SELECT FROM listings WHERE domain_id = %s AND asin = ANY(%s) ORDER BY asin FOR NO KEY UPDATE
+"""
+
 KNOWN_ASINS: Final[LiteralString] = """
 SELECT asin FROM deals WHERE domain_id = %s AND asin = ANY(%s) AND price_type = %s
 """
@@ -83,6 +87,16 @@ def known_asins(
     """Returns those of *asins* that have a stored price of this type."""
     values = (domain_id, list(asins), price_type)
     return {asin for (asin,) in connection.execute(KNOWN_ASINS, values)}
+
+
+def lock_listings(connection: Connection, domain_id: int, asins: Sequence[str]) -> None:
+    """Locks what is stored of *asins* until the transaction ends.
+
+    Every writer of a product's deals, details or verdicts begins with this lock, as
+    `upsert_deals` does. Triggers write to the grid and to the history after each of them: in
+    another order, a page and details of the same product would wait for each other.
+    """
+    connection.execute(LOCK_LISTINGS, (domain_id, list(asins)))
 
 
 def upsert_deals(connection: Connection, deals: Sequence[Deal], *, reply_time_ms: int) -> None:

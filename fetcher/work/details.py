@@ -10,6 +10,7 @@ from fetcher.broker_client import Priority
 from fetcher.keepa import Keepa, Reply
 from fetcher.postgres.claims import PRODUCT_WORK, Claim, bury_claims, lock_claims
 from fetcher.postgres.database import Connection
+from fetcher.postgres.deals import lock_listings
 from fetcher.postgres.products import (
     ProductClaim,
     claim_products,
@@ -96,8 +97,9 @@ class ProductsJob(Job):
     def _commit(
         self, connection: Connection, *, page: ProductPage, server_ms: int, workplace: Workplace
     ) -> Sequence[Claim]:
-        lost = lock_claims(connection, PRODUCT_WORK, self._claims)
         asked = {claim.asin for claim in self._claims}
+        lock_listings(connection, self._request.domain_id, list(asked))
+        lost = lock_claims(connection, PRODUCT_WORK, self._claims)
         answered = [product for product in page.products if product.asin in asked]
         store_products(connection, self._request, answered, page.raws, reply_time_ms=server_ms)
         queries = workplace.folder.book.queries

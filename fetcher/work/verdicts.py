@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fetcher.postgres.database import Connection
+from fetcher.postgres.deals import lock_listings
 from fetcher.postgres.products import known_products, want_products
 from fetcher.postgres.stored_deals import StoredDeal, deals_judged_by, outdated_deals
 from fetcher.postgres.verdicts import delete_outdated, delete_strays, upsert_verdicts
@@ -62,6 +63,7 @@ def _judge_stored(
     connection: Connection, query: DealQuery, stored: Sequence[StoredDeal], *, is_news: bool
 ) -> None:
     asins = [row.asin for row in stored]
+    lock_listings(connection, query.domain_id, asins)
     known = known_products(connection, query, asins)
     judgements = [
         judge_deals(

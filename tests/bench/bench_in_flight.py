@@ -1,7 +1,7 @@
 """Pages a minute of one fetcher process, by its calls in flight: where it saturates.
 
 Each reply takes 400 ms at the simulator, and there are always pages to read and tokens for
-them. The processor time of the fetcher shows whether the process itself is what limits it.
+them. The processor time of each program shows what limits it: all of them share the machine.
 """
 
 import json
@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from deploy.local.postgres import PostgresServer
 from deploy.local.program import Program
 from fetcher.postgres import migrate
-from tests.bench.processes import cpu_s, resident_mb
+from tests.bench.processes import family_cpu_s, resident_mb
 from tests.bench.table import Row, at_most
 from tests.fix_broker import environment, launch_broker
 from tests.fix_fetcher import SELECTION
@@ -24,7 +25,7 @@ from tests.fix_simulator import RunningSimulator, launch_simulator
 
 IN_FLIGHT: Final = (1, 4, 16, 64)
 QUICK_IN_FLIGHT: Final = (1, 8)
-SECONDS: Final = 20.0
+SECONDS: Final = 12.0
 QUICK_SECONDS: Final = 6.0
 LATENCY_MS: Final = 400
 # More scans than calls: each scan opens its pages one after the other.
@@ -33,13 +34,22 @@ RATE: Final = 1_000_000
 MEGABYTES_GOAL: Final = at_most(2)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Pages a minute, each program's share of a core, and the fetcher's resident megabytes."""
+
+    rate: float
+    shares: dict[str, float]
+    megabytes: float
+
+
 def pages(keepa: RunningSimulator) -> int:
     """Calls for pages so far."""
     return int(keepa.stats()["spent"]) // 5
 
 
-def measure(count: int, seconds: float, folder: Path) -> tuple[float, float, float]:
-    """Pages a minute with *count* in flight, the processor's share, and resident megabytes."""
+def measure(count: int, seconds: float, folder: Path) -> Found:
+    """One fetcher with *count* calls of each kind in flight."""
     queries = folder / "queries"
     queries.mkdir()
     for number in range(QUERIES):
@@ -69,34 +79,44 @@ def measure(count: int, seconds: float, folder: Path) -> tuple[float, float, flo
         stack.callback(fetcher.stop)
         while pages(keepa) < 2 * count:
             time.sleep(0.2)
-        before, used_s, began_s = pages(keepa), cpu_s(fetcher.pid), time.monotonic()
+        assert server.pid is not None
+        programs = {
+            "fetcher": fetcher.pid,
+            "Postgres": server.pid,
+            "simulator": keepa.process.pid,
+            "broker": broker.program.pid,
+        }
+        before, began_s = pages(keepa), time.monotonic()
+        used_s = {name: family_cpu_s(pid) for name, pid in programs.items()}
         time.sleep(seconds)
-        took_s = time.monotonic() - began_s
-        read, share = pages(keepa) - before, (cpu_s(fetcher.pid) - used_s) / took_s
-        return read / took_s * 60, share, resident_mb(fetcher.pid)
+        took_s, read = time.monotonic() - began_s, pages(keepa) - before
+        shares = {
+            name: (family_cpu_s(pid) - used_s[name]) / took_s for name, pid in programs.items()
+        }
+        return Found(read / took_s * 60, shares, resident_mb(fetcher.pid))
 
 
 def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
     """Pages a minute, then the memory of a call."""
-    found: dict[int, tuple[float, float, float]] = {}
+    found: dict[int, Found] = {}
     for count in QUICK_IN_FLIGHT if quick else IN_FLIGHT:
         with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
             folder = Path(name)
             folder.chmod(0o755)
             found[count] = measure(count, QUICK_SECONDS if quick else SECONDS, folder)
-        rate, share, _ = found[count]
         bound = f"{count * 60_000 / LATENCY_MS:,.0f}"
+        taken = ", ".join(f"{name} {share:.0%}" for name, share in found[count].shares.items())
         yield Row(
             f"pages a minute of one fetcher, {count} in flight",
-            rate,
+            found[count].rate,
             "",
-            beside=f"Keepa's replies allow {bound}; the fetcher takes {share:.0%} of a core",
+            beside=f"Keepa's replies allow {bound}; of a core: {taken}",
         )
     fewest, most = min(found), max(found)
     yield Row(
         "memory of a further call in flight",
-        (found[most][2] - found[fewest][2]) / (most - fewest),
+        (found[most].megabytes - found[fewest].megabytes) / (most - fewest),
         "MB",
         MEGABYTES_GOAL,
-        f"{found[fewest][2]:.0f} MB with {fewest}, {found[most][2]:.0f} MB with {most}",
+        ", ".join(f"{each.megabytes:.0f} MB with {count}" for count, each in found.items()),
     )

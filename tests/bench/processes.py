@@ -13,6 +13,14 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def family_cpu_s(pid: int) -> float:
+    """The same of the process and its children, those that have ended included."""
+    ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    waited_s = (int(ended[13]) + int(ended[14])) / CLOCK_TICKS
+    return cpu_s(pid) + waited_s + sum(cpu_s(int(child)) for child in children)
+
+
 def resident_mb(pid: int) -> float:
     """Resident memory of the process, in megabytes (2**20 bytes)."""
     return _kilobytes(pid, "VmRSS") / 1024
