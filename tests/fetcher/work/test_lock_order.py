@@ -33,8 +33,7 @@ SELECT count(*) FROM pg_stat_activity
 
 def query_file(rank_max: int = 100_000) -> str:
     """A query with details to buy."""
-    head = {"enrichment": {"stats_days": 90}, "rules": {"rank": {"max": rank_max}}}
-    return query_text(**head)
+    return query_text(enrichment={"stats_days": 90}, rules={"rank": {"max": rank_max}})
 
 
 def asked(rank_max: int = 100_000) -> DealQuery:
