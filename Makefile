@@ -26,8 +26,8 @@ setup: $(VENV)/.ready  ## Create the virtual environment
 run: $(VENV)/.ready  ## Run the whole stack on this machine (RUN_SECONDS=, FETCHERS=, KEEPA_API_KEY=, …)
 	@exec $(BIN)/python -m deploy.local
 
-# Two processes, each with whole files, because the tests of a file share servers.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Four processes, as tests wait half of their time; each has whole files, whose tests share servers.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
 test: $(VENV)/.ready  ## Run the quick suite, Postgres included (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
