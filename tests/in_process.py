@@ -42,6 +42,8 @@ def run_here(
     with (
         mock.patch.dict(os.environ, environment, clear=True),
         mock.patch.multiple(sys, argv=argv, stdout=out, stderr=err),
+        # `python -m pytest` would be the command's name in its help.
+        mock.patch.object(sys.modules["__main__"], "__package__", None),
         chdir(folder),
         _same_process_afterwards(),
     ):
