@@ -51,8 +51,14 @@ class Pair:
 
     def leader(self) -> RunningBroker:
         """The broker that grants; waits until one does."""
-        wait_until(lambda: "serving" in self.states(), "a broker leads")
-        return self.brokers[self.states().index("serving")]
+        states: list[str] = []
+
+        def leads() -> bool:
+            states[:] = self.states()
+            return "serving" in states
+
+        wait_until(leads, "a broker leads")
+        return self.brokers[states.index("serving")]
 
     def other(self, broker: RunningBroker) -> RunningBroker:
         """The one that *broker* is not."""
@@ -151,6 +157,7 @@ def test_the_standby_refuses_and_names_the_leader(pair: Pair) -> None:
     """Reads are answered; a request gets a reason for programs and an address for people."""
     leader = pair.leader()
     standby = pair.other(leader)
+    wait_until(lambda: standby.bucket().leader, "the standby has read the leader's row")
     bucket = standby.bucket()
     with grpc.insecure_channel(standby.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
