@@ -82,7 +82,7 @@ def test_a_fleet_shares_a_bucket_that_keeps_running_dry(
     """Four fetchers empty the bucket several times: no refusal, every token accounted for."""
     simulator = start_simulator(
         api_key=KEY,
-        rate=15,
+        rate=6,
         initial_tokens=20,
         tick_seconds=1,
         cache_seconds=2,
