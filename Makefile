@@ -26,13 +26,14 @@ setup: $(VENV)/.ready  ## Create the virtual environment
 run: $(VENV)/.ready  ## Run the whole stack on this machine (RUN_SECONDS=, FETCHERS=, KEEPA_API_KEY=, …)
 	@exec $(BIN)/python -m deploy.local
 
-# Four processes, as tests wait half of their time; each has whole files, whose tests share servers.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
+# Each process has whole files, whose tests share servers. Four of them, as tests wait half of
+# their time; whole stacks keep the cores busy by themselves.
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 test: $(VENV)/.ready  ## Run the quick suite, Postgres included (PYTEST_ARGS=)
-	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -n 4 -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.ready  ## Run the rest of the suite: whole stacks, and slices of the long runs
-	@$(PYTEST) -m slow $(PYTEST_ARGS)
+	@$(PYTEST) -n 2 -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/.ready check-lock check-deploy  ## Check style, types, dependency rules, contract, lock, deployment
 	$(BIN)/ruff check .
