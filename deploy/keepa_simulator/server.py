@@ -264,10 +264,10 @@ def application(simulator: Simulator, now_ms: Callable[[], int]) -> web.Applicat
     return app
 
 
-def _simulator(options: Options, start_ms: int, journal_file: IO[str] | None) -> Simulator:
+def _simulator(options: Options, now_ms: int, journal_file: IO[str] | None) -> Simulator:
     """A simulator, where an earlier process with the same files has ended."""
     kept = Kept(options.state) if options.state else None
-    simulator = Simulator(options, start_ms, journal_file, kept)
+    simulator = Simulator(options, now_ms, journal_file, kept)
     if kept is not None and options.journal is not None:
         text = options.journal.read_text(encoding="utf-8")
         simulator.journal.load(text.splitlines())

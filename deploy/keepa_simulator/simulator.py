@@ -38,7 +38,7 @@ class Simulator:
 
     Args:
         options: Settings of the simulator.
-        start_ms: The server's clock now, Unix milliseconds.
+        now_ms: The server's clock, Unix milliseconds.
         journal_file: Gets one line per call; None: no file.
         kept: What an earlier process has left; None: nothing outlives this one.
     """
@@ -46,20 +46,19 @@ class Simulator:
     def __init__(
         self,
         options: Options,
-        start_ms: int,
+        now_ms: int,
         journal_file: IO[str] | None = None,
         kept: Kept | None = None,
     ) -> None:
         self.options = options
         self._kept = kept
-        if kept is not None and kept.start_ms is not None:
-            start_ms = kept.start_ms
-        self.start_ms = start_ms
+        earlier_ms = None if kept is None else kept.start_ms
+        self.start_ms = now_ms if earlier_ms is None else earlier_ms
         self.rng = Random(options.seed)  # noqa: S311 - nothing secret is drawn
         self.journal = Journal(journal_file)
         self.faults = Faults(self.rng)
         for fault in options.faults:
-            self.faults.set(fault, start_ms)
+            self.faults.set(fault, self.start_ms)
         # In the order of the given keys.
         self.accounts = {fingerprint(key): self._account(key) for key in options.api_keys}
         if kept is not None:
@@ -67,7 +66,9 @@ class Simulator:
                 kept.restore(name, account)
         self.keep()
         self.catalogues: dict[int, Catalogue] = {}
-        self.catalogue(_FIRST_DOMAIN)
+        # The events since an earlier process began may take a minute. Else the first call would
+        # wait for them, and every other one behind it.
+        self.catalogue(_FIRST_DOMAIN).advance(now_ms)
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
         finder, categories = Finder(self.catalogue), Categories(self.catalogue)
         sellers = Sellers(self.catalogue)

@@ -324,6 +324,8 @@ FAULTS: Final[Mapping[str, Fault]] = {
         if (pair, kind) not in {("leader-Keepa", kind), ("leader-Postgres", "parted")}
     },
 }  # fmt: skip
+# While these last, fetchers keep the replies they have: they can't write them.
+AWAY: Final = ("Postgres: ", "fetchers-Postgres: ")
 # After which one refusal is allowed: the broker has lost its last moments, or Keepa has
 # fewer tokens than it had counted at any earlier time.
 REFUSING: Final = ("leader: ", "Postgres: crash", DISK_FULL, "foreign", "plan")

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from deploy.local.errors import ProgramError
 from deploy.local.program import Program
-from tests.chaos.faults import DISK_FULL, FAULTS, LEADER_TIMEOUT_S, REFUSING
+from fetcher.work.shared import LONGEST_PAUSE_S
+from tests.chaos.faults import AWAY, DISK_FULL, FAULTS, LEADER_TIMEOUT_S, REFUSING
 from tests.chaos.stack import ChaosError, Stack, wait_for
 from tests.e2e.collection import Call, fetch, same_page_at_once
-from tests.e2e.day_report import report_on
+from tests.e2e.day_report import IN_HAND_MS, report_on
 from tests.fix_broker import environment
 
 # After the last fault: the fleet reads on, so that whatever was missed is read again.
@@ -29,6 +30,10 @@ REFUSED: Final = 429
 # to the same refusal.
 REPORTED_MS: Final = 1_000
 
+# A fetcher writes what it has kept within so long after Postgres serves it again: its thread
+# looks for Postgres after its longest pause, and the commits of a scan take turns.
+KEPT_MS: Final = round(LONGEST_PAUSE_S * 1_000) + IN_HAND_MS
+
 # Without what Keepa's first count of an epoch shows beyond them.
 BOOKED: Final = """
 SELECT coalesce(sum(tokens) FILTER (WHERE operation <> ''), 0)::int FROM tokenbroker.spend
@@ -38,7 +43,8 @@ SELECT row_to_json(record)::text FROM tokenbroker.records AS record ORDER BY epo
 """
 # What each page of each scan has asked for, first and last, by Keepa's clock.
 ASKED: Final = """
-SELECT s.id, jsonb_set(s.selection, '{page}', to_jsonb(p.page)), t.at_ms
+SELECT s.id, (extract(epoch FROM s.started_at) * 1000)::bigint,
+       jsonb_set(s.selection, '{page}', to_jsonb(p.page)), t.at_ms
   FROM scan_pages p JOIN scans s ON s.id = p.scan_id
  CROSS JOIN LATERAL (VALUES ((p.facts ->> 'server_ms')::bigint),
                             ((extract(epoch FROM p.reply_time) * 1000)::bigint)) AS t (at_ms)
@@ -60,6 +66,19 @@ class Plan:
     seed: int
     only: str = ""
     names: tuple[str, ...] = ()
+
+
+@dataclass
+class Spoilt:
+    """When faults hit replies on their way into Postgres, in Unix milliseconds.
+
+    Args:
+        replies_ms: Times at which replies that Keepa delivered may have been lost.
+        outages_ms: From when until when fetchers could not write.
+    """
+
+    replies_ms: list[int] = field(default_factory=list)
+    outages_ms: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -89,7 +108,7 @@ class Outcome:
 def run(plan: Plan, folder: Path, say: Say) -> Outcome:
     """Starts a stack, lets faults strike for the time of *plan*, and checks what is left."""
     outcome, dice = Outcome(), Random(plan.seed)
-    spoiled_ms: list[int] = []
+    spoilt = Spoilt()
     stack = Stack(folder, plan.seed)
     try:
         say("starting Postgres, Keepa's simulator, 2 brokers and 3 fetchers")
@@ -100,7 +119,7 @@ def run(plan: Plan, folder: Path, say: Say) -> Outcome:
             if time.monotonic() > until_s:
                 break
             try:
-                _strike(name, stack, dice, outcome, spoiled_ms, say)
+                _strike(name, stack, dice, outcome, spoilt, say)
             except (ChaosError, TimeoutError) as exc:
                 outcome.problems.append(f"{name}: {exc}")
                 say(f"{name}: FAILED: {exc}")
@@ -110,7 +129,7 @@ def run(plan: Plan, folder: Path, say: Say) -> Outcome:
         stack.await_leader()
         time.sleep(PEACE_S)
         try:
-            _check(stack, outcome, [*stack.kills_ms, *spoiled_ms])
+            _check(stack, outcome, spoilt)
         finally:
             _keep_evidence(stack)
     finally:
@@ -141,7 +160,7 @@ def _order(plan: Plan, dice: Random, *, without: str) -> Iterator[str]:
 
 
 def _strike(
-    name: str, stack: Stack, dice: Random, outcome: Outcome, spoiled_ms: list[int], say: Say
+    name: str, stack: Stack, dice: Random, outcome: Outcome, spoilt: Spoilt, say: Say
 ) -> None:
     """Lets one fault strike and heal; measures the recoveries."""
     began_s, began_ms = time.monotonic(), int(time.time() * 1000)
@@ -157,9 +176,11 @@ def _strike(
         spoils = struck.spoils_replies
     outcome.struck[name] = outcome.struck.get(name, 0) + 1
     if spoils:
-        spoiled_ms += range(began_ms, int(time.time() * 1000) + 2_000, 500)
+        spoilt.replies_ms += range(began_ms, int(time.time() * 1000) + 2_000, 500)
     calls = paid_calls(stack)
     took_s = wait_for(lambda: paid_calls(stack) > calls, "calls go on", RECOVERY_S_MAX)
+    if name.startswith(AWAY):
+        spoilt.outages_ms.append((began_ms, int(time.time() * 1000)))
     outcome.works_s.setdefault(name, []).append(took_s)
     say(f"{name}{text}; calls go on {took_s:.1f} s after healing")
 
@@ -170,14 +191,15 @@ def paid_calls(stack: Stack) -> int:
     return sum(by_path.get(path, 0) for path in ("/deal", "/product"))
 
 
-def _check(stack: Stack, outcome: Outcome, spoiled_ms: list[int]) -> None:
+def _check(stack: Stack, outcome: Outcome, spoilt: Spoilt) -> None:
     """What must be true after whatever has happened."""
     stopped_ms = int(time.time() * 1000)
     for fetcher in stack.fetchers:
         fetcher.terminate()
     codes = [_code(fetcher) for fetcher in stack.fetchers]
     # A call that outlasts its fetcher's patience at the stop is cut off.
-    spoiled_ms = [*spoiled_ms, *range(stopped_ms, int(time.time() * 1000) + 1, 500)]
+    at_stop_ms = range(stopped_ms, int(time.time() * 1000) + 1, 500)
+    spoiled_ms = [*stack.kills_ms, *spoilt.replies_ms, *at_stop_ms]
     leader = stack.await_leader()
     bucket = stack.bucket(leader)
     report = report_on(
@@ -185,13 +207,14 @@ def _check(stack: Stack, outcome: Outcome, spoiled_ms: list[int]) -> None:
         simulator=stack.simulator,
         options=stack.options,
         settled_tokens=0,
-        kills_ms=spoiled_ms,
+        kills_ms=[*spoiled_ms, *kept_until_killed(spoilt.outages_ms, stack.kills_ms)],
         exit_codes=list(codes),
         output="".join(fetcher.output() for fetcher in stack.fetchers),
     )
     outcome.problems += report.losses()
     calls = stack.simulator.calls()
-    twice = read_twice(calls, spoiled_ms, scans_of_calls(calls, stack.database_url))
+    scans = scans_of_calls(calls, fetch(stack.database_url, ASKED))
+    twice = read_twice(calls, spoiled_ms, scans)
     if twice:
         outcome.problems.append(f"{len(twice)} pages were read twice at once: calls {twice[:3]}")
     refusals = refusals_apart(calls)
@@ -216,18 +239,49 @@ def _code(fetcher: Program) -> int | None:
         return None
 
 
-def scans_of_calls(calls: Sequence[Call], database_url: str) -> dict[int, set[int]]:
-    """The scans that have stored the reply to a call, by the call's number."""
-    stored: dict[tuple[int, str], set[int]] = {}
-    for scan, selection, reply_ms in fetch(database_url, ASKED):
-        stored.setdefault((reply_ms, json.dumps(selection, sort_keys=True)), set()).add(scan)
-    return {
-        call["seq"]: stored.get(
-            (call["time_ms"], json.dumps(json.loads(call["selection"]), sort_keys=True)), set()
-        )
-        for call in calls
-        if call["selection"]
-    }
+def kept_until_killed(outages_ms: Sequence[tuple[int, int]], kills_ms: Sequence[int]) -> list[int]:
+    """Times of replies that a fetcher kept for Postgres, and lost as it was killed.
+
+    A reply that comes while Postgres is away stays in its fetcher until Postgres is back and
+    the thread has looked for it again. A kill before that hits every reply since the outage
+    began, not only one that has just come.
+    """
+    return [
+        at_ms
+        for began_ms, ended_ms in outages_ms
+        for kill_ms in kills_ms
+        if began_ms <= kill_ms <= ended_ms + KEPT_MS
+        for at_ms in range(began_ms, kill_ms, 500)
+    ]
+
+
+def scans_of_calls(
+    calls: Sequence[Call], asked: Sequence[tuple[int, int, dict[str, Any], int]]
+) -> dict[int, set[int]]:
+    """The scans that a call served, by the call's number; empty if that is unknown.
+
+    The reply that a page shows names the call. No page shows a call that broke: it was for one
+    of the scans under way that have read this page later.
+
+    Args:
+        calls: All of Keepa's calls.
+        asked: The rows of `ASKED`: scan, its start, selection with page, time of a reply.
+    """
+    pages: dict[str, list[tuple[int, int, int]]] = {}
+    for scan, began_ms, selection, reply_ms in asked:
+        text = json.dumps(selection, sort_keys=True)
+        pages.setdefault(text, []).append((reply_ms, scan, began_ms))
+    scans: dict[int, set[int]] = {}
+    for call in calls:
+        if call["selection"]:
+            text = json.dumps(json.loads(call["selection"]), sort_keys=True)
+            at_ms, stored = call["time_ms"], pages.get(text, [])
+            scans[call["seq"]] = {scan for reply_ms, scan, _ in stored if reply_ms == at_ms}
+            if not call["delivered"]:
+                scans[call["seq"]] |= {
+                    scan for reply_ms, scan, began_ms in stored if began_ms <= at_ms < reply_ms
+                }
+    return scans
 
 
 def read_twice(
@@ -242,7 +296,7 @@ def read_twice(
     Args:
         calls: All of Keepa's calls.
         spoiled_ms: Times of faults, in Unix milliseconds.
-        scans: The scans that have stored the reply to a call, by its number.
+        scans: The scans that a call served, by its number; see `scans_of_calls`.
     """
     return [
         (first["seq"], second["seq"])
