@@ -311,6 +311,9 @@ async def serve(options: Options, host: str, port: int) -> None:
     await runner.setup()
     try:
         await _listen(runner, host, port)
+        # After hours of fast events this takes minutes. Callers wait meanwhile, and are served
+        # at once when the server is ready: else its first call would hold up all others.
+        simulator.catch_up(now_ms())
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -66,9 +66,7 @@ class Simulator:
                 kept.restore(name, account)
         self.keep()
         self.catalogues: dict[int, Catalogue] = {}
-        # The events since an earlier process began may take a minute. Else the first call would
-        # wait for them, and every other one behind it.
-        self.catalogue(_FIRST_DOMAIN).advance(now_ms)
+        self.catalogue(_FIRST_DOMAIN)
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
         finder, categories = Finder(self.catalogue), Categories(self.catalogue)
         sellers = Sellers(self.catalogue)
@@ -116,6 +114,10 @@ class Simulator:
                 start_ms=self.start_ms,
             )
         return self.catalogues[domain]
+
+    def catch_up(self, now_ms: int) -> None:
+        """Runs the first catalogue's events since its start, perhaps in an earlier process."""
+        self.catalogue(_FIRST_DOMAIN).advance(now_ms)
 
     def advance(self, now_ms: int) -> None:
         """Runs the ticks and account faults that are due by *now_ms*."""

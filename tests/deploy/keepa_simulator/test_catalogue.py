@@ -1,7 +1,5 @@
 """Deals appear, change and vanish in the catalogue, and their stamps only grow."""
 
-import json
-from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
@@ -9,9 +7,6 @@ import pytest
 from deploy.keepa_simulator.catalogue import Catalogue
 from deploy.keepa_simulator.deal_row import deal_fields
 from deploy.keepa_simulator.keepa_time import even_keepa_minutes
-from deploy.keepa_simulator.kept import Kept
-from deploy.keepa_simulator.options import Options
-from deploy.keepa_simulator.simulator import Simulator
 
 START_MS = 1_757_873_538_842
 HOUR_MS = 3_600_000
@@ -151,18 +146,3 @@ def test_a_forced_update_moves_the_stamp_alone(at_start: Catalogue) -> None:
     assert again is not None
     assert again.last_update == even_keepa_minutes(START_MS)
     assert [again.current(price_type) for price_type in range(36)] == prices
-
-
-def test_a_restart_runs_the_events_of_the_earlier_process_before_any_call(tmp_path: Path) -> None:
-    """The first call after it would wait for them, and every other one behind it."""
-    now_ms = START_MS + 3_600_000
-    (tmp_path / "state.json").write_text(json.dumps({"start_ms": START_MS, "accounts": {}}))
-    options = Options(seed=1, products=300, deals=50, deal_speed=20.0)
-    simulator = Simulator(options, now_ms, kept=Kept(tmp_path / "state.json"))
-    went_on = catalogue(products=300, deals=50, speed=20.0)
-    went_on.advance(now_ms)
-
-    def shown(found: Catalogue) -> list[tuple[str, int]]:
-        return [(deal.facts.asin, deal.last_update) for deal in found.deals]
-
-    assert shown(simulator.catalogue(1)) == shown(went_on)

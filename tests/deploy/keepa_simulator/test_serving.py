@@ -1,6 +1,7 @@
 """The HTTP interface: replies, prices, refusals and the call log."""
 
 import json
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from deploy.keepa_simulator.catalogue import Catalogue
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
 from tests.waiting import wait_until
 
@@ -379,3 +381,24 @@ def test_a_killed_simulator_goes_on_from_its_files(
     again = requests.get(f"{simulator.base_url}/deal", params=page, timeout=60).json()
     assert again["deals"] == first["deals"]
     assert [call["seq"] for call in simulator.calls()] == [1, 2]
+
+
+def test_a_simulator_that_goes_on_is_ready_once_it_has_caught_up(
+    start_simulator: StartSimulator, tmp_path: Path
+) -> None:
+    """The first call would wait for all events since the start, and the others behind it."""
+    began_ms = int(time.time() * 1000)
+    start_ms = began_ms - 20 * 3_600_000
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps({"start_ms": start_ms, "accounts": {}}))
+    stats = start_simulator(products=1_000, deals=400, seed=1, state=state).stats()
+    went_on = Catalogue(seed=1, domain=1, products=1_000, deals=400, speed=1.0, start_ms=start_ms)
+    counts = set()
+    for now_ms in range(began_ms, stats["time_ms"] + 20, 20):
+        went_on.advance(now_ms)
+        counts.add(len(went_on.deals))
+
+    assert stats["start_ms"] == start_ms
+    assert stats["deals"]["1"] in counts
+    # The number at the start.
+    assert 400 not in counts
