@@ -37,11 +37,11 @@ def broker(keepa: RunningSimulator, tmp_path: Path) -> Iterator[RunningBroker]:
     broker.program.stop()
 
 
-def under_way(broker: RunningBroker, gateway: GatewayProcess) -> subprocess.Popen[bytes]:
-    """A program that has a call under way through *gateway*."""
+def under_way(keepa: RunningSimulator, gateway: GatewayProcess) -> subprocess.Popen[bytes]:
+    """A program that has a call under way through *gateway*: Keepa has begun with it."""
     url = f"{gateway.url}/topseller?key=alice&domain=1"
     program = subprocess.Popen([sys.executable, "-c", CALL, url], stderr=subprocess.DEVNULL)
-    wait_until(lambda: broker.bucket().open_leases == 1, "the call")
+    wait_until(lambda: "/topseller" in keepa.stats()["calls_by_path"], "the call")
     return program
 
 
@@ -51,7 +51,7 @@ def test_the_cost_of_a_killed_gateway_is_found(
     """Its lease lapses, and the broker's probe finds the charge; nothing counts twice."""
     with launch_gateway(keepa, broker.address, folder=tmp_path) as gateway:
         keepa.set_fault("latency:ms=3000,path=/topseller,count=1")
-        program = under_way(broker, gateway)
+        program = under_way(keepa, gateway)
         gateway.program.kill()
         program.wait(60)
         wait_until(lambda: keepa.stats()["spent"] == 50, "the charge")
@@ -68,7 +68,7 @@ def test_a_stopped_gateway_reads_its_calls_to_the_end(
     """SIGTERM leaves no call without a cost."""
     with launch_gateway(keepa, broker.address, folder=tmp_path) as gateway:
         keepa.set_fault("latency:ms=2000,path=/topseller,count=1")
-        program = under_way(broker, gateway)
+        program = under_way(keepa, gateway)
         gateway.program.stop()
         program.wait(60)
 
