@@ -146,12 +146,14 @@ def stack() -> Iterator[Stack]:
     if reason := no_engine():
         pytest.skip(f"no Docker engine: {reason}")
     running = Stack()
-    running.run("down", "--volumes", "--remove-orphans")
+    # Of all profiles: a container that stays behind would look for the network of its run.
+    everything = ("--profile", "*", "down", "--volumes")
+    running.run(*everything, "--remove-orphans")
     try:
         running.run("up", "--build", "--detach", timeout_s=BUILD_TIMEOUT_S)
         yield running
     finally:
-        running.run("down", "--volumes", "--timeout", "5")
+        running.run(*everything, "--timeout", "5")
 
 
 def test_deals_arrive(stack: Stack) -> None:
