@@ -83,7 +83,8 @@ class Workbook:
     ) -> None:
         try:
             if error is None:
-                self.write(())
+                if self._sheet is None:
+                    self._begin()
                 self._end()
                 self._finish()
                 self._zip.close()

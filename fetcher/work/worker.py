@@ -56,7 +56,7 @@ GOODBYE_S: Final = 1.0
 
 # Of one process. Postgres works on no more at once than it has cores; by default it allows a
 # hundred to all processes together.
-CONNECTIONS_MAX: Final = 16
+WORKER_CONNECTIONS_MAX: Final = 16
 
 SCANS: Final = "scans"
 DETAILS: Final = "details"
@@ -68,7 +68,7 @@ AWAITS_TURN: Final = "waiting for its turn"
 
 def connections_of(calls_in_flight: int) -> int:
     """Returns the most connections to Postgres that a process opens: one for each thread."""
-    return min(2 * calls_in_flight + 1, CONNECTIONS_MAX)
+    return min(2 * calls_in_flight + 1, WORKER_CONNECTIONS_MAX)
 
 
 class Worker:

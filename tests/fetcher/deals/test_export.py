@@ -105,6 +105,20 @@ def test_a_full_sheet_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) ->
     assert [row for sheet in sheets for row in sheet[1:]] == [(n, "<&> \u00fc") for n in range(31)]
 
 
+def test_a_sheet_that_is_full_at_the_end_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sheet of headers alone follows; without a row there is just one."""
+    monkeypatch.setattr(workbook, "SHEET_BYTES", 1)
+    lengths = []
+    for parts in (0, 2):
+        output = io.BytesIO()
+        with Workbook(output, ["a"], [Kind.NUMBER]) as book:
+            for number in range(parts):
+                book.write([[str(number)]])
+        lengths.append([len(list(sheet.values)) for sheet in load_workbook(output).worksheets])
+
+    assert lengths == [[1], [2, 2]]
+
+
 def test_json_lines_hold_texts_as_they_are(shelf: str, tmp_path: Path) -> None:
     """Each line is an object; times are UTC."""
     lines = export(shelf, tmp_path, ExportFormat.JSONL).read_text("utf-8").splitlines()
