@@ -366,16 +366,19 @@ class Arrival:
             self._fields = self._top_level()
 
     async def finish(self) -> None:
-        """Begins the settle, and hands the rest on meanwhile.
+        """Hands the rest on, and begins the settle in the same turn of the loop.
 
-        The settle goes out first: a caller that has the reply, and asks for the count, is
-        behind it in the connection to the broker.
+        So the settle costs the caller no time. A caller that has the reply, and asks for the
+        count, is behind it in the connection to the broker.
         """
+        is_small = not self._flight.head.done()
+        if is_small:
+            self._mask()
+            self._flight.head.set_result(self._head)
         if self._settling is None:
             self._settling = asyncio.create_task(self._settle())
-        if not self._flight.head.done():
-            self._mask()
-            await self._hand_on()
+        if is_small:
+            await self._write_held()
         self._flight.reel.end()
 
     async def settled(self) -> None:
@@ -385,6 +388,9 @@ class Arrival:
 
     async def _hand_on(self) -> None:
         self._flight.head.set_result(self._head)
+        await self._write_held()
+
+    async def _write_held(self) -> None:
         for chunk in self._held:
             await self._flight.reel.write(chunk)
         self._held.clear()
