@@ -40,22 +40,15 @@ def awaiting(client: AsyncBrokerClient, results: Connection) -> None:
 
 
 def in_a_child(work: object, client: object) -> str:
-    """The answer of *work* in a forked process.
-
-    gRPC's own handlers now and then leave a forked child stuck before it runs its first line,
-    so a child without an answer is replaced twice.
-    """
+    """The answer of *work* in a forked process."""
+    here, there = multiprocessing.Pipe()
     fork = multiprocessing.get_context("fork")
-    for _ in range(3):
-        here, there = multiprocessing.Pipe()
-        process = fork.Process(target=work, args=(client, there))  # type: ignore[arg-type]
-        process.start()
-        answer = str(here.recv()) if here.poll(20) else None
-        process.kill()
-        process.join()
-        if answer is not None:
-            return answer
-    return "nothing"
+    process = fork.Process(target=work, args=(client, there))  # type: ignore[arg-type]
+    process.start()
+    answer = str(here.recv()) if here.poll(40) else "nothing"
+    process.kill()
+    process.join()
+    return answer
 
 
 async def make(address: str) -> AsyncBrokerClient:
