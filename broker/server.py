@@ -35,6 +35,7 @@ from broker.rpc.gate import Gate
 from broker.rpc.introspection import Introspection
 from broker.rpc.layers import Layer, LayeredServer
 from broker.rpc.measured import MeasuredCalls
+from broker.rpc.pace import PacedCalls
 from broker.rpc.requests import Ttl
 from broker.rpc.service import TokenBrokerService
 from broker.rpc.tracing import TracedCalls
@@ -221,8 +222,9 @@ def _grpc_server(
     *,
     traced: bool,
 ) -> grpc.aio.Server:
-    # The outermost first: a refused call is counted, but has no span.
-    layers: list[Layer] = [MeasuredCalls(process.called)]
+    # The outermost first: a refused call is counted, but has no span. The time for which a call
+    # is held back is no time of the handler.
+    layers: list[Layer] = [PacedCalls(metrics.held_back), MeasuredCalls(process.called)]
     if book is not None:
         layers.append(Gate(book, metrics.refused))
     if traced:

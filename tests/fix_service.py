@@ -13,6 +13,8 @@ from pydantic import SecretStr
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.journal.journal import Journal
 from broker.keepa_status import KeepaSync
+from broker.rpc.layers import LayeredServer
+from broker.rpc.pace import PacedCalls
 from broker.rpc.service import TokenBrokerService
 from broker.runtime import BrokerRuntime
 from broker.telemetry.metrics import BrokerMetrics
@@ -53,7 +55,8 @@ async def running(
     keepa = KeepaSync(simulator.base_url, SecretStr(key or simulator.api_key))
     runtime = BrokerRuntime(allocator, keepa, journal=journal)
     metrics = BrokerMetrics(runtime)
-    server = grpc.aio.server(options=options.SERVER)
+    layers = [PacedCalls(metrics.held_back)]
+    server = LayeredServer(grpc.aio.server(options=options.SERVER), layers)
     service = TokenBrokerService(runtime, metrics, key_fingerprint=fingerprint)
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

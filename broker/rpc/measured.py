@@ -16,7 +16,7 @@ CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class MeasuredCalls:
-    """Reports each call to *called* when it has ended. To be the outermost layer."""
+    """Reports each call to *called* when it has ended."""
 
     def __init__(self, called: Called) -> None:
         self._called = called

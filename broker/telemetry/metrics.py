@@ -131,6 +131,11 @@ class BrokerMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self._held_back = Counter(
+            "tokenbroker_held_back_calls",
+            "Calls that waited because many of their connection had been refused.",
+            registry=self.registry,
+        )
         # Created at once: an alert needs the series before its first event.
         for priority in PRIORITIES.values():
             self._wait.create(priority)
@@ -156,6 +161,10 @@ class BrokerMetrics:
     def refused(self, reason: Reason) -> None:
         """Counts a refused caller."""
         self._refused.labels(reason.value).inc()
+
+    def held_back(self) -> None:
+        """Counts a call of a connection that has many refused."""
+        self._held_back.inc()
 
     def settled(self, settlement: Settlement, settled: Settled) -> None:
         """Counts a settled lease, but neither repeats nor unknown costs."""

@@ -8,10 +8,13 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +22,8 @@ from typing import Any, Final
 import grpc
 
 from deploy.local.program import Program
+from deploy.local.tether import tethered
+from fetcher.broker_client import AsyncBrokerClient, Priority
 from protos.channel.access import DIRECT
 from protos.channel.options import CLIENT
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -26,7 +31,9 @@ from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 from tests.fix_broker import RunningBroker, launch_broker
 from tests.fix_simulator import launch_simulator
 
-# Requests without a lease id, from one more client, as fast as it can send them.
+# Requests without a lease id: from one client so many a second that heeds no limit, and from
+# another as fast as it gets answers.
+FLOOD_PER_S: Final = 10_000
 BOGUS_AT_ONCE: Final = 64
 # One in so many is larger than the broker takes.
 OVERSIZED_EVERY: Final = 200
@@ -38,8 +45,13 @@ REFUSALS: Final = frozenset({
 # Streams of which not one message is read.
 SLOW_READERS: Final = 20
 SETTLED_S: Final = 3.0
+# One more client, which gets a token at once, and gives it back.
+TAKE_EVERY_S: Final = 0.05
 # Promised: all waits end within 5 s of SIGTERM, and memory stays flat.
 ENDED_S_MAX: Final = 5.0
+# Half of all grants come within, beside a flood; the first calls of a flood are not held back.
+GRANT_P50_MS_MAX: Final = 100.0
+GRANT_MS_MAX: Final = 5_000.0
 GROWTH_MIB_MAX: Final = 15.0
 
 
@@ -54,6 +66,10 @@ class Crowd:
         descriptors: Of the broker: before, once all wait, after the bogus requests.
         bogus: Requests that were refused meanwhile, and how many of them a second.
         oversized: Requests among them that were too large.
+        flood_per_s: Requests a second of the client that heeds no limit.
+        flood_answered: Those that the broker has looked at; gRPC turns away the rest.
+        grants: Leases that one more client got meanwhile, and how long half of them took at
+            most, and the longest.
         ended_s: From SIGTERM until the last wait has ended.
         unavailable: Waits that ended with UNAVAILABLE, as they should.
         early: Waits that ended before SIGTERM, as they should not.
@@ -66,6 +82,11 @@ class Crowd:
     bogus: int = 0
     bogus_per_s: float = 0.0
     oversized: int = 0
+    flood_per_s: float = 0.0
+    flood_answered: int = 0
+    grants: int = 0
+    grant_p50_ms: float = 0.0
+    grant_max_ms: float = 0.0
     ended_s: float = 0.0
     unavailable: int = 0
     early: int = 0
@@ -83,6 +104,12 @@ class Crowd:
             # The bothersome client's own connection may still be open.
             f"descriptors rose from {during} to {after}": after <= during + 2,
             "no request was refused": self.bogus > 0,
+            "the flood did not come through": self.flood_answered > 0,
+            "no lease was granted meanwhile": self.grants > 0,
+            f"half of all grants took {self.grant_p50_ms} ms": (
+                self.grant_p50_ms <= GRANT_P50_MS_MAX
+            ),
+            f"a grant took {self.grant_max_ms} ms": self.grant_max_ms <= GRANT_MS_MAX,
         }
         return [text for text, is_so in checks.items() if not is_so]
 
@@ -140,6 +167,35 @@ async def bother(address: str, stop: asyncio.Event) -> Counter[grpc.StatusCode]:
     return refused
 
 
+async def take(address: str, stop: asyncio.Event) -> list[float]:
+    """Leases a token and gives it back until *stop*; returns how long each grant took, in ms."""
+    durations: list[float] = []
+    async with AsyncBrokerClient(address, holder="taker") as client:
+        while not stop.is_set():
+            began_s = time.perf_counter()
+            async with client.lease("take", priority=Priority.HIGH) as lease:
+                durations.append(1000 * (time.perf_counter() - began_s))
+                await lease.settle_not_sent()
+            await asyncio.sleep(TAKE_EVERY_S)
+    return durations
+
+
+@asynccontextmanager
+async def flooded(address: str, crowd: Crowd) -> AsyncIterator[None]:
+    """Floods the broker from a process of its own while the context lasts."""
+    command = (sys.executable, "-m", "tests.load.flood", address, f"--rate={FLOOD_PER_S}")
+    process = await asyncio.create_subprocess_exec(
+        *tethered([*command, "--seconds=86400"]), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        out, _ = await process.communicate()
+    flood = json.loads(out)
+    crowd.flood_per_s, crowd.flood_answered = flood["per_s"], flood["answered"]
+
+
 def slow_reader(channel: grpc.aio.Channel) -> Any:
     """A stream of the bucket that no one reads."""
     stub: Any = pb_grpc.TokenBrokerServiceStub(channel)
@@ -158,23 +214,13 @@ async def gather_crowd(broker: RunningBroker, connections: int, seconds: float) 
     streams = [slow_reader(channel) for channel in channels[connections:]]
     await _until(lambda: broker.bucket().waiting == connections)
     during = descriptors(program.pid)
-    stop = asyncio.Event()
-    bothering = asyncio.create_task(bother(broker.address, stop))
-    # The buffers of the first large requests stay.
-    await asyncio.sleep(SETTLED_S)
-    crowd.rss_begin_mib = memory_mib(program.pid)
-    await asyncio.sleep(seconds)
-    stop.set()
-    refused = await bothering
-    crowd.bogus = refused.total()
-    crowd.oversized = refused[grpc.StatusCode.RESOURCE_EXHAUSTED]
-    crowd.bogus_per_s = round(crowd.bogus / (SETTLED_S + seconds), 1)
-    crowd.rss_end_mib = memory_mib(program.pid)
-    crowd.early = sum(wait.done() for wait in waits)
-    crowd.descriptors = before, during, descriptors(program.pid)
-    began_s = time.monotonic()
-    os.kill(program.pid, signal.SIGTERM)
-    ends = await asyncio.gather(*waits)
+    async with flooded(broker.address, crowd):
+        await harass(broker, crowd, seconds)
+        crowd.early = sum(wait.done() for wait in waits)
+        crowd.descriptors = before, during, descriptors(program.pid)
+        began_s = time.monotonic()
+        os.kill(program.pid, signal.SIGTERM)
+        ends = await asyncio.gather(*waits)
     crowd.ended_s = round(max(at_s for _, at_s in ends) - began_s, 2)
     crowd.unavailable = sum(code is grpc.StatusCode.UNAVAILABLE for code, _ in ends)
     for stream in streams:
@@ -182,6 +228,26 @@ async def gather_crowd(broker: RunningBroker, connections: int, seconds: float) 
     for channel in channels:
         await channel.close(None)
     return crowd
+
+
+async def harass(broker: RunningBroker, crowd: Crowd, seconds: float) -> None:
+    """Sends unusable requests for *seconds*, and takes leases beside them."""
+    stop, pid = asyncio.Event(), broker.program.pid
+    bothering = asyncio.create_task(bother(broker.address, stop))
+    taking = asyncio.create_task(take(broker.address, stop))
+    # The buffers of the first large requests stay.
+    await asyncio.sleep(SETTLED_S)
+    crowd.rss_begin_mib = memory_mib(pid)
+    await asyncio.sleep(seconds)
+    stop.set()
+    refused, grants_ms = await asyncio.gather(bothering, taking)
+    crowd.bogus = refused.total()
+    crowd.oversized = refused[grpc.StatusCode.RESOURCE_EXHAUSTED]
+    crowd.bogus_per_s = round(crowd.bogus / (SETTLED_S + seconds), 1)
+    crowd.rss_end_mib = memory_mib(pid)
+    crowd.grants = len(grants_ms)
+    crowd.grant_p50_ms = round(statistics.median(grants_ms), 1)
+    crowd.grant_max_ms = round(max(grants_ms), 1)
 
 
 async def _until(condition: Any, deadline_s: float = 120.0) -> None:
@@ -194,7 +260,7 @@ async def _until(condition: Any, deadline_s: float = 120.0) -> None:
 def measure(connections: int, seconds: float, folder: Path) -> Crowd:
     """Runs the crowd against a broker and a simulator of its own, with an empty bucket."""
     simulator = launch_simulator(
-        rate=5, initial_tokens=0, tick_seconds=3600, products=100, deals=10
+        rate=5, initial_tokens=1, tick_seconds=3600, products=100, deals=10
     )
     programs: list[Program] = []
     try:

@@ -47,6 +47,7 @@ WATCHED = {
     "restarts": "tokenbroker_epoch",
     "oldest lease": "tokenbroker_oldest_lease_seconds",
     "callers not let in": "tokenbroker_refused_calls_total",
+    "calls held back": "tokenbroker_held_back_calls_total",
     "deals stored": "dealfetcher_deals",
     "deals written": "dealfetcher_hour_rows",
     "rejections by rule": "dealfetcher_day_rejections",
