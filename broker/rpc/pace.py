@@ -1,4 +1,4 @@
-"""Holds back a connection whose calls are refused by the hundred.
+"""Holds back a connection with calls that are refused by the hundred.
 
 A refusal costs the broker as much of its one core as a grant, and calls are taken in the
 order in which they come: one client that sends nothing but unusable requests would make all

@@ -51,7 +51,8 @@ def console_over(
         open_role=open_role,
         secret=b"a secret of the test",
     )
-    with Database(database_url, connections_max=4) as database:
+    # On a full machine, Postgres may take seconds to let a connection in.
+    with Database(database_url, connections_max=4, timeout_s=60.0) as database:
         context = ConsoleContext(
             reading=database,
             writing=database if writes else None,
