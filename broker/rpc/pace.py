@@ -88,9 +88,9 @@ class PacedCalls:
             except grpc.aio.AbortError as exc:
                 if not was_held:
                     self._note(context)
-                # The context holds the error, whose traceback holds the frames, which hold the
-                # context. Those of a call that was held for long are old: the collector seldom
-                # looks at them.
+                # The context holds the error, its traceback the frames, and these the context.
+                # Those of a call that was held for long are old: the collector seldom looks
+                # at them.
                 traceback.clear_frames(exc.__traceback__)
                 del request, context
                 raise
