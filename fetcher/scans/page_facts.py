@@ -1,7 +1,7 @@
 """The facts that a scan keeps of a page, and whether two pages join without a seam."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from fetcher.queries import selection as keepa_selection
@@ -42,12 +42,26 @@ def estimate_rows(selection: Mapping[str, object], counts: Mapping[int, int]) ->
     return RowEstimate(at_least, listed if bounded else None)
 
 
+def counts_concerned(
+    selection: Mapping[str, object], counts: Mapping[int, int]
+) -> Mapping[int, int]:
+    """Returns those of *counts* that change as rows of *selection* come and go.
+
+    An included id without a count may be a sub-category of any root.
+    """
+    included = keepa_selection.included_categories(selection)
+    asked = included if included and included <= counts.keys() else counts.keys()
+    concerned = asked - keepa_selection.excluded_categories(selection)
+    return {category: counts[category] for category in concerned}
+
+
 @dataclass(frozen=True, slots=True)
 class PageFacts:
     """The facts that a scan keeps of a page it has read; times in Unix ms.
 
     ``server_ms`` is the reply's own time. ``newest_ms`` and ``oldest_ms`` are its extreme
-    creation times. ``order`` includes the border to the page before.
+    creation times. ``order`` includes the border to the page before. ``counts`` are the rows
+    by root category, where the selection's rows may be among them.
     """
 
     number: int
@@ -60,6 +74,8 @@ class PageFacts:
     server_ms: int
     cached: bool
     rows: RowEstimate
+    # Pages stored by earlier versions have none.
+    counts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def end(self) -> PageEnd:
@@ -104,6 +120,7 @@ def page_facts(
         server_ms=server_ms,
         cached=page.cached,
         rows=estimate_rows(selection, page.category_counts),
+        counts=counts_concerned(selection, page.category_counts),
     )
 
 
@@ -111,22 +128,30 @@ SeamProblem = Literal["staler", "moved"]
 
 
 def seam_problem(before: PageFacts, page: PageFacts) -> SeamProblem | None:
-    """Returns why rows may be missing between two consecutive pages; None if they can't.
+    """Returns why rows may be missing between two consecutive pages; None if nothing shows it.
 
     ``staler``: *page* may show an earlier time than *before*, when rows now at its head
-    were still above it. ``moved``: a few rows have come or gone between the two calls, and
+    were still above it. ``moved``: rows have come or gone between the two calls, and
     may have moved others over the border to the side already read; one of the two pages,
-    read again, shows them. Two pages that share a product hide nothing.
+    read again, shows them.
+
+    Two pages that share the row at their border hide nothing: no row has moved up over it.
+    A shared row elsewhere may have moved alone, where rows don't come newest first. Equal
+    counts are no proof: where one row of a category leaves above the border and another
+    appears below it, they show nothing.
     """
-    if not frozenset(before.asins).isdisjoint(page.asins):
+    shared = frozenset(before.asins).intersection(page.asins)
+    if shared.intersection((*before.asins[-1:], *page.asins[:1])):
         return None
     if page.cached and page.as_of_ms < before.server_ms:
         return "staler"
     grown = page.rows.at_least - before.rows.at_least
     # New deals enter at the top and push rows down, onto the page if it is read later.
-    if grown == 0 or (grown > 0 and before.server_ms <= page.server_ms):
-        return None
-    return "moved" if abs(grown) <= SHIFT_MAX_ROWS else "staler"
+    pushed_down = grown > 0 and before.server_ms <= page.server_ms
+    if abs(grown) > SHIFT_MAX_ROWS and not pushed_down:
+        return "staler"
+    # A product that becomes a deal again may keep its old date, and enters below the border.
+    return "moved" if grown or page.counts != before.counts else None
 
 
 def read_earlier(before: PageFacts, page: PageFacts) -> int:

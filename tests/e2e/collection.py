@@ -58,10 +58,13 @@ def times_dry(calls: Iterable[Call]) -> int:
 
 
 def same_page_at_once(calls: Iterable[Call]) -> list[tuple[Call, Call]]:
-    """Pairs of calls for the same page of the same selection that ran at the same time."""
+    """Pairs of calls for the same page of the same selection that ran at the same time.
+
+    A call that Keepa refused or failed has no selection in its journal: it has read no page.
+    """
     by_page: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
-        if call["path"] == "/deal":
+        if call["path"] == "/deal" and call["selection"]:
             by_page[call["selection"]].append(call)
     pairs = itertools.chain.from_iterable(itertools.pairwise(page) for page in by_page.values())
     return [

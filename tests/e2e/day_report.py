@@ -4,8 +4,9 @@ A catalogue with equal seed and start has equal events at equal times, so it sho
 which deals matched a selection at any time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 from deploy.keepa_simulator.catalogue import Catalogue
@@ -21,10 +22,12 @@ OVERPAID_MAX: Final = 0.02
 
 WHOLE_SCANS: Final = """
 SELECT s.id, s.kind, s.selection::text, p.page, (p.facts ->> 'server_ms')::bigint,
-       (p.facts ->> 'cached')::boolean, (extract(epoch FROM p.reply_time) * 1000)::bigint
+       (extract(epoch FROM p.reply_time) * 1000)::bigint
   FROM scans s JOIN scan_pages p ON p.scan_id = s.id
  WHERE s.state = 'completed' AND s.end_reason IN ('short page', 'counted end')
    AND p.state = 'done' AND (s.plan ->> 'first_page')::int = 0
+   AND NOT EXISTS (SELECT FROM scan_pages c WHERE c.scan_id = s.id AND c.state = 'done'
+                      AND (c.facts ->> 'cached')::boolean)
  ORDER BY s.id, p.page
 """
 # Necessary pages of a scan: each once, none beyond its end, none without a row.
@@ -47,6 +50,9 @@ SELECT count(*) FROM deals d WHERE NOT EXISTS (
                                AND v.price_type = d.price_type)
 """
 
+# More rows than these come or go only while a scan stands still: it proves nothing then.
+SHIFT_MAX_ROWS: Final = PAGE_ROWS // 2
+
 # Domain, ASIN, price type.
 Key = tuple[int, str, int]
 # What a row is ordered by.
@@ -55,7 +61,7 @@ Order = tuple[int, ...]
 
 @dataclass(frozen=True, order=True, slots=True)
 class Read:
-    """The time that a page of a scan shows, and whether it was read before."""
+    """The time at which a page of a scan was read, and whether it had been read before."""
 
     at_ms: int
     page: int
@@ -63,8 +69,25 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What a selection showed at one time: order and page of each deal, and what it counts."""
+
+    places: dict[Key, tuple[Order, int]]
+    category_counts: dict[int, int]
+
+    @property
+    def rows(self) -> int:
+        """All rows, as Keepa counts them."""
+        return sum(self.category_counts.values())
+
+    def on(self, page: int) -> set[Key]:
+        """The deals on one page."""
+        return {key for key, (_, at) in self.places.items() if at == page}
+
+
+@dataclass(frozen=True, slots=True)
 class WholeScan:
-    """A scan that read down to the last row.
+    """A scan that read down to the last row, each page as it was at the time.
 
     Only full scans read a border again after rows have moved over it.
     """
@@ -180,7 +203,7 @@ def report_on(
     calls, stats = simulator.calls(), simulator.stats()
     stored = stored_deals(database_url)
     everything, certain = newest_served(calls), newest_served(calls, without=kills_ms)
-    scans = completed_scans(database_url, cache_ms=round(options["cache_seconds"] * 1000))
+    scans = completed_scans(database_url)
     full_scans = [scan for scan in scans if scan.is_full]
     matched = in_place_throughout(full_scans, options, start_ms=stats["start_ms"])
     others = in_place_throughout(scans, options, start_ms=stats["start_ms"]) - matched
@@ -231,17 +254,16 @@ def products_served(calls: Iterable[Call]) -> set[str]:
     return {asin for call in calls for asin in call["asins"]}
 
 
-def completed_scans(database_url: str, *, cache_ms: int) -> list[WholeScan]:
+def completed_scans(database_url: str) -> list[WholeScan]:
     """The scans that have read down to the last row, in the order of their start.
 
-    A page shows the time of its reply, or an earlier one if it comes from the cache.
+    Left out are those with a page from the cache: it shows an earlier time, and such scans
+    prove nothing.
     """
     scans: dict[int, tuple[str, str, set[Read]]] = {}
-    for scan, kind, selection, page, first_ms, cached, last_ms in fetch(database_url, WHOLE_SCANS):
+    for scan, kind, selection, page, first_ms, last_ms in fetch(database_url, WHOLE_SCANS):
         reads = scans.setdefault(scan, (kind, selection, set()))[2]
         reads.add(Read(first_ms, page, is_again=False))
-        if cached:
-            reads.add(Read(first_ms - cache_ms, page, is_again=False))
         if last_ms > first_ms:
             reads.add(Read(last_ms, page, is_again=True))
     return [
@@ -253,14 +275,7 @@ def completed_scans(database_url: str, *, cache_ms: int) -> list[WholeScan]:
 def in_place_throughout(
     scans: Sequence[WholeScan], options: dict[str, Any], *, start_ms: int
 ) -> set[Key]:
-    """The deals that at least one of *scans* must have seen: they matched at each of its reads.
-
-    Two events let a scan miss a deal that matches; it may have ended before the next scan:
-
-    1. What it is ordered by changes, such as its date. It leaves a page that is not read yet
-       for one that has been.
-    2. It has left a page before this page is read again.
-    """
+    """The deals that at least one of *scans* must have seen; see `certainly_seen`."""
     # Time in a catalogue only moves forward.
     moments = sorted((read, number) for number, scan in enumerate(scans) for read in scan.reads)
     catalogue = Catalogue(
@@ -271,38 +286,62 @@ def in_place_throughout(
         speed=options["deal_speed"],
         start_ms=start_ms,
     )
-    kept: dict[int, dict[Key, Order]] = {}
-    # Where each deal stood at the reads so far.
-    stood: dict[int, set[tuple[Key, int]]] = {}
+    views: dict[int, dict[Read, View]] = {}
+    found: set[Key] = set()
     for read, number in moments:
         catalogue.advance(read.at_ms)
-        now = places(catalogue, scans[number].selection, read.at_ms)
-        before = kept.get(number, {key: order for key, (order, _) in now.items()})
-        kept[number] = {
-            key: order
-            for key, order in before.items()
-            if key in now
-            and now[key][0] == order
-            and not (
-                read.is_again and (key, read.page) in stood[number] and now[key][1] != read.page
-            )
-        }
-        stood.setdefault(number, set()).update((key, page) for key, (_, page) in now.items())
-    return {key for found in kept.values() for key in found}
+        seen = views.setdefault(number, {})
+        seen[read] = view(catalogue, scans[number].selection, read.at_ms)
+        if len(seen) == len(scans[number].reads):
+            found |= certainly_seen(views.pop(number))
+    return found
 
 
-def places(catalogue: Catalogue, wanted: Selection, at_ms: int) -> dict[Key, tuple[Order, int]]:
-    """The deals that *wanted* selects, with what they are ordered by, and their page."""
-    found: dict[Key, tuple[Order, int]] = {}
+def certainly_seen(views: Mapping[Read, View]) -> set[Key]:
+    """The deals that a scan must have seen, by what its selection showed at each of its reads.
+
+    They matched all the time. Three events let a scan miss such a deal, and it may have ended
+    before the next scan:
+
+    1. What it is ordered by changes, such as its date. It leaves a page that is not read yet
+       for one that has been.
+    2. It has left a page before this page is read again.
+    3. It moves over a border to the page that has been read, and no count of a category
+       differs: as many rows have gone above the border as have come below it.
+
+    A scan proves nothing if half a page of rows has gone between two of its pages.
+    """
+    reads = sorted(views)
+    before = views[reads[0]].places
+    steady = {
+        key
+        for key, (order, _) in before.items()
+        if all(key in view.places and view.places[key][0] == order for view in views.values())
+    }
+    pages = sorted((read for read in reads if not read.is_again), key=lambda read: read.page)
+    for border in pairwise(pages):
+        earlier, later = sorted(border)
+        then, now = views[earlier], views[later]
+        if abs(now.rows - then.rows) > SHIFT_MAX_ROWS:
+            return set()
+        if now.category_counts == then.category_counts:
+            steady -= then.on(later.page) & now.on(earlier.page)
+    for again in (read for read in reads if read.is_again):
+        stood = set().union(*(views[read].on(again.page) for read in reads if read < again))
+        steady -= stood - views[again].on(again.page)
+    return steady
+
+
+def view(catalogue: Catalogue, wanted: Selection, at_ms: int) -> View:
+    """What *wanted* selects, page by page."""
+    places: dict[Key, tuple[Order, int]] = {}
     order = order_of(wanted.sort_type, wanted.date_range)
     page = 0
-    while rows := answer(
-        catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms)
-    ).deals:
-        for listing in rows:
+    while True:
+        found = answer(catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms))
+        for listing in found.deals:
             key = (wanted.domain, listing.facts.asin, wanted.price_type)
-            found[key] = order((listing, listing.figures(wanted.price_type))), page
+            places[key] = order((listing, listing.figures(wanted.price_type))), page
+        if len(found.deals) < PAGE_ROWS:
+            return View(places, found.category_counts)
         page += 1
-        if len(rows) < PAGE_ROWS:
-            break
-    return found

@@ -6,7 +6,16 @@ import pytest
 
 from deploy.keepa_simulator.catalogue import Catalogue
 from deploy.keepa_simulator.selection import parse_selection
-from tests.e2e.day_report import Key, Order, Read, WholeScan, in_place_throughout, places
+from tests.e2e.day_report import (
+    Key,
+    Order,
+    Read,
+    View,
+    WholeScan,
+    certainly_seen,
+    in_place_throughout,
+    view,
+)
 
 START_MS = 1_700_000_000_000
 OPTIONS: dict[str, Any] = {"seed": 6, "products": 2_000, "deals": 500, "deal_speed": 600.0}
@@ -29,7 +38,7 @@ def moments() -> list[dict[Key, tuple[Order, int]]]:
     found = []
     for at_ms in (FIRST_MS, SECOND_MS, AGAIN_MS):
         catalogue.advance(at_ms)
-        found.append(places(catalogue, WIDE, at_ms))
+        found.append(view(catalogue, WIDE, at_ms).places)
     return found
 
 
@@ -72,3 +81,40 @@ def test_a_scan_may_miss_what_has_left_the_page_that_it_reads_again(
     assert left
     assert elsewhere
     assert certain == steady - left
+
+
+def shown(counts: dict[int, int], *pages: str) -> View:
+    """Deals by their letters, page by page, ordered by those."""
+    return View(
+        {(1, deal, 1): ((ord(deal),), page) for page, deals in enumerate(pages) for deal in deals},
+        counts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "again", "seen"),
+    [
+        # A row has gone above the border, and d has moved up: the counts show it.
+        ({7: 5}, None, "bcdef"),
+        # Another one has come at the end, of another category or of the same.
+        ({7: 5, 8: 1}, None, "bcdef"),
+        ({7: 6}, None, "bcef"),
+        # Read again, the first page still has it, or has it no more.
+        ({7: 5}, "bcd", "bcdef"),
+        ({7: 5}, "bc", "bcef"),
+        # So many have gone that the scan proves nothing.
+        ({7: 600}, None, ""),
+    ],
+)
+def test_a_scan_sees_what_crosses_a_border_if_the_counts_show_it(
+    counts: dict[int, int], again: str | None, seen: str
+) -> None:
+    """Deals a to f on two pages, the first read at 1 s and the second at 2 s."""
+    views = {
+        Read(1_000, 0, is_again=False): shown({7: 6}, "abc", "def"),
+        Read(2_000, 1, is_again=False): shown(counts, "bcd", "ef"),
+    }
+    if again is not None:
+        views[Read(3_000, 0, is_again=True)] = shown(counts, again, "def"[len(again) - 2 :])
+
+    assert {deal for _, deal, _ in certainly_seen(views)} == set(seen)

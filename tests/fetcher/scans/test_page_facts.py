@@ -10,6 +10,7 @@ from fetcher.replies.units import ms_to_minutes
 from fetcher.scans.page_facts import (
     PageFacts,
     RowEstimate,
+    counts_concerned,
     estimate_rows,
     page_facts,
     read_earlier,
@@ -30,12 +31,13 @@ def dated(first: int, *minutes_ago: int) -> list[Deal]:
     ]
 
 
-def facts(number: int, deals: list[Deal], *, after_ms: int = 0, total: int = 300) -> PageFacts:
-    """The facts of a page served *after_ms* after NOW_MS."""
-    page = deal_page(deals, counts={283155: total})
-    return page_facts(
-        number, page, {"includeCategories": [283155]}, server_ms=NOW_MS + after_ms, before=None
-    )
+def facts(
+    number: int, deals: list[Deal], *, after_ms: int = 0, total: int = 300, others: int = 0
+) -> PageFacts:
+    """The facts of a page served *after_ms* after NOW_MS: *total* books, and *others*."""
+    page = deal_page(deals, counts={283155: total, 5174: others})
+    selection = {"includeCategories": [283155, 5174]}
+    return page_facts(number, page, selection, server_ms=NOW_MS + after_ms, before=None)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +92,14 @@ def test_a_page_from_an_older_cache_may_hide_rows() -> None:
     assert seam_problem(before, replace(cached, server_ms=NOW_MS + 120_000)) is None
 
 
-def test_a_shared_product_proves_that_nothing_is_hidden() -> None:
-    """Whatever the ages of two pages, a row on both joins them."""
-    rows = dated(0, 0, 10, 20)
-    before, page = facts(0, rows[:2]), facts(1, rows[1:], total=1)
+def test_a_shared_row_at_the_border_proves_that_nothing_is_hidden() -> None:
+    """Whatever the ages of two pages, that row joins them; one in the middle has moved alone."""
+    rows = dated(0, 0, 10, 20, 30)
+    before = facts(0, rows[:2])
+    joined, alone = facts(1, rows[1:], total=1), facts(1, [*rows[2:], rows[0]], total=299)
 
-    assert seam_problem(before, replace(page, cached=True)) is None
+    assert seam_problem(before, replace(joined, cached=True)) is None
+    assert seam_problem(before, alone) == "moved"
 
 
 def test_vanished_rows_may_have_moved_others_up() -> None:
@@ -104,6 +108,46 @@ def test_vanished_rows_may_have_moved_others_up() -> None:
 
     assert seam_problem(before, page) == "moved"
     assert read_earlier(before, page) == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "others", "problem"),
+    [
+        (300, 10, None),
+        # New rows came in below the border: at the top they would have pushed others over it.
+        (301, 10, "moved"),
+        (300, 400, "moved"),
+        # One row has gone, another came: no count shows where.
+        (299, 11, "moved"),
+    ],
+)
+def test_any_other_count_may_have_moved_rows_up(
+    total: int, others: int, problem: str | None
+) -> None:
+    """Pages without a shared row: only equal counts of every category speak for a seam."""
+    before = facts(0, dated(0, 0, 10), others=10)
+    page = facts(1, dated(5, 20), after_ms=900, total=total, others=others)
+
+    assert seam_problem(before, page) == problem
+
+
+@pytest.mark.parametrize(
+    ("filters", "concerned"),
+    [
+        ({}, COUNTS),
+        ({"includeCategories": [283155]}, {283155: 300}),
+        # A sub-category: its rows are among those of any root.
+        ({"includeCategories": [4367]}, COUNTS),
+        ({"includeCategories": [283155, 4367]}, COUNTS),
+        ({"excludeCategories": [5174]}, {283155: 300}),
+        ({"includeCategories": [283155], "excludeCategories": [4367]}, {283155: 300}),
+    ],
+)
+def test_counts_concern_a_selection_where_its_rows_may_be(
+    filters: dict[str, object], concerned: dict[int, int]
+) -> None:
+    """Other roots change without it."""
+    assert counts_concerned(filters, COUNTS) == concerned
 
 
 def test_pages_read_in_the_wrong_order_join_only_if_nothing_changed() -> None:
