@@ -20,6 +20,8 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
+# How soon a thread that pauses sees that another one has found Postgres again.
+LOOK_EVERY_S: Final = 0.25
 
 # After a stop, a change is still tried for so long while Postgres is away.
 STOP_GRACE_S: Final = 1.0
@@ -106,9 +108,14 @@ class Pulse:
 
 
 class Troubles:
-    """The threads that Postgres fails at present; logs the first trouble and the last end."""
+    """The threads that Postgres fails at present; logs the first trouble and the last end.
+
+    ``recoveries`` counts the changes that were made by a thread in trouble: Postgres takes
+    writes again, and the others need not wait for the end of their pause.
+    """
 
     def __init__(self) -> None:
+        self.recoveries = 0
         self._lock = threading.Lock()
         self._threads: dict[str, str] = {}
 
@@ -120,10 +127,12 @@ class Troubles:
         if is_first:
             log.warning("Postgres is away: waiting for it", problem=str(exc))
 
-    def end(self) -> None:
-        """Records that Postgres serves the calling thread."""
+    def end(self, *, by_change: bool = True) -> None:
+        """Records that Postgres serves the calling thread: it took a change, or only let read."""
         with self._lock:
-            was_last = self._threads.pop(threading.current_thread().name, "") and not self._threads
+            was_in_trouble = self._threads.pop(threading.current_thread().name, None) is not None
+            self.recoveries += was_in_trouble and by_change
+            was_last = was_in_trouble and not self._threads
         if was_last:
             log.info("Postgres is back")
 
@@ -175,6 +184,7 @@ class Workplace:
     ) -> Result:
         """Runs *change* in one transaction, again and again while Postgres is away.
 
+        The pauses between two tries grow, and end as soon as another thread has made a change.
         After a stop it fails for *grace_s* seconds at most before it is given up.
 
         Raises:
@@ -187,6 +197,8 @@ class Workplace:
         while True:
             # A stop can't wait for long.
             timeout_s = STOP_GRACE_S / 2 if self.stop.is_set() else None
+            # Another thread may find Postgres while this try still fails.
+            recoveries = self.troubles.recoveries
             try:
                 with self.database.connection(timeout_s=timeout_s) as connection:
                     result = change(connection)
@@ -209,8 +221,16 @@ class Workplace:
                 # The event that is set does not wait, and Postgres must not be hammered.
                 time.sleep(FIRST_PAUSE_S)
             else:
-                self.stop.wait(pause_s)
+                self._await_recovery(pause_s, recoveries)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _await_recovery(self, pause_s: float, recoveries: int) -> None:
+        """Waits for *pause_s*, the stop, or more *recoveries* of the process than these."""
+        until_s = time.monotonic() + pause_s
+        while self.troubles.recoveries == recoveries:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or self.stop.wait(min(left_s, LOOK_EVERY_S)):
+                return
 
     def rest(self, pause_s: float) -> None:
         """Waits for *pause_s* seconds or the stop."""

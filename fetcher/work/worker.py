@@ -392,7 +392,8 @@ class Round:
             self._failures += 1
             return float(min(IDLE_S * 2 ** min(self._failures, 10), AWAY_PAUSE_MAX_S))
         self._failures = 0
-        workplace.troubles.end()
+        # It may have found nothing to change, and Postgres may be read-only.
+        workplace.troubles.end(by_change=False)
         if has_worked:
             return 0.0
         workplace.doing("idle", at_most_s=None)
