@@ -308,9 +308,7 @@ class Allocator:
         if settled.lease is not None:
             charged = None if held is None else held.tokens
             self.record(_settled(settlement, settled, settled.lease, charged, now_ms))
-        # The broker can't find out which report was wrong; a probe replaces them all.
-        if settled.doubt is not None or self.ledger.contradicts_itself:
-            self.doubts.raised()
+        self._weigh_report(settlement, settled, now_ms)
         lease, cost = settled.lease, settled.cost_tokens
         if lease is not None and cost is not None:
             if lease.request is not None and not settled.late:
@@ -328,6 +326,14 @@ class Allocator:
             self._count_adopted(lease, now_ms)
         self._decide(now_ms)
         return settled
+
+    def _weigh_report(self, settlement: Settlement, settled: Settled, now_ms: int) -> None:
+        """Looks at what a settle shows beside its cost: that Keepa answers, or a doubt."""
+        if settlement.envelope is not None:
+            self.probing.seen_alive(now_ms - settlement.age_ms)
+        # The broker can't find out which report was wrong; a probe replaces them all.
+        if settled.doubt is not None or self.ledger.contradicts_itself:
+            self.doubts.raised()
 
     def _check_not_waiting(self, lease_id: str) -> None:
         """Refuses an old lease of the same id: its hold would stand in the way of the grant.

@@ -80,6 +80,7 @@ class Probing:
         self.by_reason: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.failures = 0
         self._since_ms: int | None = None
+        self._failed_ms = 0
         self._retry_ms: int | None = None
         self._failures_in_a_row = 0
 
@@ -125,10 +126,20 @@ class Probing:
     def failed(self, now_ms: int) -> None:
         """No count came; try again later, ever more rarely."""
         self._since_ms = None
+        self._failed_ms = now_ms
         self.failures += 1
         backoff_ms = RETRY_MS_MIN << min(self._failures_in_a_row, 10)
         self._failures_in_a_row += 1
         self._retry_ms = now_ms + min(backoff_ms, RETRY_MS_MAX)
+
+    def seen_alive(self, at_ms: int) -> None:
+        """A client got a reply of Keepa's at this time: a failure before it is over.
+
+        An invented one makes the broker ask once a second while its status call fails.
+        """
+        if self._retry_ms is not None and at_ms > self._failed_ms:
+            self._retry_ms = min(self._retry_ms, self._failed_ms + RETRY_MS_MIN)
+            self._failures_in_a_row = 0
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When patience ends, or when Keepa may be asked again."""

@@ -112,6 +112,26 @@ def test_nothing_is_granted_from_a_count_in_doubt() -> None:
     assert [type(outcome) for outcome in allocator.take_outcomes()] == [Granted]
 
 
+@pytest.mark.parametrize(("age_ms", "asked_ms"), [(0, 5_500), (1_200, 8_300)])
+def test_a_doubt_does_not_wait_out_the_pauses_of_an_outage_that_is_over(
+    age_ms: int, asked_ms: int
+) -> None:
+    """Others have emptied the bucket: until Keepa is asked, every call is refused.
+
+    A reply from before the last failure shows nothing.
+    """
+    allocator = in_step()
+    for started_ms in (1_000, 2_100, 4_200):
+        allocator.probe_started(started_ms)
+        allocator.probe_failed(started_ms + 100)
+    allocator.acquire(request(), 5_400)
+    refused = settlement(outcome=Outcome.REFUSED, said=fair(at=5_450, left=-3, consumed=0))
+    allocator.settle(replace(refused, age_ms=age_ms), 5_500)
+    asked = next(ms for ms in range(5_500, 9_000, 100) if allocator.probe_wanted(ms))
+
+    assert asked == asked_ms
+
+
 def test_the_first_count_is_a_probe_s() -> None:
     """Before Keepa has answered the broker itself, no report sets balance or plan."""
     allocator = synced(50)
