@@ -90,11 +90,12 @@ def fetcher_ends(stack: Stack, dice: Random, number: signal.Signals) -> Iterator
     """A fetcher is killed, or stopped for a while."""
     victim = dice.choice(stack.fetchers)
     os.kill(victim.pid, number)
-    stack.kills_ms.append(int(time.time() * 1000))
     if number is signal.SIGSTOP:
+        # It loses no reply that it keeps, unlike one that is killed.
         yield Struck(lambda: is_stopped(victim.pid), LONG_S, spoils_replies=True)
         os.kill(victim.pid, signal.SIGCONT)
     else:
+        stack.kills_ms.append(int(time.time() * 1000))
         yield Struck(ended_by(victim, number), 1.0)
         victim.wait(END_TIMEOUT_S)
         victim.start()

@@ -34,6 +34,10 @@ REPORTED_MS: Final = 1_000
 # looks for Postgres after its longest pause, and the commits of a scan take turns.
 KEPT_MS: Final = round(LONGEST_PAUSE_S * 1_000) + IN_HAND_MS
 
+# The broker may find out so long after calls go on what a fault has cost it: it asks Keepa again
+# within a tick of the simulator's, and its pauses between doubts last as long.
+REFUSED_LATER_MS: Final = 5_000
+
 # Without what Keepa's first count of an epoch shows beyond them.
 BOOKED: Final = """
 SELECT coalesce(sum(tokens) FILTER (WHERE operation <> ''), 0)::int FROM tokenbroker.spend
@@ -70,15 +74,17 @@ class Plan:
 
 @dataclass
 class Spoilt:
-    """When faults hit replies on their way into Postgres, in Unix milliseconds.
+    """When faults hit replies on their way into Postgres, or the broker's count of Keepa's.
 
     Args:
         replies_ms: Times at which replies that Keepa delivered may have been lost.
         outages_ms: From when until when fetchers could not write.
+        refusals_ms: From when until when Keepa may refuse a call.
     """
 
     replies_ms: list[int] = field(default_factory=list)
     outages_ms: list[tuple[int, int]] = field(default_factory=list)
+    refusals_ms: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -179,8 +185,11 @@ def _strike(
         spoilt.replies_ms += range(began_ms, int(time.time() * 1000) + 2_000, 500)
     calls = paid_calls(stack)
     took_s = wait_for(lambda: paid_calls(stack) > calls, "calls go on", RECOVERY_S_MAX)
+    ended_ms = int(time.time() * 1000)
     if name.startswith(AWAY):
-        spoilt.outages_ms.append((began_ms, int(time.time() * 1000)))
+        spoilt.outages_ms.append((began_ms, ended_ms))
+    if name.startswith(REFUSING):
+        spoilt.refusals_ms.append((began_ms, ended_ms + REFUSED_LATER_MS))
     outcome.works_s.setdefault(name, []).append(took_s)
     say(f"{name}{text}; calls go on {took_s:.1f} s after healing")
 
@@ -221,6 +230,8 @@ def _check(stack: Stack, outcome: Outcome, spoilt: Spoilt) -> None:
     allowed = sum(times for name, times in outcome.struck.items() if name.startswith(REFUSING))
     if refusals > allowed:
         outcome.problems.append(f"Keepa refused {refusals} times, {allowed} faults allow it")
+    if unexplained := refused_without_cause(calls, spoilt.refusals_ms):
+        outcome.problems.append(f"Keepa refused calls {unexplained[:5]} with no fault near them")
     outcome.figures += [
         f"deals: {report.stored} stored of {report.served} served, {len(report.lost)} lost",
         f"deals in the hands of a fetcher that a fault hit: {report.in_hand}",
@@ -327,6 +338,23 @@ def refusals_apart(calls: Sequence[Call]) -> int:
             refusals += 1
             until_ms = call["time_ms"] + call["duration_ms"] + REPORTED_MS
     return refusals
+
+
+def refused_without_cause(
+    calls: Sequence[Call], windows_ms: Sequence[tuple[int, int]]
+) -> list[int]:
+    """The refused calls at times when no fault can have misled the broker.
+
+    Args:
+        calls: All of Keepa's calls.
+        windows_ms: From when until when a fault allows a refusal.
+    """
+    return [
+        call["seq"]
+        for call in calls
+        if call["status"] == REFUSED
+        and not any(began <= call["time_ms"] <= ended for began, ended in windows_ms)
+    ]
 
 
 def _check_books(stack: Stack, outcome: Outcome, spent: int, reserved: int) -> None:

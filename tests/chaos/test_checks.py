@@ -1,12 +1,26 @@
 """The checks of chaos on made-up calls."""
 
 import json
+import signal
+import sys
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from tests.chaos.run import KEPT_MS, kept_until_killed, read_twice, scans_of_calls
+from deploy.local.program import Program
+from tests.chaos.faults import fetcher_ends
+from tests.chaos.run import (
+    KEPT_MS,
+    kept_until_killed,
+    read_twice,
+    refused_without_cause,
+    scans_of_calls,
+)
+from tests.chaos.stack import Stack
 from tests.e2e.day_report import newest_served
+from tests.waiting import wait_until
 
 SELECTION = '{"page":0,"sortType":1,"priceTypes":[1]}'
 
@@ -49,6 +63,42 @@ def test_calls_one_after_the_other_and_abandoned_ones_are_no_doubles() -> None:
     assert read_twice(one_after_the_other, [], {}) == []
     assert read_twice(abandoned, [], {}) == []
     assert read_twice([call(1, 1_000), call(2, 1_050)], [1_020], {}) == []
+
+
+def test_calls_that_keepa_refused_or_failed_have_read_no_page() -> None:
+    """Their journal has no selection, so they look alike."""
+    failed = {"selection": None, "status": 429}
+
+    assert read_twice([call(1, 1_000) | failed, call(2, 1_050) | failed], [], {}) == []
+
+
+def test_keepa_may_refuse_only_where_a_fault_has_misled_the_broker() -> None:
+    """However many faults the run has had elsewhere."""
+    calls = [call(seq, seq * 1_000) | {"status": 429} for seq in range(1, 6)]
+    calls[2]["status"] = 200
+
+    assert refused_without_cause(calls, [(1_500, 2_500), (5_000, 9_000)]) == [1, 4]
+    assert refused_without_cause(calls, []) == [1, 2, 4, 5]
+
+
+def test_a_fetcher_that_is_only_stopped_does_not_count_as_killed(tmp_path: Path) -> None:
+    """It keeps its replies: a stop excuses less than a kill."""
+    stack = Stack(tmp_path, seed=1)
+    idle = [sys.executable, "-c", "import time; time.sleep(600)"]
+    fetcher = Program(
+        "fetcher-0", idle, environment={}, log_path=tmp_path / "log", folder=tmp_path
+    )
+    stack.fetchers = [fetcher.start()]
+    try:
+        with fetcher_ends(stack, Random(1), signal.SIGSTOP) as struck:
+            wait_until(struck.proof, "the stop")
+        stopped = list(stack.kills_ms)
+        with fetcher_ends(stack, Random(1), signal.SIGKILL) as struck:
+            wait_until(struck.proof, "the kill")
+    finally:
+        stack.stop()
+
+    assert (stopped, len(stack.kills_ms)) == ([], 1)
 
 
 @pytest.mark.parametrize(
