@@ -81,7 +81,7 @@ class DealEndpoint:
         if page is None:
             page = self._read(wanted, query.now_ms, ignore_order=ignore_order)
         fields = {"deals": page.written(), "dealsCached": cached}
-        return Answer(fields, PAGE_COST, selection=text, rows=page.rows)
+        return Answer(fields, PAGE_COST, rows=page.rows)
 
     def _cached(self, wanted: Selection, now_ms: int) -> _CachedPage | None:
         page = self._pages.get(wanted)

@@ -67,14 +67,12 @@ class Answer:
     Args:
         fields: The reply without its envelope; values may be `Written` text.
         cost: Tokens.
-        selection: The request, for the journal.
         rows: Deals in the reply, as (domain, asin, lastUpdate, creationDate).
         asins: Products in the reply.
     """
 
     fields: Mapping[str, Any]
     cost: int
-    selection: str | None = None
     rows: list[tuple[int, str, int, int]] = field(default_factory=list)
     asins: list[str] = field(default_factory=list)
 

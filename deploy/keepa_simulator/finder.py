@@ -180,7 +180,7 @@ class Finder:
         asins = [it.facts.asin for it in matches[:_PER_PAGE_MAX][first : first + search.per_page]]
         cost = _BASE_COST + -(-len(asins) // _ASINS_PER_TOKEN)
         fields = {"asinList": asins, "totalResults": len(matches)}
-        return Answer(fields, cost, selection=text, asins=asins)
+        return Answer(fields, cost, asins=asins)
 
     def best_sellers(self, query: Query) -> Answer:
         """The products of a category, the best rank first.

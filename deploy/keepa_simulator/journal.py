@@ -30,7 +30,7 @@ class Call:
         duration_ms: Time from the call to the reply.
         faults: The faults that affected it.
         delivered: Whether the connection took the whole reply.
-        selection: The request, without the key.
+        selection: What the call asked for, also if it was refused; None where nothing is selected.
         rows: Deals served: (domain, asin, lastUpdate, creationDate).
         asins: Products served.
     """

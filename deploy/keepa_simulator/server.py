@@ -22,7 +22,7 @@ from deploy.keepa_simulator.faults import Effects
 from deploy.keepa_simulator.journal import Call
 from deploy.keepa_simulator.kept import Kept
 from deploy.keepa_simulator.options import Options, fingerprint
-from deploy.keepa_simulator.simulator import SLOW_PATHS, Endpoint, Simulator
+from deploy.keepa_simulator.simulator import SELECTING_PATHS, SLOW_PATHS, Endpoint, Simulator
 
 # Speed matters more than size on a loopback.
 _GZIP_LEVEL: Final = 1
@@ -103,6 +103,8 @@ class _Exchange:
         """Charges the tokens and returns status and body."""
         self._call.before = account.balance
         body = await self._request.text() if self._request.method == "POST" else None
+        if self._path in SELECTING_PATHS:
+            self._call.selection = body or self._request.query.get("selection")
         try:
             status, answer = await self._answer(account, body)
         except RequestError as exc:
@@ -171,7 +173,6 @@ class _Exchange:
 
     def _note(self, answer: Answer) -> None:
         self._call.consumed = answer.cost
-        self._call.selection = answer.selection
         self._call.rows = answer.rows
         self._call.asins = answer.asins
 

@@ -24,6 +24,8 @@ _FIRST_DOMAIN = 1
 
 # These read every product, so they run in a thread beside the server.
 SLOW_PATHS = frozenset(("/query", "/bestsellers", "/search"))
+# Their requests are in the journal.
+SELECTING_PATHS = frozenset(("/deal", "/query"))
 
 Endpoint = Callable[[Query], Answer]
 

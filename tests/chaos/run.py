@@ -271,8 +271,9 @@ def scans_of_calls(
 ) -> dict[int, set[int]]:
     """The scans that a call served, by the call's number; empty if that is unknown.
 
-    The reply that a page shows names the call. No page shows a call that broke: it was for one
-    of the scans under way that have read this page later.
+    The reply that a page shows names the call. No page shows a call that broke, failed or was
+    refused, or one of a fetcher that had lost the page meanwhile: it was for one of the scans
+    under way that have read this page later.
 
     Args:
         calls: All of Keepa's calls.
@@ -287,11 +288,9 @@ def scans_of_calls(
         if call["selection"]:
             text = json.dumps(json.loads(call["selection"]), sort_keys=True)
             at_ms, stored = call["time_ms"], pages.get(text, [])
-            scans[call["seq"]] = {scan for reply_ms, scan, _ in stored if reply_ms == at_ms}
-            if not call["delivered"]:
-                scans[call["seq"]] |= {
-                    scan for reply_ms, scan, began_ms in stored if began_ms <= at_ms < reply_ms
-                }
+            scans[call["seq"]] = {scan for reply_ms, scan, _ in stored if reply_ms == at_ms} or {
+                scan for reply_ms, scan, began_ms in stored if began_ms <= at_ms < reply_ms
+            }
     return scans
 
 

@@ -25,11 +25,12 @@ from tests.waiting import wait_until
 SELECTION = '{"page":0,"sortType":1,"priceTypes":[1]}'
 
 
-def call(seq: int, time_ms: int, *, delivered: bool = True) -> dict[str, Any]:
+def call(seq: int, time_ms: int, *, delivered: bool = True, status: int = 200) -> dict[str, Any]:
     """A call for the same page that takes 100 ms."""
     return {
         "seq": seq,
         "path": "/deal",
+        "status": status,
         "selection": SELECTION,
         "time_ms": time_ms,
         "duration_ms": 100,
@@ -113,11 +114,14 @@ def test_a_fetcher_that_is_only_stopped_does_not_count_as_killed(tmp_path: Path)
         ([(7, 100, 1_000)], [(1, 2)]),
     ],
 )
-def test_a_broken_call_is_of_a_scan_under_way_that_reads_the_page_later(
-    asked: list[tuple[int, int, int]], found: list[tuple[int, int]]
+@pytest.mark.parametrize("end", [{}, {"delivered": False}, {"status": 429}, {"status": 500}])
+def test_a_call_without_a_page_is_of_a_scan_under_way_that_reads_the_page_later(
+    asked: list[tuple[int, int, int]], found: list[tuple[int, int]], end: dict[str, Any]
 ) -> None:
-    """Its reply is nowhere, so it may have been for the other scan."""
-    calls = [call(1, 1_000), call(2, 1_050, delivered=False), call(3, 1_400)]
+    """Its reply is nowhere, or came to a fetcher that had lost the page: it may have been for
+    the other scan.
+    """
+    calls = [call(1, 1_000), call(2, 1_050, **end), call(3, 1_400)]
     rows = [(scan, began, json.loads(SELECTION), at) for scan, began, at in asked]
 
     assert read_twice(calls, [], scans_of_calls(calls, rows)) == found

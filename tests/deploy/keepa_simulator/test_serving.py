@@ -276,6 +276,7 @@ def test_refusal_is_the_bare_envelope(start_simulator: StartSimulator) -> None:
     assert reply.json().keys() == ENVELOPE
     assert reply.json()["tokensLeft"] == -249
     assert (tokens.status_code, tokens.json()["tokensLeft"]) == (200, -249)
+    assert json.loads(broke.calls()[0]["selection"]) == BOOKS
     assert broke.stats()["throttled"] == broke.stats()["accounts"][0]["refused_calls"] == 1
 
 
