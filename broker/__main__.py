@@ -1,19 +1,22 @@
-"""The `tokenbroker` command."""
+"""The `tokenbroker` command.
+
+Each command imports what it alone needs: most of them end sooner than pydantic or the server
+would load. tests/test_starts.py holds what each of them loads.
+"""
 
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from broker.commands import inspect
-from broker.commands import watch as watching
 from broker.commands.connection import CommandError, Target
-from broker.settings import BrokerSecrets, JournalSettings, ServeSettings, parse_span
+from broker.commands.spans import parse_span
 from protos.channel.credential_files import CredentialError
 from protos.postgres.errors import DatabaseError
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
-from protos.process.settings import ClientSettings, SettingsError, TracingSettings
+from protos.process.environment import SettingsError, broker_access
+from protos.process.optional import without
 from protos.process.version import Version
 
 
@@ -55,11 +58,13 @@ def serve() -> None:
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
-    # Imported here: the other commands start faster without the server.
-    from broker import server  # noqa: PLC0415
-    from broker.access.budgets_file import BudgetsFileError  # noqa: PLC0415
-    from broker.rpc.tracing import SERVICE  # noqa: PLC0415
-    from protos.process import logs, tracing  # noqa: PLC0415
+    with without("rich"):
+        from broker import server
+        from broker.access.budgets_file import BudgetsFileError
+        from broker.rpc.tracing import SERVICE
+        from broker.settings import BrokerSecrets, ServeSettings
+        from protos.process import logs, tracing
+        from protos.process.settings import TracingSettings
 
     settings, protocol = ServeSettings.load(), TracingSettings.load().protocol
     logs.configure(
@@ -80,6 +85,8 @@ def status(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker status -o json | jq .available
     """
+    from broker.commands import inspect
+
     inspect.status(_target(address), as_json=output is Format.JSON)
 
 
@@ -91,6 +98,8 @@ def watch(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker watch --address broker.example:50051
     """
+    from broker.commands import watch as watching
+
     watching.watch(_target(address), as_json=output is Format.JSON)
 
 
@@ -100,6 +109,8 @@ def leases(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker leases -o json | jq '.waiting[] | [.holder, .eta]'
     """
+    from broker.commands import inspect
+
     inspect.leases(_target(address), as_json=output is Format.JSON)
 
 
@@ -111,6 +122,8 @@ def sync(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker sync && tokenbroker status
     """
+    from broker.commands import inspect
+
     inspect.sync(_target(address), as_json=output is Format.JSON)
 
 
@@ -122,6 +135,8 @@ def pause(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker pause; use the key elsewhere; tokenbroker resume
     """
+    from broker.commands import inspect
+
     inspect.pause(_target(address), as_json=output is Format.JSON)
 
 
@@ -131,6 +146,8 @@ def resume(address: Address = None, output: Output = Format.TABLE) -> None:
 
     Example: tokenbroker resume
     """
+    from broker.commands import inspect
+
     inspect.resume(_target(address), as_json=output is Format.JSON)
 
 
@@ -159,7 +176,7 @@ def spend(
 
     Example: tokenbroker spend --by operation --since 7d -o json | jq .total_tokens
     """
-    from broker.commands import accounting  # noqa: PLC0415 - other commands start faster
+    from broker.commands import accounting
 
     back = parse_span("--since", since)
     accounting.spend(_target(address), by.value, back, as_json=output is Format.JSON)
@@ -178,7 +195,7 @@ def explain(
 
     Example: tokenbroker explain fetcher-1/7f3a
     """
-    from broker.commands import accounting  # noqa: PLC0415 - as above
+    from broker.commands import accounting
 
     accounting.explain(_target(address), name, as_json=output is Format.JSON)
 
@@ -205,7 +222,8 @@ def audit(
 
     Example: tokenbroker audit --since 24h -o json | jq .unexplained_tokens
     """
-    from broker.commands import audit as auditing  # noqa: PLC0415 - as above
+    from broker.commands import audit as auditing
+    from broker.settings import JournalSettings
 
     back = None if since is None else parse_span("--since", since)
     database_url = JournalSettings.load().require_database_url()
@@ -223,7 +241,8 @@ def migrate() -> None:
 
     Example: BROKER_DATABASE_URL_FILE=/run/secrets/owner tokenbroker migrate
     """
-    from broker.journal import schema  # noqa: PLC0415 - as above
+    from broker.journal import schema
+    from broker.settings import JournalSettings
 
     settings = JournalSettings.load()
     names = schema.migrate(settings.require_database_url(), settings.broker_journal_months)
@@ -234,8 +253,14 @@ def migrate() -> None:
 
 
 def _target(option: str | None) -> Target:
-    settings = ClientSettings.load()
-    return Target(option or settings.broker_address, settings.access)
+    address, access = broker_access()
+    return Target(option or address, access)
+
+
+def _secrets() -> list[str]:
+    from broker.settings import BrokerSecrets
+
+    return BrokerSecrets.known()
 
 
 def main() -> None:
@@ -250,7 +275,7 @@ def main() -> None:
             CommandError: EXIT_FAILED,
             DatabaseError: EXIT_FAILED,
         },
-        secrets=BrokerSecrets.known,
+        secrets=_secrets,
     )
 
 

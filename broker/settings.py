@@ -1,6 +1,5 @@
 """Settings of the broker, from the environment, then from `.env`; no other module reads them."""
 
-import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from protos.process.addresses import Listen
+from protos.process.environment import SettingsError
 from protos.process.settings import (
     Address,
     Environment,
@@ -24,7 +24,6 @@ from protos.process.settings import (
     RequiredKeepaSettings,
     ScrapeSettings,
     Secrets,
-    SettingsError,
     content_of,
     duration,
     key_fingerprint,
@@ -35,24 +34,6 @@ LEASE_AGE_MIN: Final = timedelta(minutes=2)
 LEASE_AGE_MAX: Final = timedelta(days=1)
 LEADER_TTL_MIN: Final = timedelta(seconds=1)
 LEADER_TTL_MAX: Final = timedelta(minutes=1)
-SPAN: Final = re.compile(r"(\d{1,5})([mhd])")
-SPAN_UNITS: Final = {
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-}
-
-
-def parse_span(option: str, text: str) -> timedelta:
-    """Returns a command's *text* such as 90m, 24h or 7d as a time span.
-
-    Raises:
-        SettingsError: It is none.
-    """
-    match = SPAN.fullmatch(text.strip())
-    if match is None or int(match[1]) == 0:
-        raise SettingsError([f"{option} {text}: write a time span such as 90m, 24h or 7d"])
-    return int(match[1]) * SPAN_UNITS[match[2]]
 
 
 def _age(value: timedelta) -> timedelta:

@@ -14,7 +14,8 @@ from fetcher.deals.formats import ExportFormat
 from fetcher.errors import DatabaseError, FetcherError
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
+from protos.process.optional import without
 from protos.process.version import Version
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def migrate(
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher migrate
     """
-    from fetcher.commands.run import migrate_database  # noqa: PLC0415 - only what is used
+    from fetcher.commands.run import migrate_database
 
     applied, done = migrate_database(Settings.load(), roles=roles)
     print(f"applied: {', '.join(applied)}" if applied else "nothing to do")
@@ -94,7 +95,8 @@ def run(
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa dealfetcher run
     """
-    from fetcher.commands.run import run_fetcher  # noqa: PLC0415 - only what is used
+    with without("rich"):
+        from fetcher.commands.run import run_fetcher
 
     run_fetcher(Settings.load(), seconds=run_seconds)
 
@@ -107,7 +109,8 @@ def metrics() -> None:
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher metrics
     """
-    from fetcher.commands.metrics import serve_metrics  # noqa: PLC0415 - only what is used
+    with without("rich"):
+        from fetcher.commands.metrics import serve_metrics
 
     serve_metrics(Settings.load())
 
@@ -120,7 +123,8 @@ def console_() -> None:
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher console
     """
-    from fetcher.commands.console import serve_console  # noqa: PLC0415 - only what is used
+    with without("rich"):
+        from fetcher.commands.console import serve_console
 
     serve_console(Settings.load())
 
@@ -133,7 +137,8 @@ def alert() -> None:
 
     Example: ALERTS_FILE=alerts.toml dealfetcher alert
     """
-    from fetcher.commands.alerts import deliver_alerts  # noqa: PLC0415 - only what is used
+    with without("rich"):
+        from fetcher.commands.alerts import deliver_alerts
 
     deliver_alerts(Settings.load())
 
@@ -159,7 +164,7 @@ def list_alerts(
 
     Example: dealfetcher alerts list --state dead
     """
-    from fetcher.commands.alerts import show_messages  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alerts import show_messages
 
     url = Settings.load().require_database_url()
     show_messages(url, channel=channel, state=state, limit=limit, output=output)
@@ -177,7 +182,7 @@ def retry(
 
     Example: dealfetcher alerts retry --channel team
     """
-    from fetcher.commands.alerts import retry_failed  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alerts import retry_failed
 
     url = Settings.load().require_database_url()
     retry_failed(url, channel=channel, message=message, output=output)
@@ -189,7 +194,7 @@ def test(channel: str) -> None:
 
     Example: dealfetcher alerts test team
     """
-    from fetcher.commands.alerts import test_channel  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alerts import test_channel
 
     test_channel(Settings.load().require_alerts_file(), channel)
 
@@ -202,7 +207,7 @@ def alerts_alive() -> None:
 
     Example: docker compose exec alert dealfetcher alerts alive
     """
-    from fetcher.commands.alive import why_no_sender  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alive import why_no_sender
 
     if (reason := why_no_sender(Settings.load())) is not None:
         raise FetcherError(reason)
@@ -216,7 +221,7 @@ def alive() -> None:
 
     Example: docker compose exec fetcher dealfetcher alive
     """
-    from fetcher.commands.alive import why_not_alive  # noqa: PLC0415 - only what is used
+    from fetcher.commands.alive import why_not_alive
 
     if (reason := why_not_alive(Settings.load())) is not None:
         raise FetcherError(reason)
@@ -231,7 +236,7 @@ def ready() -> None:
 
     Example: kubectl exec deployment/fetcher -- dealfetcher ready
     """
-    from fetcher.commands.ready import why_not_ready  # noqa: PLC0415 - only what is used
+    from fetcher.commands.ready import why_not_ready
 
     if (reason := why_not_ready(Settings.load())) is not None:
         raise FetcherError(reason)
@@ -248,7 +253,7 @@ def scans(
 
     Example: dealfetcher scans -q books -o json | jq '.[0].end_reason'
     """
-    from fetcher.commands.look import show_scans  # noqa: PLC0415 - only what is used
+    from fetcher.commands.look import show_scans
 
     url = Settings.load().require_database_url()
     show_scans(url, query=query, limit=limit, wide=wide, output=output)
@@ -306,7 +311,7 @@ def deals(
     if context.invoked_subcommand is not None:
         return
     if export is not None:
-        from fetcher.commands.export import export_deals  # noqa: PLC0415 - only what is used
+        from fetcher.commands.export import export_deals
 
         named = {"query": query, "state": state}
         pairs = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -320,7 +325,7 @@ def deals(
             sort=sort,
         )
         return
-    from fetcher.commands.look import show_deals  # noqa: PLC0415 - only what is used
+    from fetcher.commands.look import show_deals
 
     url = Settings.load().require_database_url()
     show_deals(url, query=query, state=state, limit=limit, output=output)
@@ -339,7 +344,7 @@ def rejections(
 
     Example: dealfetcher rejections --since 24h
     """
-    from fetcher.commands.look import show_rejections  # noqa: PLC0415 - only what is used
+    from fetcher.commands.look import show_rejections
 
     url = Settings.load().require_database_url()
     show_rejections(url, query=query, since=_duration(since), output=output)
@@ -351,7 +356,7 @@ def explain(asin: str, output: Output = Format.TABLE) -> None:
 
     Example: dealfetcher deals explain B0D8W1YVBX
     """
-    from fetcher.commands.explain import explain_deal  # noqa: PLC0415 - only what is used
+    from fetcher.commands.explain import explain_deal
 
     url = Settings.load().require_database_url()
     raise SystemExit(explain_deal(url, asin, output=output))
@@ -394,7 +399,7 @@ def check(
 
     Example: dealfetcher queries check deploy/queries --forecast --refill-rate 20
     """
-    from fetcher.commands import queries  # noqa: PLC0415 - only what is used
+    from fetcher.commands import queries
 
     if not forecast:
         if refill_rate is not None:
@@ -425,7 +430,7 @@ def dead(limit: Limit = 50, output: Output = Format.TABLE) -> None:
 
     Example: dealfetcher pages dead
     """
-    from fetcher.commands.pages import show_dead  # noqa: PLC0415 - only what is used
+    from fetcher.commands.pages import show_dead
 
     show_dead(Settings.load().require_database_url(), limit=limit, output=output)
 
@@ -443,7 +448,7 @@ def requeue(
 
     Example: dealfetcher pages requeue --scan 42
     """
-    from fetcher.commands.pages import requeue_dead  # noqa: PLC0415 - only what is used
+    from fetcher.commands.pages import requeue_dead
 
     requeue_dead(Settings.load().require_database_url(), scan_id=scan, output=output)
 
@@ -462,7 +467,7 @@ def import_(
 
     Example: dealfetcher history import product-*.json.gz
     """
-    from fetcher.commands.history import import_history  # noqa: PLC0415 - only what is used
+    from fetcher.commands.history import import_history
 
     url = Settings.load().require_database_url()
     raise SystemExit(import_history(url, files or [], output=output))
@@ -502,7 +507,7 @@ def verify_sort(
 
     Example: dealfetcher verify-sort --pages 2
     """
-    from fetcher.commands import verify_sort as verifying  # noqa: PLC0415 - only what is used
+    from fetcher.commands import verify_sort as verifying
 
     settings = Settings.load()
     if from_file:
@@ -524,7 +529,7 @@ def doctor(output: Output = Format.TABLE) -> None:
 
     Example: dealfetcher doctor -o json | jq '.[] | select(.state != "ok")'
     """
-    from fetcher.commands.doctor import run_doctor  # noqa: PLC0415 - only what is used
+    from fetcher.commands.doctor import run_doctor
 
     raise SystemExit(run_doctor(Settings.load(), output=output))
 
@@ -552,7 +557,7 @@ def prune(
 
     Example: dealfetcher prune --days 30
     """
-    from fetcher.commands import prune as pruning  # noqa: PLC0415 - only what is used
+    from fetcher.commands import prune as pruning
 
     settings, period = Settings.load(), _duration(every)
     url = settings.require_database_url()

@@ -8,15 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validat
 
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
+from protos.process.environment import ENV_FILE, SettingsError
 from protos.process.settings import (
-    ENV_FILE,
     Address,
     ClientSettings,
     KeepaSettings,
     LogSettings,
     ScrapeSettings,
     Secrets,
-    SettingsError,
     content_of,
     read_secret,
 )

@@ -4,10 +4,14 @@
 a test fails while they differ.
 """
 
+import ast
 import enum
 import importlib
+import inspect
 import re
+import textwrap
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,17 +51,36 @@ def shown(value: Any) -> str:
     return f"`{value}`"
 
 
-def row(name: str, field: FieldInfo) -> str:
+def docstrings(settings: type[Environment]) -> dict[str, str]:
+    """The text below each field, in *settings* and its bases.
+
+    Pydantic reads them too, but at every start of a program (`use_attribute_docstrings`).
+    """
+    found: dict[str, str] = {}
+    for each in reversed(settings.__mro__[: settings.__mro__.index(Environment)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = text
+    return found
+
+
+def row(name: str, field: FieldInfo, text: str | None) -> str:
     """A line of the table."""
-    assert field.description, f"{name} has no docstring"
-    meaning = " ".join(field.description.split())
-    return f"| `{name.upper()}` | {shown(field.default)} | {meaning} |"
+    assert text, f"{name} has no docstring"
+    return f"| `{name.upper()}` | {shown(field.default)} | {' '.join(text.split())} |"
 
 
 def table(settings: type[Environment]) -> str:
     """The table of a settings class; fields that only refuse an old name are left out."""
+    texts = docstrings(settings)
     rows = [
-        row(name, field)
+        row(name, field, texts.get(name))
         for name, field in settings.model_fields.items()
         if field.annotation is not type(None)
     ]

@@ -60,7 +60,7 @@ class Entry(BaseModel):
     has its own.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     identity: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")] | None = None
     holder: Pattern = "*"
@@ -100,7 +100,7 @@ class Entry(BaseModel):
 class Entries(BaseModel):
     """The whole file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     budgets: dict[Name, Entry]
 

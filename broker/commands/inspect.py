@@ -3,11 +3,8 @@
 import json
 import sys
 
-from rich.console import Console
-
 from broker.commands.connection import SYNC_TIMEOUT_S, TIMEOUT_S, Target, connect
 from broker.commands.plain import plain, to_json
-from broker.commands.tables import bucket_table, lease_table, waiting_table
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
 
@@ -56,9 +53,10 @@ def leases(target: Target, *, as_json: bool) -> None:
         entries = {"leases": [plain(e) for e in held], "waiting": [plain(e) for e in waits]}
         print(json.dumps(entries, indent=2))  # noqa: T201 - what the command is for
         return
-    console = Console()
-    console.print(lease_table(held) if held else "No leases.")
-    console.print(waiting_table(waits) if waits else "No waiting requests.")
+    # As in _show.
+    from broker.commands import tables  # noqa: PLC0415 - see there
+
+    tables.print_leases(held, waits)
 
 
 def all_leases(
@@ -81,5 +79,8 @@ def all_leases(
 def _show(bucket: pb.Bucket, *, as_json: bool) -> None:
     if as_json:
         print(to_json(bucket))  # noqa: T201 - what the command is for
-    else:
-        Console().print(bucket_table(bucket))
+        return
+    # A program that reads JSON, often every few seconds, does not wait for rich.
+    from broker.commands import tables  # noqa: PLC0415 - see above
+
+    tables.print_bucket(bucket)

@@ -4,6 +4,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from rich import box
+from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +42,18 @@ def span(duration: Duration) -> str:
     if whole < HOUR_S:
         return f"{whole // MINUTE_S} min {whole % MINUTE_S} s"
     return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+
+
+def print_bucket(bucket: pb.Bucket) -> None:
+    """Prints all fields of GetBucket."""
+    Console().print(bucket_table(bucket))
+
+
+def print_leases(held: list[pb.Lease], waits: list[pb.Waiting]) -> None:
+    """Prints the leases, then the waiting requests."""
+    console = Console()
+    console.print(lease_table(held) if held else "No leases.")
+    console.print(waiting_table(waits) if waits else "No waiting requests.")
 
 
 def bucket_table(bucket: pb.Bucket) -> Table:

@@ -1,6 +1,7 @@
 """Records as rows: a few columns to search and sum by, and the whole record as JSON."""
 
 from dataclasses import fields
+from functools import cache
 from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import TypeAdapter
@@ -14,11 +15,18 @@ def _kind(record: type) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-ADAPTERS: Final[dict[str, TypeAdapter[Any]]] = {
-    _kind(each): TypeAdapter(each) for each in get_args(Record)
-}
 KINDS: Final = {each: _kind(each) for each in get_args(Record)}
+RECORDS: Final[dict[str, type]] = {kind: each for each, kind in KINDS.items()}
 ABOUT_LEASE: Final = ("lease_id", "holder", "operation")
+
+
+@cache
+def adapter(record: type) -> TypeAdapter[Any]:
+    """Returns the conversion of one kind of *record*; built once it is needed.
+
+    A broker writes and reads few of the kinds before its first grant.
+    """
+    return TypeAdapter(record)
 
 
 class Row(NamedTuple):
@@ -70,7 +78,7 @@ def encode(record: Record, *, epoch: int, seq: int, offset_ms: int, signed: bool
         cost_of(record),
         charged,
         None if charged_ms is None else offset_ms + charged_ms,
-        ADAPTERS[kind].dump_json(record).decode(),
+        adapter(type(record)).dump_json(record).decode(),
     )
 
 
@@ -108,13 +116,12 @@ def decode(kind: str, body: str) -> Record:
     Raises:
         ValueError: The row is no record of this version.
     """
-    if kind not in ADAPTERS:
+    if kind not in RECORDS:
         raise ValueError(f"no record is of the kind {kind!r}: it is of a newer version")
-    record: Record = ADAPTERS[kind].validate_json(body)
+    record: Record = adapter(RECORDS[kind]).validate_json(body)
     return record
 
 
 def names(kind: str) -> tuple[str, ...]:
     """Returns the fields of a kind of record."""
-    made = {name: each for each, name in KINDS.items()}
-    return tuple(field.name for field in fields(made[kind]))
+    return tuple(field.name for field in fields(RECORDS[kind]))

@@ -11,8 +11,8 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.tether import tether_to_make
 from protos.process.addresses import Listen, ListenError
+from protos.process.environment import SettingsError
 from protos.process.extras import PACKAGE
-from protos.process.settings import SettingsError
 from protos.process.visible_text import visible
 
 

@@ -22,7 +22,7 @@ from fetcher.query_folder import QueryFolder
 from fetcher.settings import FetcherSecrets, Settings
 from protos.channel.credential_files import CredentialError
 from protos.process import logs
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 from protos.process.version import package_version
 from protos.process.watched_files import Followed
 

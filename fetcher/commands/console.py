@@ -17,8 +17,8 @@ from fetcher.settings import FetcherSecrets, Settings
 from protos.channel.credential_files import CredentialError
 from protos.process import logs
 from protos.process.addresses import Listen, ListenError
+from protos.process.environment import SettingsError
 from protos.process.identities import IdentityFile, Role
-from protos.process.settings import SettingsError
 from protos.process.watched_files import Followed
 from protos.web.door import Door
 from protos.web.serving import serving

@@ -14,7 +14,7 @@ from fetcher.deals.formats import ExportFormat
 from fetcher.errors import FetcherError
 from fetcher.postgres.database import connect
 from fetcher.postgres.deal_rows import TextRows, stream_deal_rows
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 
 STDOUT: Final = "-"
 

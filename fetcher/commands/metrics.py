@@ -15,7 +15,7 @@ from fetcher.settings import FetcherSecrets, Settings
 from protos.channel.credential_files import CredentialError
 from protos.process import logs
 from protos.process.addresses import Listen, ListenError
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 from protos.web.guard import Guard
 from protos.web.prometheus import metrics_application
 from protos.web.serving import serving

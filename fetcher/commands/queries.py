@@ -22,7 +22,7 @@ from fetcher.query_folder import QueryFolder
 from fetcher.replies.units import currency_code, span_words
 from fetcher.scans.forecast import HOUR_MS, HOURS_PER_DAY, PlanForecast, forecast
 from fetcher.settings import Settings
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 
 # The forecast is useful without a broker: it is not awaited for long.
 BROKER_TIMEOUT_S: Final = 3.0

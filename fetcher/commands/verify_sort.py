@@ -28,7 +28,8 @@ from fetcher.replies.units import TOKENS_PER_DEAL_PAGE
 from fetcher.scans.order import SortFinding, judge_sort
 from fetcher.settings import Settings
 from fetcher.work.paid_call import leased_call
-from protos.process.settings import SettingsError, key_fingerprint
+from protos.process.environment import SettingsError
+from protos.process.settings import key_fingerprint
 
 BROKER_TIMEOUT_S: Final = 5.0
 SORT_TYPES: Final = (0, 1, 2, 3, 4)

@@ -7,11 +7,12 @@ import typer
 from fetcher.gateway.settings import GatewaySettings, McpSettings
 from fetcher.settings import FetcherSecrets
 from protos.channel.credential_files import CredentialError
-from protos.process import logs, tracing
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
+from protos.process.environment import SettingsError
 from protos.process.extras import OWN_MODULES
-from protos.process.settings import Secrets, SettingsError, TracingSettings
+from protos.process.optional import without
+from protos.process.settings import Secrets, TracingSettings
 from protos.process.version import Version
 
 app = typer.Typer(
@@ -37,7 +38,9 @@ def serve() -> None:
 
     Example: KEEPA_API_KEY_FILE=key BROKER_ADDRESS=broker.example:50051 keepa-gateway serve
     """
-    from fetcher.gateway import server  # noqa: PLC0415 - only what is used
+    with without("rich"):
+        from fetcher.gateway import server
+        from protos.process import logs, tracing
 
     settings = GatewaySettings.load()
     logs.configure(settings.log_level, settings.log_format, secrets=Secrets.known())
@@ -58,13 +61,15 @@ def mcp(
     Example: MCP_TOKEN_FILE=token keepa-gateway mcp
     """
     try:
-        from fetcher.gateway import mcp_server  # noqa: PLC0415 - only what is used
+        from fetcher.gateway import mcp_server
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] in OWN_MODULES:
             raise
         raise SettingsError(
             [f"the library {exc.name} is not installed: pip install 'keepa-token-broker[mcp]'"]
         ) from None
+    from protos.process import logs
+
     settings = McpSettings.load()
     logs.configure(settings.log_level, settings.log_format, secrets=FetcherSecrets.known())
     mcp_server.run(settings, over_http=http)

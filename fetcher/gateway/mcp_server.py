@@ -22,7 +22,7 @@ from fetcher.postgres.story import product_story
 from fetcher.replies.units import PRICE_TYPES
 from fetcher.settings import Settings
 from protos.process.addresses import Listen
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 from protos.process.version import package_version
 
 HOLDER: Final = "mcp"

@@ -17,6 +17,7 @@ from pydantic import (
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
 from protos.process.addresses import Listen
+from protos.process.environment import SettingsError
 from protos.process.settings import (
     Address,
     BaseUrl,
@@ -24,7 +25,6 @@ from protos.process.settings import (
     LogSettings,
     RequiredKeepaSettings,
     ScrapeSettings,
-    SettingsError,
     duration,
     read_secret,
 )

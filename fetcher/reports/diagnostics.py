@@ -19,7 +19,8 @@ from fetcher.query_folder import QueryFolder
 from fetcher.replies.units import span_words
 from fetcher.scans.page_facts import STALE_AFTER_MS
 from fetcher.settings import Settings
-from protos.process.settings import SettingsError, key_fingerprint
+from protos.process.environment import SettingsError
+from protos.process.settings import key_fingerprint
 
 KEEPA_HOST: Final = "api.keepa.com"
 MISSING_KEY: Final = "set KEEPA_API_KEY or KEEPA_API_KEY_FILE; keepa.com/#!api shows your key"

@@ -43,7 +43,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower
 class Entry(BaseModel):
     """One table of the file."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, defer_build=True)
 
     role: Role
     # A SPIFFE id, a DNS name or, where the certificate has neither, its common name.
@@ -54,7 +54,8 @@ class Entry(BaseModel):
     weight: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
-ENTRIES: Final = TypeAdapter(dict[str, Entry])
+# Built when the first file is read, as most brokers have none.
+ENTRIES: Final = TypeAdapter(dict[str, Entry], config=ConfigDict(defer_build=True))
 
 
 class IdentityFile:

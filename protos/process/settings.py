@@ -17,11 +17,18 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protos.channel.access import Access, addresses_of, is_loopback
+from protos.channel.access import Access, is_loopback
 from protos.process.addresses import Listen
-from protos.process.text_file import REMEDY, NotUtf8Error, read_text
+from protos.process.environment import (
+    BROKER_ADDRESS,
+    ENCODING,
+    ENV_FILE,
+    SettingsError,
+    check_target,
+    env_file_error,
+)
+from protos.process.text_file import NotUtf8Error, read_text
 
-ENV_FILE: Final = Path(".env")
 FINGERPRINT_DIGITS: Final = 12
 
 
@@ -33,17 +40,6 @@ UNITS: Final = {
     "m": timedelta(minutes=1),
     "h": timedelta(hours=1),
 }
-
-
-class SettingsError(ValueError):
-    """A setting is missing or malformed; one line per problem, with its remedy.
-
-    A ValueError, so that a validator may raise it too.
-    """
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 class LogLevel(StrEnum):
@@ -69,11 +65,7 @@ def _listen(text: str) -> str:
 
 
 def _target(text: str) -> str:
-    for address in addresses_of(text):
-        host, _, port = address.rpartition(":")
-        sound = host and port.isdecimal() and 0 < int(port) < 2**16
-        if not sound and not address.startswith("unix:"):
-            raise ValueError("must look like 127.0.0.1:50051, or a:50051,b:50051 for several")
+    check_target(text)
     return text
 
 
@@ -114,14 +106,13 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE,
-        # The same in every locale.
-        env_file_encoding="utf-8-sig",
+        env_file_encoding=ENCODING,
         env_ignore_empty=True,
         extra="ignore",
         # A rejected value may be the key.
         hide_input_in_errors=True,
-        # The documents' settings tables come from the docstrings (make docs).
-        use_attribute_docstrings=True,
+        # No command reads all settings: a class that is not read costs no time at the start.
+        defer_build=True,
     )
 
     @classmethod
@@ -138,10 +129,8 @@ class Environment(BaseSettings):
                 _line(tuple(error["loc"]), error["msg"])
                 for error in exc.errors(include_url=False, include_input=False)
             ]
-        except OSError as exc:
-            problems = [f"{ENV_FILE.absolute()}: can't be read: {exc.strerror}"]
-        except UnicodeDecodeError:
-            problems = [f"{ENV_FILE.absolute()}: {_why_unreadable(ENV_FILE)}"]
+        except (OSError, UnicodeDecodeError) as exc:
+            problems = env_file_error(exc).problems
         # Outside the handler: the cause in a traceback would show the values.
         raise SettingsError(problems)
 
@@ -222,7 +211,7 @@ class RequiredKeepaSettings(KeepaSettings):
 class ConnectionSettings(Environment):
     """The broker's address, and the files of a client's certificates."""
 
-    broker_address: Target = "127.0.0.1:50051"
+    broker_address: Target = BROKER_ADDRESS
     """Where clients find the broker: host:port, or any gRPC target; several, with commas
     between, for a leader and its standbys."""
     broker_tls_ca_file: Path | None = None
@@ -312,14 +301,6 @@ def key_fingerprint(api_key: str) -> str:
     """Returns the first digits of a salted SHA-256: they identify a key and reveal nothing."""
     digest = hashlib.sha256(f"keepa-token-broker:{api_key}".encode()).hexdigest()
     return digest[:FINGERPRINT_DIGITS]
-
-
-def _why_unreadable(path: Path) -> str:
-    try:
-        read_text(path)
-    except (OSError, NotUtf8Error) as exc:
-        return str(exc)
-    return f"it is not UTF-8: {REMEDY}"
 
 
 def read_secret(variable: str, path: Path, content: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from broker.settings import ServeSettings
-from protos.process.settings import ClientSettings, SettingsError, key_fingerprint
+from protos.process.environment import SettingsError
+from protos.process.settings import ClientSettings, key_fingerprint
 
 KEY = "thisisasecretkey0123456789"
 

@@ -7,7 +7,8 @@ import pytest
 from broker.settings import ServeSettings
 from deploy.local.settings import StackSettings
 from fetcher.settings import Settings
-from protos.process.settings import Environment, SettingsError, TracingSettings
+from protos.process.environment import SettingsError
+from protos.process.settings import Environment, TracingSettings
 
 
 @pytest.fixture(autouse=True)

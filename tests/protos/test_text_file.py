@@ -9,7 +9,8 @@ from broker.access.identities import IdentityBook
 from fetcher.query_folder import QueryFolder
 from protos.channel.access import Access
 from protos.channel.credential_files import CredentialError
-from protos.process.settings import SettingsError, read_secret
+from protos.process.environment import SettingsError
+from protos.process.settings import read_secret
 from protos.process.text_file import NotUtf8Error, decode_text
 
 TEXT = '{"domainId": 3, "priceTypes": [1], "titleSearch": "Hörbuch"}'

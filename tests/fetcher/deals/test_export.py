@@ -28,7 +28,7 @@ from fetcher.deals.workbook import Kind, Workbook
 from fetcher.postgres import Database
 from fetcher.postgres.deal_rows import COLUMNS, TextRows, stream_deal_rows
 from fetcher.work.page_commit import write_deals
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 from tests.fetcher.keepa_pages import NOON_MS, asin, query, reply, row
 from tests.waiting import DEADLINE_S
 

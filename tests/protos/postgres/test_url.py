@@ -7,7 +7,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from fetcher.settings import Settings
 from protos.postgres.url import check_database_url, secrets_of
-from protos.process.settings import SettingsError
+from protos.process.environment import SettingsError
 
 GOOD = (
     "postgresql://localhost/deals",
