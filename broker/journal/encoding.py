@@ -21,12 +21,12 @@ ABOUT_LEASE: Final = ("lease_id", "holder", "operation")
 
 
 @cache
-def adapter(record: type) -> TypeAdapter[Any]:
-    """Returns the conversion of one kind of *record*; built once it is needed.
+def adapter(kind: str) -> TypeAdapter[Any]:
+    """Returns the conversion of one *kind* of record; built once it is needed.
 
     A broker writes and reads few of the kinds before its first grant.
     """
-    return TypeAdapter(record)
+    return TypeAdapter(RECORDS[kind])
 
 
 class Row(NamedTuple):
@@ -78,7 +78,7 @@ def encode(record: Record, *, epoch: int, seq: int, offset_ms: int, signed: bool
         cost_of(record),
         charged,
         None if charged_ms is None else offset_ms + charged_ms,
-        adapter(type(record)).dump_json(record).decode(),
+        adapter(kind).dump_json(record).decode(),
     )
 
 
@@ -118,7 +118,7 @@ def decode(kind: str, body: str) -> Record:
     """
     if kind not in RECORDS:
         raise ValueError(f"no record is of the kind {kind!r}: it is of a newer version")
-    record: Record = adapter(RECORDS[kind]).validate_json(body)
+    record: Record = adapter(kind).validate_json(body)
     return record
 
 
