@@ -19,11 +19,12 @@ Theory: start-time fair queueing (Goyal, Vin, Cheng 1996). Tags of backlogged
 holders differ by at most the largest request.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Final, NamedTuple
+from operator import attrgetter
+from typing import Final, TypeAlias
 
 from broker.core.leases import LeaseRequest, Priority
 from broker.core.ledger import LONG_AGO_MS
@@ -57,6 +58,8 @@ class Waiting:
     request: LeaseRequest
     since_ms: int
     priced: Priced
+    # Where it is queued; set by the class that it joins.
+    group: "Group | None" = None
 
     @property
     def quote(self) -> Quote:
@@ -113,12 +116,9 @@ class Absent:
     until_ms: int
 
 
-class Tagged(NamedTuple):
-    """A heap entry; stale when the flow's tag has moved on."""
-
-    tag: int
-    arrival: int
-    flow: Flow
+# A heap entry, tag and arrival first; stale when the flow's tag has moved on. A plain tuple:
+# one is made with every arrival.
+Tagged: TypeAlias = tuple[int, int, Flow]
 
 
 class PriorityClass:
@@ -141,12 +141,12 @@ class PriorityClass:
 
     def join(self, waiting: Waiting) -> None:
         """Queues *waiting* behind its holder's earlier requests."""
-        flow = self.flows.get(waiting.request.holder)
+        holder = waiting.request.holder
+        flow = self.flows.get(holder)
         if flow is None:
-            place = self._come_back(waiting.request.holder, waiting.since_ms)
+            place = self._come_back(holder, waiting.since_ms)
             self._arrivals += 1
-            flow = Flow(waiting.request.holder, place, self._arrivals)
-            self.flows[waiting.request.holder] = flow
+            flow = self.flows[holder] = Flow(holder, place, self._arrivals)
             self._push(flow)
         flow.queue.append(waiting)
 
@@ -168,32 +168,38 @@ class PriorityClass:
 
     def leave(self, waiting: Waiting) -> None:
         """Takes *waiting* out, served or not."""
-        flow = self.flows[waiting.request.holder]
+        holder = waiting.request.holder
+        flow = self.flows[holder]
         flow.queue.remove(waiting)
         if not flow.queue:
-            del self.flows[flow.holder]
-            self.places[flow.holder] = flow.place
-            if flow.place.back_ms > LONG_AGO_MS:
-                self._expected[flow.holder] = flow.place
+            place = flow.place
+            del self.flows[holder]
+            self.places[holder] = place
+            if place.back_ms > LONG_AGO_MS:
+                self._expected[holder] = place
 
-    def charge(self, holder: str, tokens: int, now_ms: int) -> None:
-        """The holder's front request is being served *tokens* tokens."""
-        flow = self.flows[holder]
+    def serve(self, waiting: Waiting, tokens: int, now_ms: int) -> None:
+        """Takes out *waiting*, which is at the front, and charges its holder *tokens* tokens."""
+        flow = self.flows[waiting.request.holder]
         place = flow.place
         self.virtual_time = max(self.virtual_time, place.tag)
         self.largest = max(tokens, self.largest * 63 // 64)
         place.served_ms, place.served_tokens = now_ms, tokens
         place.back_ms = now_ms + YIELD_MS
-        self._advance(flow, tokens)
+        place.tag += tokens
         if len(self.places) > 2 * len(self.flows) + self._places_max:
             self._forget_places(now_ms)
+        self.leave(waiting)
+        if flow.queue:
+            self._push(flow)
 
     def settled(self, holder: str, tokens: int, now_ms: int) -> None:
         """A call of *holder* is over; it cost *tokens* more (or less) than it was charged."""
         flow = self.flows.get(holder)
         if flow is not None:
             if tokens:
-                self._advance(flow, tokens)
+                flow.place.tag += tokens
+                self._push(flow)
             return
         place = self.places.get(holder)
         if place is None:
@@ -248,24 +254,31 @@ class PriorityClass:
         }
         self._places_max = max(64, 2 * len(self.places))
 
+    def first(self) -> Flow | None:
+        """The flow with the smallest tag; None without any."""
+        heap = self._heap
+        while heap:
+            if self._counts(heap[0]):
+                return heap[0][2]
+            heappop(heap)
+        return None
+
     def by_tag(self) -> Iterator[Flow]:
         """All flows, smallest tag first; lazily, so that the first costs little.
 
         The heap is walked from its root: a node comes after its parent.
         """
         heap = self._heap
-        while heap and not self._counts(heap[0]):
-            heappop(heap)
         last: Flow | None = None
-        border = [(heap[0], 0)] if heap else []
+        border = [(heap[0], 0)] if self.first() is not None else []
         while border:
             entry, place = heappop(border)
             for child in (2 * place + 1, 2 * place + 2):
                 if child < len(heap):
                     heappush(border, (heap[child], child))
             # A tag that moved and came back is entered twice.
-            if entry.flow is not last and self._counts(entry):
-                last = entry.flow
+            if entry[2] is not last and self._counts(entry):
+                last = entry[2]
                 yield last
 
     def future(self) -> Iterator[Waiting]:
@@ -287,16 +300,16 @@ class PriorityClass:
     def _counts(self, entry: Tagged) -> bool:
         """Whether *entry* is not stale."""
         tag, arrival, flow = entry
-        return (tag, arrival) == (flow.tag, flow.arrival) and self.flows.get(flow.holder) is flow
-
-    def _advance(self, flow: Flow, tokens: int) -> None:
-        flow.place.tag += tokens
-        self._push(flow)
+        return (
+            tag == flow.place.tag
+            and arrival == flow.arrival
+            and self.flows.get(flow.holder) is flow
+        )
 
     def _push(self, flow: Flow) -> None:
-        heappush(self._heap, Tagged(flow.tag, flow.arrival, flow))
+        heappush(self._heap, (flow.place.tag, flow.arrival, flow))
         if len(self._heap) > 4 * len(self.flows) + 64:
-            self._heap = [Tagged(f.tag, f.arrival, f) for f in self.flows.values()]
+            self._heap = [(f.place.tag, f.arrival, f) for f in self.flows.values()]
             heapify(self._heap)
 
 
@@ -350,18 +363,19 @@ class WeightedClass:
 
     def join(self, waiting: Waiting) -> None:
         """Queues *waiting* behind its holder's earlier requests."""
-        group = self.group(waiting.request.holder)
+        waiting.group = group = self.group(waiting.request.holder)
         if not group.holders.flows:
             group.tag = self._start_tag(group, waiting.since_ms)
         group.holders.join(waiting)
 
-    def charge(self, holder: str, tokens: int, now_ms: int) -> None:
-        """A request of *holder* is being served *tokens* tokens."""
-        group = self.group(holder)
+    def serve(self, waiting: Waiting, tokens: int, now_ms: int) -> None:
+        """Takes out *waiting*, and charges *tokens* for it."""
+        group = waiting.group
+        assert group is not None
         self._virtual_time = max(self._virtual_time, group.tag)
         group.tag += tokens / group.weight
         group.served_ms = now_ms
-        group.holders.charge(holder, tokens, now_ms)
+        group.holders.serve(waiting, tokens, now_ms)
 
     def settled(self, holder: str, tokens: int, now_ms: int) -> None:
         """A call of *holder* is over; it cost *tokens* more (or less) than it was charged."""
@@ -376,6 +390,11 @@ class WeightedClass:
         is_kept = now_ms - group.served_ms <= KEPT_MS
         credit = CREDIT_CALLS * group.holders.largest / group.weight if is_kept else 0.0
         return max(group.tag, self._virtual_time - credit)
+
+    def first(self) -> Flow | None:
+        """The flow with the best claim; None without any."""
+        busy = [group for group in self._groups.values() if group.holders.flows]
+        return min(busy, key=attrgetter("claim")).holders.first() if busy else None
 
     def by_tag(self) -> Iterator[Flow]:
         """All flows, best claim first; lazily."""
@@ -407,8 +426,8 @@ class Waitlist:
             caller: The caller behind a holder, for `waits_of`.
         """
         self._caller = caller
-        # Requests that wait, by caller.
-        self._waits: Counter[str] = Counter()
+        # How many requests wait, by caller.
+        self._waits: dict[str, int] = {}
         self._weights: dict[str, float] = {}
         self._classes = {priority: WeightedClass(self._weights) for priority in Priority}
         self._waiting: dict[str, Waiting] = {}
@@ -427,7 +446,7 @@ class Waitlist:
 
     def waits_of(self, holder: str) -> int:
         """How many requests of the caller behind *holder* wait."""
-        return self._waits[self._caller(holder)]
+        return self._waits.get(self._caller(holder), 0)
 
     def get(self, lease_id: str) -> Waiting | None:
         """The request waiting under *lease_id*."""
@@ -440,7 +459,7 @@ class Waitlist:
         if not klass.waiting:
             klass.tag = max(klass.tag, self._virtual_time)
         klass.join(waiting)
-        self._enter(waiting)
+        self._enter(waiting, klass)
 
     def remove(self, lease_id: str) -> Waiting | None:
         """Takes a request out unserved; None if it does not wait."""
@@ -476,8 +495,10 @@ class Waitlist:
         if absent is None:
             return None
         waiting = absent.waiting
-        self._holders_of(waiting).rejoin(absent)
-        self._enter(waiting)
+        klass = self._classes[waiting.request.priority]
+        waiting.group = klass.group(waiting.request.holder)
+        waiting.group.holders.rejoin(absent)
+        self._enter(waiting, klass)
         return waiting
 
     def forget_absent(self, now_ms: int) -> None:
@@ -490,13 +511,12 @@ class Waitlist:
 
     def serve(self, waiting: Waiting, tokens: int, now_ms: int) -> None:
         """Takes *waiting* out and charges *tokens* for it."""
-        klass = self._classes[waiting.request.priority]
-        assert self._waiting[waiting.request.lease_id] is waiting
-        self._virtual_time = max(self._virtual_time, klass.tag)
-        klass.tag += tokens * TAG_PER_TOKEN[waiting.request.priority]
-        klass.charge(waiting.request.holder, tokens, now_ms)
+        priority = waiting.request.priority
+        klass = self._classes[priority]
         self._leave(waiting)
-        self._holders_of(waiting).leave(waiting)
+        self._virtual_time = max(self._virtual_time, klass.tag)
+        klass.tag += tokens * TAG_PER_TOKEN[priority]
+        klass.serve(waiting, tokens, now_ms)
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Lets identities share each class by these weights; without any, holders share equally.
@@ -515,20 +535,27 @@ class Waitlist:
             self._classes[each.request.priority].join(each)
             self._classes[each.request.priority].waiting += 1
 
-    def _holders_of(self, waiting: Waiting) -> PriorityClass:
-        return self._classes[waiting.request.priority].group(waiting.request.holder).holders
+    @staticmethod
+    def _holders_of(waiting: Waiting) -> PriorityClass:
+        assert waiting.group is not None
+        return waiting.group.holders
 
-    def _enter(self, waiting: Waiting) -> None:
+    def _enter(self, waiting: Waiting, klass: WeightedClass) -> None:
         self._waiting[waiting.request.lease_id] = waiting
-        self._classes[waiting.request.priority].waiting += 1
-        self._waits[self._caller(waiting.request.holder)] += 1
+        klass.waiting += 1
+        caller = self._caller(waiting.request.holder)
+        self._waits[caller] = self._waits.get(caller, 0) + 1
 
     def _leave(self, waiting: Waiting) -> None:
-        del self._waiting[waiting.request.lease_id]
-        self._classes[waiting.request.priority].waiting -= 1
-        caller = self._caller(waiting.request.holder)
-        self._waits[caller] -= 1
-        if not self._waits[caller]:
+        request = waiting.request
+        assert self._waiting[request.lease_id] is waiting
+        del self._waiting[request.lease_id]
+        self._classes[request.priority].waiting -= 1
+        caller = self._caller(request.holder)
+        waits = self._waits[caller] - 1
+        if waits:
+            self._waits[caller] = waits
+        else:
             del self._waits[caller]
 
     def settled(self, priority: Priority, holder: str, tokens: int, now_ms: int) -> None:
@@ -549,8 +576,13 @@ class Waitlist:
 
     def head(self) -> Waiting | None:
         """The request to serve next; None if none waits."""
-        queue = next(self.queues(), None) if self._waiting else None
-        return queue[0] if queue else None
+        if len(self._waiting) <= 1:
+            return next(iter(self._waiting.values()), None)
+        busy = [klass for klass in self._classes.values() if klass.waiting]
+        # In the order of the classes, which settles ties.
+        first = min(busy, key=attrgetter("tag")).first()
+        assert first is not None
+        return first.queue[0]
 
     def queues(self) -> Iterator[Sequence[Waiting]]:
         """The requests of every holder in the order of service, best claim first; lazily."""
@@ -609,6 +641,8 @@ class Deadlines:
 
     def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> list[Waiting]:
         """The requests out of time; while *undecided*, only those that can't await a probe."""
+        if not self._overdue and not (self._soonest and self._soonest[0][0] <= now_ms):
+            return []
         while self._soonest and self._soonest[0][0] <= now_ms:
             deadline_ms, lease_id = heappop(self._soonest)
             waiting = waitlist.get(lease_id)
@@ -619,7 +653,8 @@ class Deadlines:
 
     def next_wake_ms(self) -> int | None:
         """When the next request runs out of time."""
-        times = [waiting.due_ms for waiting in self._overdue.values()]
-        if self._soonest:
-            times.append(self._soonest[0][0])
-        return min(times, default=None)
+        due_ms = self._soonest[0][0] if self._soonest else None
+        if self._overdue:
+            overdue_ms = min(waiting.due_ms for waiting in self._overdue.values())
+            due_ms = overdue_ms if due_ms is None else min(due_ms, overdue_ms)
+        return due_ms
