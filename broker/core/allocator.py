@@ -187,7 +187,7 @@ class Allocator:
         waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
         is_new = waiting is None
         if waiting is None:
-            waiting = Waiting(request, now_ms, self.quotes.price(request))
+            waiting = Waiting(request, now_ms, self.quotes.offer(request))
             self._check_limits(waiting)
             self.waitlist.add(waiting)
         elif waiting.request.repeats(request):
@@ -582,8 +582,8 @@ class Allocator:
             if len(self._outcomes) >= ANSWERS_MAX:
                 self._unfinished = True
                 return
-            head.priced = self.quotes.again(head.request, head.priced)
-            if isinstance(head.priced.offer, TooLarge):
+            head.offer = self.quotes.offer(head.request)
+            if isinstance(head.offer, TooLarge):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
                 continue
             batch = self._batch_now(head, now_ms)
@@ -610,8 +610,8 @@ class Allocator:
                 if limited and self._share_room(waiting) < waiting.quote.least_tokens:
                     break
                 # Dearer than when it came, it may have outgrown the room it waits for.
-                waiting.priced = self.quotes.again(waiting.request, waiting.priced)
-                if isinstance(waiting.priced.offer, TooLarge):
+                waiting.offer = self.quotes.offer(waiting.request)
+                if isinstance(waiting.offer, TooLarge):
                     return waiting
                 obstacles = self.quotes.obstacles(waiting.request, waiting.quote, now_ms)
                 if not obstacles:
@@ -776,7 +776,7 @@ class Allocator:
         self.denials[reason] += 1
         tokens = available = self.available(now_ms, projected=False)
         if reason is DenialReason.TOO_LARGE:
-            offer = waiting.priced.offer
+            offer = waiting.offer
             assert isinstance(offer, TooLarge)
             tokens = offer.most_tokens
             message = (

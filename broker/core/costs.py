@@ -82,6 +82,8 @@ class Band:
         # show by themselves how their cost scatters.
         self.price = Price(0.0)
         self.is_calm = False
+        # Grows when either changes, and with every call until it is calm.
+        self.version = 0
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -101,8 +103,11 @@ class Band:
         self._calls += 1
         if self._calls % PRICE_CHANGE_CALLS == 0 and self._sorted[0] < self._sorted[-1]:
             self._forget_old_price()
+        known = self.price, self.is_calm
         self.price = self._price()
         self.is_calm = len(self._sorted) >= CALM_CALLS
+        if not self.is_calm or known != (self.price, self.is_calm):
+            self.version += 1
 
     def age(self, now_ms: int) -> None:
         """Forgets what is too old, but never the last few calls."""
@@ -154,7 +159,7 @@ class CostBook:
         # Of each caller, the operations that it was the first to use, ordered alike.
         self._introduced: dict[str, dict[str, None]] = {}
         self._introducers: dict[str, str] = {}
-        # Grows with every call that was learned: prices rest on it.
+        # Grows when any price may have changed.
         self.version = 0
 
     def __len__(self) -> int:
@@ -170,7 +175,6 @@ class CostBook:
         """
         assert units > 0
         assert tokens >= 0
-        self.version += 1
         bands = self._bands.pop(operation, None)
         if bands is None:
             if len(self._bands) >= OPERATIONS_MAX:
@@ -184,7 +188,9 @@ class CostBook:
         band = bands.get(units.bit_length())
         if band is None:
             band = bands[units.bit_length()] = Band()
+        version = band.version
         band.add(tokens / units, now_ms)
+        self.version += band.version != version
 
     def learned(self) -> list[LearnedCost]:
         """All that is known, by operation and size of the batch."""

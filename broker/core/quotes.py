@@ -1,17 +1,19 @@
 """Prices and offers: what a request is charged, and how large a batch it gets now.
 
-A decision quotes a request once: `Quotes.price`, and `Quotes.again` only prices anew
-where something that a price rests on has changed.
+An offer holds for all requests of the same shape, until what calls cost has changed.
 """
 
 from math import floor
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from broker.core.budgets import ANY_ROOM, BudgetBook, Obstacle, Room
 from broker.core.costs import CostBook
 from broker.core.holds import Overruns
 from broker.core.leases import LeaseRequest
 from broker.core.ledger import Ledger
+
+# Offers that are remembered; beyond this number all are made anew.
+OFFERS_MAX: Final = 1_000
 
 
 class Quote(NamedTuple):
@@ -63,16 +65,9 @@ class TooLarge(NamedTuple):
     least: Quote
 
 
-class Priced(NamedTuple):
-    """An offer, and what it rests on: the costs learned by then, and the limits."""
-
-    offer: Quote | TooLarge
-    rests_on: tuple[int, int, int]
-
-    @property
-    def quote(self) -> Quote:
-        """The price, whether the request can ever fit or not."""
-        return self.offer.least if isinstance(self.offer, TooLarge) else self.offer
+# What an offer rests on beside the learned costs: operation, units, least units and prior of
+# the request, the most tokens that there can ever be for it, and its debt beyond them.
+Shape: TypeAlias = tuple[str, int, int, float, int, int]
 
 
 class Batch(NamedTuple):
@@ -110,22 +105,27 @@ class Quotes:
         """
         self._ledger, self._costs, self._budgets = ledger, costs, budgets
         self._floor_tokens, self._horizon_ms = floor_tokens, horizon_ms
+        # What was offered by the costs of this version.
+        self._offers: dict[Shape, Quote | TooLarge] = {}
+        self._version = costs.version
 
     @property
     def debt_tokens(self) -> int:
         """How far below zero, or the floor, a lone call's price may take the balance."""
         return self._ledger.bucket.refill_within(self._horizon_ms)
 
-    def price(self, request: LeaseRequest) -> Priced:
+    def offer(self, request: LeaseRequest) -> Quote | TooLarge:
         """The price of *request* by what is known now."""
         most, debt = self._limits(request)
-        return Priced(self._offer(request, most, debt), (self._costs.version, most, debt))
-
-    def again(self, request: LeaseRequest, priced: Priced) -> Priced:
-        """*priced*, or a new price if anything that it rests on has changed."""
-        if priced.rests_on == (self._costs.version, *self._limits(request)):
-            return priced
-        return self.price(request)
+        if self._version != self._costs.version or len(self._offers) >= OFFERS_MAX:
+            self._offers.clear()
+            self._version = self._costs.version
+        units, min_units, prior = request.units, request.min_units, request.tokens_per_unit
+        shape = (request.operation, units, min_units, prior, most, debt)
+        offer = self._offers.get(shape)
+        if offer is None:
+            offer = self._offers[shape] = self._price(request, most, debt)
+        return offer
 
     def _limits(self, request: LeaseRequest) -> tuple[int, int]:
         """Most tokens that there can ever be for *request*, and its debt beyond them."""
@@ -139,7 +139,7 @@ class Quotes:
         most = min(most, limit)
         return most, price - most
 
-    def _offer(self, request: LeaseRequest, most: int, debt: int) -> Quote | TooLarge:
+    def _price(self, request: LeaseRequest, most: int, debt: int) -> Quote | TooLarge:
         """The price where there are never more than *most* tokens, and *debt* when alone."""
         costs, least = self._costs, request.least
         operation, prior = request.operation, request.tokens_per_unit
@@ -160,14 +160,13 @@ class Quotes:
         self, request: LeaseRequest, quote: Quote, tokens: int, now_ms: int
     ) -> Batch | MustWait:
         """The largest batch that *tokens* cover now, within the budgets."""
-        holds, debt = self._ledger.holds, self.debt_tokens
+        holds = self._ledger.holds
         if holds.open_leases:
             tokens = quote.usable(tokens, holds.overruns)
-        if holds.holds_leases:
-            debt = 0
-        room = Room(tokens, tokens + debt)
-        if self._budgets:
-            room = room.within(self._room(request, now_ms))
+        debt = 0 if holds.holds_leases else self.debt_tokens
+        if not self._budgets:
+            return self._fit(request, quote, tokens, debt)
+        room = Room(tokens, tokens + debt).within(self._room(request, now_ms))
         return self._fit_room(request, quote, room)
 
     def _room(self, request: LeaseRequest, now_ms: int) -> Room:

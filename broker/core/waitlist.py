@@ -29,7 +29,7 @@ from typing import Final, TypeAlias
 from broker.core.leases import LeaseRequest, Priority
 from broker.core.ledger import LONG_AGO_MS
 from broker.core.probing import PATIENCE_MS
-from broker.core.quotes import Priced, Quote
+from broker.core.quotes import Quote, TooLarge
 
 # Most requests that keep a place while their client is away; the oldest gives way.
 ABSENT_MAX: Final = 10_000
@@ -57,14 +57,15 @@ class Waiting:
 
     request: LeaseRequest
     since_ms: int
-    priced: Priced
+    # By what was known when it was priced last.
+    offer: Quote | TooLarge
     # Where it is queued; set by the class that it joins.
     group: "Group | None" = None
 
     @property
     def quote(self) -> Quote:
-        """Its price by what was known when it was priced last."""
-        return self.priced.quote
+        """Its price, whether it can ever fit or not."""
+        return self.offer.least if isinstance(self.offer, TooLarge) else self.offer
 
     @property
     def due_ms(self) -> int:

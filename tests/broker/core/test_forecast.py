@@ -5,19 +5,16 @@ from itertools import count
 from broker.core.bucket import TICK_GUARD_MS
 from broker.core.costs import SAMPLES_MIN
 from broker.core.forecast import CallTimes, Forecast, Return, Ticks
-from broker.core.quotes import Priced, Quote
+from broker.core.quotes import Quote
 from broker.core.waitlist import Waiting
 from tests.broker.builders import envelope, request, settlement, synced
-
-# A price that rests on nothing learned.
-NOTHING = (0, 0, 0)
 
 numbers = count()
 
 
 def waiting(quote: Quote) -> Waiting:
     """A request that waits for what *quote* names."""
-    return Waiting(request(f"w{next(numbers)}"), 0, Priced(quote, NOTHING))
+    return Waiting(request(f"w{next(numbers)}"), 0, quote)
 
 
 def etas(

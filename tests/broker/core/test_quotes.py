@@ -1,11 +1,16 @@
 """Calls of unsure cost are not sent where an overrun would get others refused."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from broker.core.allocator import Allocator
-from broker.core.costs import SAMPLES_MIN, UNLEARNED_WORST
+from broker.core.budgets import Budget, BudgetBook
+from broker.core.costs import SAMPLES_MIN, UNLEARNED_WORST, CostBook
 from broker.core.holds import Overruns
 from broker.core.leases import Granted
-from broker.core.quotes import Quote
-from tests.broker.builders import envelope, request, settlement, synced
+from broker.core.ledger import Ledger
+from broker.core.quotes import Quote, Quotes
+from tests.broker.builders import envelope, probe, request, settlement, synced
 
 
 def granted(allocator: Allocator) -> dict[str, int]:
@@ -76,3 +81,36 @@ def test_a_lone_call_needs_no_more_than_its_price() -> None:
     allocator.acquire(request("a"), 10)
 
     assert granted(allocator) == {"a": 5}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["deal", "product"]),
+            st.integers(1, 20),
+            st.integers(0, 60),
+            st.sampled_from([1, 70]),
+            st.integers(0, 200),
+        ),
+        max_size=12,
+    )
+)
+def test_an_offer_is_remembered_only_while_it_is_true(
+    calls: list[tuple[str, int, int, int, int]],
+) -> None:
+    """Whatever is learned, and whatever the count, no offer differs from one made anew."""
+    ledger, costs = Ledger(1), CostBook()
+    budgets = BudgetBook([Budget("b", holder="limited", tokens_per_hour=50)])
+
+    def quotes() -> Quotes:
+        return Quotes(ledger, costs, budgets, floor_tokens=0, horizon_ms=60_000)
+
+    remembering = quotes()
+    for number, (operation, units, tokens, calls_alike, balance) in enumerate(calls):
+        ledger.observe(probe(balance, at=number, rate=1 + balance % 7))
+        for _ in range(calls_alike):
+            costs.learn(operation, units, tokens, number)
+        for holder in ("free", "limited"):
+            asked = request(holder=holder, operation=operation, units=units, min_units=1)
+
+            assert remembering.offer(asked) == quotes().offer(asked)

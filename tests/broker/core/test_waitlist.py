@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.core.leases import Priority
-from broker.core.quotes import Priced, Quote
+from broker.core.quotes import Quote
 from broker.core.waitlist import RETURN_MS, TAG_PER_TOKEN, YIELD_MS, Waiting, Waitlist
 from tests.broker.builders import request
-
-# A price that rests on nothing learned.
-NOTHING = (0, 0, 0)
 
 
 def waiting(
@@ -20,7 +17,7 @@ def waiting(
 ) -> Waiting:
     """A request of *holder* that would be charged *tokens*."""
     asked = request(lease_id, holder=holder, priority=priority)
-    return Waiting(asked, 0, Priced(Quote(1, tokens, tokens), NOTHING))
+    return Waiting(asked, 0, Quote(1, tokens, tokens))
 
 
 def drain(waitlist: Waitlist, count: int) -> list[str]:
