@@ -10,7 +10,7 @@ Facts: keepa-api.md, section 1 (one lump a tick, 60 ticks deep, next tick at
 timestamp + processingTimeInMs + refillIn).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, floor
 from typing import Final
@@ -89,17 +89,24 @@ class Envelope:
         return max(self.tokens_left, min(raised, plan.capacity))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Observation:
-    """An envelope and when it reached us, in ms of the broker's clock.
+    """An envelope and when it reached us, in ms of the broker's clock; never changed.
 
     `requested_ms` is the earliest moment at which the call may have been sent.
+    `next_tick_ms` and `end_ms` are those of the envelope, on Keepa's clock: every comparison
+    of two counts asks for them.
     """
 
     envelope: Envelope
     arrived_ms: int
     requested_ms: int
     source: Source
+    next_tick_ms: int = field(init=False)
+    end_ms: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next_tick_ms, self.end_ms = self.envelope.next_tick_ms, self.envelope.end_ms
 
 
 class TickPeriod:
@@ -128,10 +135,11 @@ class TickPeriod:
 
     def place(self, envelope: Envelope) -> None:
         """Takes in where *envelope* puts the next tick."""
-        last_ms, self._last_tick_ms = self._last_tick_ms, envelope.next_tick_ms
+        next_ms = envelope.next_tick_ms
+        last_ms, self._last_tick_ms = self._last_tick_ms, next_ms
         if last_ms is None:
             return
-        gap_ms = envelope.next_tick_ms - last_ms
+        gap_ms = next_ms - last_ms
         ticks = self.count(gap_ms)
         if self.placed and ticks is None:
             self._misfits += 1
@@ -175,38 +183,42 @@ class Bucket:
             return True
         if observation.source is Source.PROBE and observation.requested_ms >= known.arrived_ms:
             return True
-        new, old = observation.envelope, known.envelope
-        if new.end_ms != old.end_ms:
-            return new.end_ms > old.end_ms
-        return new.tokens_left < old.tokens_left
+        if observation.end_ms != known.end_ms:
+            return observation.end_ms > known.end_ms
+        return observation.envelope.tokens_left < known.envelope.tokens_left
 
     def ticks_between(self, observation: Observation) -> int:
         """Ticks that landed from the known observation to *observation*."""
         known = self.observation
         assert known is not None
-        gap_ms = observation.envelope.next_tick_ms - known.envelope.next_tick_ms
+        gap_ms = observation.next_tick_ms - known.next_tick_ms
         ticks = self.period.count(gap_ms)
         if ticks is None and 0 < gap_ms < 2 * observation.envelope.refill_in_ms:
             ticks = 1
         return self.ticks_landed(observation.arrived_ms) if ticks is None else ticks
 
-    def lapses_before(self, observation: Observation) -> bool:
-        """Whether refill may have lapsed from the known observation to *observation*."""
-        known = self.observation
-        if known is None:
-            return False
-        ticks = self.ticks_between(observation) + self.straddled_ticks
-        raised = known.envelope.tokens_left + ticks * known.envelope.lump
-        return ticks > 0 and raised > min(known.envelope.capacity, observation.envelope.capacity)
+    def lapses_before(self, observation: Observation, ticks: int) -> bool:
+        """Whether refill may have lapsed from the known observation to *observation*.
 
-    def fits_tick(self, envelope: Envelope) -> bool:
-        """Whether *envelope* places the next tick where the known period puts one."""
+        Args:
+            observation: Newer than any before.
+            ticks: Ticks that landed between the two.
+        """
+        known = self.observation
+        ticks += self.straddled_ticks
+        if known is None or ticks <= 0:
+            return False
+        raised = known.envelope.tokens_left + ticks * known.envelope.lump
+        return raised > min(known.envelope.capacity, observation.envelope.capacity)
+
+    def fits_tick(self, observation: Observation) -> bool:
+        """Whether *observation* places the next tick where the known period puts one."""
         known = self.observation
         assert known is not None
-        gap_ms = envelope.next_tick_ms - known.envelope.next_tick_ms
+        gap_ms = observation.next_tick_ms - known.next_tick_ms
         if not self.period.placed:
             return abs(gap_ms) <= SAME_TICK_MS
-        in_period = envelope.refill_in_ms <= self.period.ms + SAME_TICK_MS
+        in_period = observation.envelope.refill_in_ms <= self.period.ms + SAME_TICK_MS
         return in_period and self.period.count(gap_ms) is not None
 
     def adopt(self, observation: Observation) -> None:
@@ -240,13 +252,11 @@ class Bucket:
     @staticmethod
     def same_tick(one: Observation, other: Observation) -> bool:
         """Whether no tick landed between the ends of two observations."""
-        gap_ms = one.envelope.next_tick_ms - other.envelope.next_tick_ms
-        return abs(gap_ms) <= SAME_TICK_MS
+        return abs(one.next_tick_ms - other.next_tick_ms) <= SAME_TICK_MS
 
     def ticks_apart(self, earlier: Observation, later: Observation) -> int:
         """Whole ticks between two observations, as their envelopes place them; 0 if none fit."""
-        gap_ms = later.envelope.next_tick_ms - earlier.envelope.next_tick_ms
-        return self.period.count(gap_ms) or 0
+        return self.period.count(later.next_tick_ms - earlier.next_tick_ms) or 0
 
     def ticks_landed(self, now_ms: int) -> int:
         """Ticks since the observation, by the learned period."""
@@ -276,7 +286,7 @@ class Bucket:
     @property
     def lacking_tokens(self) -> int:
         """What the observed balance may lack by lumps that landed meanwhile."""
-        return ceil(self.straddled_ticks * self.lump)
+        return ceil(self.straddled_ticks * self.lump) if self.straddled_ticks else 0
 
     def _ticks_run_over(self, envelope: Envelope) -> int:
         # An instant has no before and after: its count and its next tick agree.

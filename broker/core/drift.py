@@ -62,13 +62,13 @@ class Split(NamedTuple):
 
     tokens: int
     estimate: int
-    changed: int
-    same_rate: bool
-    unshown: int
-    in_flight: int
-    overrun: int
-    refill: int
-    rest: int
+    changed: int = 0
+    same_rate: bool = True
+    unshown: int = 0
+    in_flight: int = 0
+    overrun: int = 0
+    refill: int = 0
+    rest: int = 0
 
 
 class Drift:
@@ -100,7 +100,7 @@ class Drift:
         A call in flight may have been charged or not, a lump may have landed or not.
         """
         return (
-            self.shown_in_flight > ROUNDING_TOKENS
+            -self.by_cause[Cause.IN_FLIGHT] > ROUNDING_TOKENS
             or self._owed_tokens > ROUNDING_TOKENS
             or abs(self.rounded_tokens) > ROUNDING_TOKENS
         )
@@ -112,8 +112,8 @@ class Drift:
             in_flight: Tokens held for calls that the count may include or not. It must
                 not show more of them spent; and what it includes for certain must show.
         """
-        stranded = self.shown_in_flight - in_flight
-        return max(stranded, self._unshown_tokens) > ROUNDING_TOKENS
+        stranded = -self.by_cause[Cause.IN_FLIGHT] - in_flight
+        return stranded > ROUNDING_TOKENS or self._unshown_tokens > ROUNDING_TOKENS
 
     def split(
         self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
@@ -129,6 +129,9 @@ class Drift:
         """
         estimate = included.held - included.cost
         more = rest = new.tokens_left - known.refilled(ticks) + included.cost
+        if not rest and same_plan(known, new):
+            # As expected: there is nothing to explain.
+            return Split(estimate, estimate)
         changed, rest = self._changed_refill(rest, known, new, ticks, in_flight)
         unshown = -min(max(0, -rest), self._unshown_tokens)
         rest -= unshown
@@ -165,7 +168,8 @@ class Drift:
         by_cause[Cause.FLOW_REDUCTION if split.same_rate else Cause.REFILL] += split.changed
         self._unshown_tokens += split.unshown
         by_cause[Cause.IN_FLIGHT] += split.in_flight
-        self._count_overrun(split.overrun)
+        if split.overrun:
+            self._count_overrun(split.overrun)
         by_cause[Cause.REFILL] += split.unshown + split.refill
         self._owed_tokens = max(0, self._owed_tokens - split.refill)
         if not probed:

@@ -55,22 +55,23 @@ def doubt_of(bucket: Bucket, reported: Observation) -> Doubt | None:
     known, probed = bucket.observation, bucket.probed
     assert known is not None
     assert probed is not None
-    new, old = reported.envelope, probed.envelope
+    new = reported.envelope
     if not same_plan(new, known.envelope):
         return Doubt.PLAN
     # A reply takes its time on the way, so that Keepa's clock seems late, never early.
-    ahead_ms = (new.end_ms - old.end_ms) - (reported.arrived_ms - probed.arrived_ms)
-    early_ms = (reported.requested_ms - probed.arrived_ms) - (new.server_time_ms - old.end_ms)
-    if max(ahead_ms, early_ms) > CLOCK_SLACK_MS:
+    behind_ms = probed.arrived_ms - probed.end_ms
+    ahead_ms = reported.end_ms - reported.arrived_ms + behind_ms
+    early_ms = reported.requested_ms - new.server_time_ms - behind_ms
+    if ahead_ms > CLOCK_SLACK_MS or early_ms > CLOCK_SLACK_MS:
         return Doubt.CLOCK
-    return None if bucket.fits_tick(new) else Doubt.TICK
+    return None if bucket.fits_tick(reported) else Doubt.TICK
 
 
 def same_plan(one: Envelope, other: Envelope) -> bool:
     """Whether both describe the same refill."""
-    return (one.refill_rate, one.token_flow_reduction) == (
-        other.refill_rate,
-        other.token_flow_reduction,
+    return (
+        one.refill_rate == other.refill_rate
+        and one.token_flow_reduction == other.token_flow_reduction
     )
 
 

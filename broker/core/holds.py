@@ -14,7 +14,7 @@ does not certainly include stays reserved, at its cost.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from broker.core.bucket import Observation
 from broker.core.leases import Lease, LeaseState
@@ -81,13 +81,6 @@ class Risky:
         assert self._unproven_tokens == sum(lease.overrun for lease in risky if not lease.proven)
 
 
-class Hold(NamedTuple):
-    """A lease, and the tokens that it was entered at."""
-
-    lease: Lease
-    tokens: int
-
-
 @dataclass(slots=True)
 class Share:
     """What one caller has: its holds, the open leases among them, and the tokens of all."""
@@ -95,6 +88,13 @@ class Share:
     holds: int = 0
     leases: int = 0
     tokens: int = 0
+
+
+NO_SHARE: Final = Share()
+
+# A lease, the tokens that it was entered at, and what its caller has. A plain tuple: one is
+# made for every grant.
+Hold: TypeAlias = tuple[Lease, int, Share]
 
 
 class Holds:
@@ -111,10 +111,11 @@ class Holds:
         self._open = self._by_state[LeaseState.OPEN]
         self._lapsed = self._by_state[LeaseState.LAPSED]
         self._tokens = dict.fromkeys(LeaseState, 0)
-        # Tokens of all holds.
+        # Tokens of all holds; of those for calls of which no settle has come; and of leases
+        # that earlier epochs granted.
         self.reserved = 0
-        # What was adopted from earlier epochs.
-        self._adopted_tokens = 0
+        self.unsettled_tokens = 0
+        self.adopted_tokens = 0
         self._shares: dict[str, Share] = {}
         # Open leases with calls that may cost more than they hold.
         self._risky = Risky()
@@ -125,8 +126,8 @@ class Holds:
     def __iter__(self) -> Iterator[Lease]:
         """All holds: open leases, lapsed ones, then settled but uncertain calls."""
         for holds in self._by_state.values():
-            for hold in holds.values():
-                yield hold.lease
+            for lease, _, _ in holds.values():
+                yield lease
 
     def __len__(self) -> int:
         return sum(map(len, self._by_state.values()))
@@ -137,16 +138,6 @@ class Holds:
     def uncertain_tokens(self) -> int:
         """Costs of the settled calls that the current observation may lack."""
         return self._tokens[LeaseState.SETTLED]
-
-    @property
-    def unsettled_tokens(self) -> int:
-        """Tokens held for calls of which no settle has come."""
-        return self._tokens[LeaseState.OPEN] + self._tokens[LeaseState.LAPSED]
-
-    @property
-    def adopted_tokens(self) -> int:
-        """Tokens held for leases that earlier epochs granted."""
-        return self._adopted_tokens
 
     @property
     def holds_leases(self) -> bool:
@@ -166,7 +157,7 @@ class Holds:
     def lease(self, lease_id: str) -> Lease | None:
         """The open or lapsed lease *lease_id*."""
         hold = self._open.get(lease_id) or self._lapsed.get(lease_id)
-        return None if hold is None else hold.lease
+        return None if hold is None else hold[0]
 
     def is_open(self, lease_id: str) -> bool:
         """Whether *lease_id* is an open lease."""
@@ -174,18 +165,18 @@ class Holds:
 
     def leases(self, state: LeaseState) -> list[Lease]:
         """The holds in one state, the first entered first."""
-        return [hold.lease for hold in self._by_state[state].values()]
+        return [lease for lease, _, _ in self._by_state[state].values()]
 
     def share(self, holder: str) -> Share:
         """What the caller behind *holder* has now; not to be changed."""
-        return self._shares.get(self._caller(holder)) or Share()
+        return self._shares.get(self._caller(holder), NO_SHARE)
 
     # --- leases ------------------------------------------------------------
 
     def add(self, lease: Lease) -> None:
         """Holds the tokens of a new open lease."""
         assert lease.state is LeaseState.OPEN
-        assert self.lease(lease.lease_id) is None
+        assert lease.lease_id not in self._lapsed
         self._enter(lease)
         self._changed()
 
@@ -253,8 +244,8 @@ class Holds:
 
     def included_by(self, observation: Observation) -> list[Lease]:
         """Uncertain calls that *observation* certainly includes."""
-        uncertain = self.leases(LeaseState.SETTLED)
-        return [lease for lease in uncertain if self.includes(observation, lease)]
+        uncertain = self._by_state[LeaseState.SETTLED].values()
+        return [lease for lease, _, _ in uncertain if self.includes(observation, lease)]
 
     def missing_from(self, observation: Observation, own: Lease | None) -> list[Lease]:
         """Calls that the last observation included but *observation* may not.
@@ -288,71 +279,84 @@ class Holds:
         shares: dict[str, Share] = {}
         adopted = 0
         for state, holds in self._by_state.items():
-            for lease_id, (lease, tokens) in holds.items():
+            for lease_id, (lease, tokens, own) in holds.items():
                 assert (lease.lease_id, lease.state, lease.held) == (lease_id, state, tokens)
-                share = shares.setdefault(self._caller(lease.holder), Share())
+                caller = self._caller(lease.holder)
+                assert self._shares[caller] is own
+                share = shares.setdefault(caller, Share())
                 share.holds += 1
                 share.tokens += tokens
                 share.leases += state is LeaseState.OPEN
                 adopted += tokens if lease.request is None else 0
-            assert self._tokens[state] == sum(hold.tokens for hold in holds.values())
-        assert self.reserved == sum(self._tokens.values())
-        assert adopted == self._adopted_tokens
+            assert self._tokens[state] == sum(tokens for _, tokens, _ in holds.values())
+        self._check()
+        assert adopted == self.adopted_tokens
         assert shares == self._shares
         self._risky.recount(self.leases(LeaseState.OPEN))
         self._changes = 0
 
     def _changed(self) -> None:
+        self._check()
         self._changes += 1
         beyond = self._changes - RECOUNT_CHANGES_MIN
         if beyond > 0 and beyond > len(self):
             self.recount()
 
+    def _check(self) -> None:
+        opened, lapsed, settled = self._tokens.values()
+        assert opened >= 0
+        assert lapsed >= 0
+        assert settled >= 0
+        assert opened == 0 or self._open
+        assert lapsed == 0 or self._lapsed
+        assert settled == 0 or self._by_state[LeaseState.SETTLED]
+        assert self.unsettled_tokens == opened + lapsed
+        assert self.reserved == opened + lapsed + settled
+        assert self.adopted_tokens >= 0
+
     def _enter(self, lease: Lease) -> None:
-        holds, tokens = self._by_state[lease.state], lease.held
-        assert lease.lease_id not in holds
+        self._check()
+        state, lease_id, tokens = lease.state, lease.lease_id, lease.held
+        holds = self._by_state[state]
+        assert lease_id not in holds
         assert tokens >= 0
-        self._check(lease.state)
-        holds[lease.lease_id] = Hold(lease, tokens)
         caller = self._caller(lease.holder)
         share = self._shares.get(caller)
         if share is None:
             share = self._shares[caller] = Share()
+        holds[lease_id] = lease, tokens, share
         share.holds += 1
-        if lease.state is LeaseState.OPEN:
+        if state is LeaseState.OPEN:
             share.leases += 1
             if lease.overrun > 0:
                 self._risky.add(lease)
-        self._add(lease, share, tokens)
+        self._count(lease, share, tokens)
 
     def _leave(self, lease: Lease) -> None:
-        self._check(lease.state)
-        holds = self._by_state[lease.state]
-        assert holds.get(lease.lease_id) == (lease, lease.held), "changed behind the sums"
-        tokens = holds.pop(lease.lease_id).tokens
-        caller = self._caller(lease.holder)
-        share = self._shares[caller]
+        self._check()
+        state = lease.state
+        holds = self._by_state[state]
+        entered, tokens, share = holds[lease.lease_id]
+        assert entered is lease
+        assert lease.held == tokens, "changed behind the sums"
+        del holds[lease.lease_id]
         share.holds -= 1
-        if lease.state is LeaseState.OPEN:
+        if state is LeaseState.OPEN:
             share.leases -= 1
+            assert share.leases >= 0
             if lease.overrun > 0:
                 self._risky.remove(lease)
-        self._add(lease, share, -tokens)
+        self._count(lease, share, -tokens)
+        assert share.tokens >= 0
         if not share.holds:
-            del self._shares[caller]
+            del self._shares[self._caller(lease.holder)]
 
-    def _add(self, lease: Lease, share: Share, tokens: int) -> None:
-        self._tokens[lease.state] += tokens
+    def _count(self, lease: Lease, share: Share, tokens: int) -> None:
+        state = lease.state
+        self._tokens[state] += tokens
         self.reserved += tokens
         share.tokens += tokens
+        if state is not LeaseState.SETTLED:
+            self.unsettled_tokens += tokens
         if lease.request is None:
-            self._adopted_tokens += tokens
-        assert share.tokens >= 0
-        assert share.leases >= 0
-        assert self._adopted_tokens >= 0
-        self._check(lease.state)
-
-    def _check(self, state: LeaseState) -> None:
-        tokens = self._tokens[state]
-        assert tokens >= 0
-        assert tokens == 0 or self._by_state[state]
+            self.adopted_tokens += tokens

@@ -85,10 +85,12 @@ class Totals:
 class Comparison(NamedTuple):
     """What an observation shows beside the one before it.
 
-    `released` are the uncertain calls that it certainly includes, `missing` those that the
-    one before included and it may not; `split` is None for the first observation.
+    `ticks` landed between the two. `released` are the uncertain calls that it certainly
+    includes, `missing` those that the one before included and it may not; `split` is None for
+    the first observation.
     """
 
+    ticks: int
     released: list[Lease]
     missing: list[Lease]
     split: Split | None
@@ -181,11 +183,12 @@ class Ledger:
         Both of two counts err low: the last observation less all that it may lack,
         and the last probe less all that has happened since. The higher one is nearer.
         """
-        balance = self.bucket.balance(now_ms) if projected else self.bucket.observed
+        bucket, reserved = self.bucket, self.reserved
+        balance = bucket.balance(now_ms) if projected else bucket.observed
         if self.rests_on_probe:
-            assert self.bucket.probed is not None
-            balance += self._booked(self.bucket.probed) - (self.bucket.observed - self.reserved)
-        return balance - self.reserved
+            assert bucket.probed is not None
+            balance += self._booked(bucket.probed) - (bucket.observed - reserved)
+        return balance - reserved
 
     def oldest_open_ms(self, now_ms: int) -> int | None:
         """The age of the oldest open lease; None without one."""
@@ -201,15 +204,15 @@ class Ledger:
     @property
     def rests_on_probe(self) -> bool:
         """Whether the last probe and the own books show more than the last reply."""
-        probed, seen = self.bucket.probed, self.bucket.observation
-        if probed is None or seen is None or not self.bucket.same_tick(probed, seen):
+        bucket = self.bucket
+        probed, seen = bucket.probed, bucket.observation
+        if probed is None or seen is None or not bucket.same_tick(probed, seen):
             return False
         if seen.arrived_ms - self._stranger_ms < STRANGER_MS:
             return False
-        booked = self._booked(probed)
+        booked, shown = self._booked(probed), bucket.observed
         # A reply below that shows spending that is not in the books.
-        most = self.bucket.observed + self.bucket.lacking_tokens
-        return self.bucket.observed - self.reserved < booked <= most
+        return shown - self.reserved < booked <= shown + bucket.lacking_tokens
 
     def _booked(self, probed: Observation) -> int:
         spent = self._spent_since_probe + self.holds.unsettled_tokens
@@ -442,9 +445,11 @@ class Ledger:
             self.totals.refusals += 1
             self.events.append(Event(EventKind.REFUSED, lease.holder))
         if envelope is not None and outcome is Outcome.REPLIED:
+            lease.cost = envelope.tokens_consumed
             # No client can claim more for a call than its worst price, or a full bucket.
-            most = max(lease.tokens + lease.overrun, self.bucket_tokens)
-            lease.cost = min(envelope.tokens_consumed, most)
+            worst = lease.tokens + lease.overrun
+            if lease.cost > worst:
+                lease.cost = min(lease.cost, max(worst, self.bucket_tokens))
         self.totals.spent_tokens += lease.cost
         lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
         if lease.cost:
@@ -457,7 +462,7 @@ class Ledger:
         if envelope is not None and envelope.is_observation:
             arrived_ms = now_ms - settlement.age_ms
             own = Observation(envelope, arrived_ms, lease.sent_after_ms, Source.SETTLE)
-            interval_ms = (envelope.server_time_ms, envelope.end_ms)
+            interval_ms = (envelope.server_time_ms, own.end_ms)
             # Before the first probe, and without a hold, there is nothing to compare with.
             comparable = held and self.bucket.observation is not None
             if self._is_news(own) and comparable:
@@ -506,8 +511,10 @@ class Ledger:
         doubt = doubt_of(self.bucket, own)
         if doubt is not None:
             return doubt
-        if lease.cost > min(lease.tokens + lease.overrun, BELIEVED_WORST * lease.tokens):
-            return Doubt.COST
+        if lease.cost > lease.tokens:
+            believed = min(lease.tokens + lease.overrun, BELIEVED_WORST * lease.tokens)
+            if lease.cost > believed:
+                return Doubt.COST
         comparison = self._compare(own, lease)
         # Each refill may round, and no report more than that: small steps must not add up.
         assert self.bucket.probed is not None
@@ -538,15 +545,16 @@ class Ledger:
             in_flight += lease.cost
         known = self.bucket.observation
         if known is None:
-            return Comparison(released, missing, None)
+            return Comparison(0, released, missing, None)
+        ticks = self.bucket.ticks_between(observation)
         split = self.drift.split(
             known.envelope,
             observation.envelope,
-            ticks=self.bucket.ticks_between(observation),
+            ticks=ticks,
             included=included,
             in_flight=in_flight,
         )
-        return Comparison(released, missing, split)
+        return Comparison(ticks, released, missing, split)
 
     def _adopt_observation(self, observation: Observation, comparison: Comparison) -> None:
         """Makes *observation* the balance, and reserves what it may not include."""
@@ -557,9 +565,11 @@ class Ledger:
         probed = observation.source is Source.PROBE
         if comparison.split is not None:
             self.drift.take(comparison.split, self.reserved, probed=probed)
-            self._look_for_strangers(observation)
+            if self.drift.foreign_tokens != self._foreign_tokens:
+                self._look_for_strangers(observation)
         capacity = self.bucket.capacity
-        if self.shows_since_ms is None or self.bucket.lapses_before(observation):
+        lapses = self.bucket.lapses_before(observation, comparison.ticks)
+        if lapses or self.shows_since_ms is None:
             self.shows_since_ms = observation.arrived_ms
         self.bucket.adopt(observation)
         if self.bucket.capacity != capacity:

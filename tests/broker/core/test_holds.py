@@ -75,7 +75,8 @@ def test_a_change_behind_the_sums_is_noticed_before_long_by_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "sum_name", ["_tokens", "reserved", "_shares", "_risky", "_adopted_tokens"]
+    "sum_name",
+    ["_tokens", "reserved", "unsettled_tokens", "_shares", "_risky", "adopted_tokens"],
 )
 def test_a_wrong_sum_is_noticed(sum_name: str) -> None:
     """Each of the sums and counts is compared with the holds."""
@@ -86,7 +87,8 @@ def test_a_wrong_sum_is_noticed(sum_name: str) -> None:
         "_shares": {"team": Share(2, 2, 11)},
         "reserved": 11,
         "_risky": Risky(),
-        "_adopted_tokens": 1,
+        "unsettled_tokens": 11,
+        "adopted_tokens": 1,
     }
     setattr(holds, sum_name, wrong[sum_name])
     with pytest.raises(AssertionError):
