@@ -402,8 +402,7 @@ class BrokerRuntime:
 
     def holder(self, lease_id: str) -> str | None:
         """The holder that has, waits for, or may still settle *lease_id*; None without one."""
-        waitlist = self.allocator.waitlist
-        waiting = waitlist.get(lease_id) or waitlist.absent(lease_id)
+        waiting = self.allocator.waitlist.find(lease_id)
         if waiting is not None:
             return waiting.request.holder
         return self.allocator.ledger.holder(lease_id)

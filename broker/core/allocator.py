@@ -95,7 +95,9 @@ class Allocator:
 
     def __init__(self, config: AllocatorConfig, *, epoch: int, started_ms: int) -> None:
         self.config = config
-        caller = config.limits.caller
+        # Where holders are their own callers, str returns them without a call in Python.
+        caller = config.limits.caller if config.limits.signed else str
+        self._caller = caller
         self.ledger = Ledger(epoch, config.lease_age_ms_max, holds=Holds(caller))
         self.costs = CostBook()
         self.waitlist = Waitlist(caller)
@@ -145,7 +147,7 @@ class Allocator:
         for lease_id, ended in recovered.ended:
             self.ledger.remember_ended(lease_id, ended)
         for cost in recovered.costs:
-            caller = self.config.limits.caller(cost.holder)
+            caller = self._caller(cost.holder)
             self.costs.learn(cost.operation, cost.units, cost.tokens, cost.at_ms, caller=caller)
         for charge in recovered.charges:
             self.budgets.charge(charge.holder, charge.operation, charge.tokens, charge.at_ms)
@@ -173,18 +175,18 @@ class Allocator:
             LeaseEndedError: lease_id was settled or abandoned.
             LimitReachedError: The caller waits for, or holds, as much as one may.
         """
+        lease_id = request.lease_id
         self.ledger.expire(now_ms)
-        lease = self.ledger.lease(request.lease_id)
+        lease = self.ledger.lease(lease_id)
         if lease is not None:
             if lease.request is None or not lease.request.repeats(request):
-                raise LeaseConflictError(request.lease_id)
+                raise LeaseConflictError(lease_id)
             self._outcomes.append(Granted(lease, 0))
             return
-        if self.ledger.has_ended(request.lease_id):
-            raise LeaseEndedError(request.lease_id)
+        if self.ledger.has_ended(lease_id):
+            raise LeaseEndedError(lease_id)
         self.waitlist.forget_absent(now_ms)
-        lease_id = request.lease_id
-        waiting = self.waitlist.get(lease_id) or self.waitlist.absent(lease_id)
+        waiting = self.waitlist.find(lease_id)
         is_new = waiting is None
         if waiting is None:
             waiting = Waiting(request, now_ms, self.quotes.offer(request))
@@ -194,7 +196,7 @@ class Allocator:
             waiting.request = request
             self.waitlist.restore(lease_id)
         else:
-            raise LeaseConflictError(request.lease_id)
+            raise LeaseConflictError(lease_id)
         self._deadlines.add(request)
         self._decide(now_ms)
         if is_new and lease_id in self.waitlist:
@@ -216,7 +218,7 @@ class Allocator:
         limits.check_waits(holder, self.waitlist.waits_of(holder))
         share = ledger.holds.share(holder)
         limits.check_leases(holder, share.leases)
-        if ledger.bucket.observation is not None:
+        if limits.reserved_share < 1 and ledger.bucket.observation is not None:
             least_tokens = waiting.quote.least_tokens
             limits.check_share(holder, least_tokens, share.tokens, ledger.bucket_tokens)
 
@@ -303,23 +305,32 @@ class Allocator:
             self._decide(now_ms)
             return Settled(late=False)
         self._check_not_waiting(lease_id)
-        held = self.ledger.lease(lease_id)
+        held = self.ledger.holds.lease(lease_id)
         settled = self.ledger.settle(settlement, now_ms)
-        if settled.lease is not None:
-            charged = None if held is None else held.tokens
-            self.record(_settled(settlement, settled, settled.lease, charged, now_ms))
+        lease, cost, doubt = settled.lease, settled.cost_tokens, settled.doubt
+        if lease is not None:
+            self.record(
+                records.Settled(
+                    now_ms,
+                    settlement,
+                    settled.late,
+                    cost,
+                    None if doubt is None else doubt.value,
+                    lease.granted_ms,
+                    None if held is None else held.tokens,
+                )
+            )
         self._weigh_report(settlement, settled, now_ms)
-        lease, cost = settled.lease, settled.cost_tokens
         if lease is not None and cost is not None:
             if lease.request is not None and not settled.late:
                 self.call_times.learn(now_ms - lease.granted_ms)
             if cost > 0:
-                caller = self.config.limits.caller(settlement.holder)
-                claim = Claim(settlement.operation, settlement.units, cost, caller)
-                if settled.doubt is None:
-                    self._learn(claim, now_ms)
+                operation, units = settlement.operation, settlement.units
+                caller = self._caller(settlement.holder)
+                if doubt is None:
+                    self.costs.learn(operation, units, cost, now_ms, caller=caller)
                 elif len(self._claims) < CLAIMS_MAX:
-                    self._claims.append(claim)
+                    self._claims.append(Claim(operation, units, cost, caller))
             self._correct(lease, cost - lease.tokens, now_ms)
             self.budgets.settle(lease_id, lease.holder, lease.operation, cost, now_ms)
         elif lease is not None:
@@ -416,13 +427,8 @@ class Allocator:
         """
         claims, self._claims = self._claims, []
         if self.ledger.drift.last_unexplained_tokens <= ROUNDING_TOKENS:
-            for claim in claims:
-                self._learn(claim, now_ms)
-
-    def _learn(self, claim: Claim, now_ms: int) -> None:
-        self.costs.learn(
-            claim.operation, claim.units, claim.cost_tokens, now_ms, caller=claim.caller
-        )
+            for operation, units, cost_tokens, caller in claims:
+                self.costs.learn(operation, units, cost_tokens, now_ms, caller=caller)
 
     def probe_failed(self, now_ms: int) -> None:
         """Keepa gave no count; until it does, the projection must serve."""
@@ -468,19 +474,19 @@ class Allocator:
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When `advance` is due even if nothing else happens."""
-        times = [
-            now_ms if self._unfinished else None,
-            self.ledger.next_expiry_ms(),
-            self.probing.next_wake_ms(now_ms),
-            self._deadlines.next_wake_ms(),
-            self.doubts.next_wake_ms(now_ms),
-        ]
+        times = [self.ledger.next_expiry_ms(), self._deadlines.next_wake_ms()]
+        if self._unfinished:
+            times.append(now_ms)
+        if self.doubts.pending:
+            times.append(self.doubts.next_wake_ms(now_ms))
         if self.probing.may_start(now_ms):
             times.append(self._check_reports_ms)
-        bucket = self.ledger.bucket
-        if bucket.observation is not None and (len(self.waitlist) or not bucket.period.placed):
+        else:
+            times.append(self.probing.next_wake_ms(now_ms))
+        bucket, waits = self.ledger.bucket, len(self.waitlist) > 0
+        if bucket.observation is not None and (waits or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))
-        if len(self.waitlist):
+        if waits:
             if not self.paused:
                 times.append(self._budget_wake_ms)
             if now_ms < self._recovered_ms:
@@ -499,6 +505,8 @@ class Allocator:
 
     def take_events(self) -> list[Event]:
         """The events since the last call, for logs and metrics."""
+        if not self.ledger.events:
+            return []
         events = list(self.ledger.events)
         self.ledger.events.clear()
         return events
@@ -552,7 +560,7 @@ class Allocator:
         available = self.available(now_ms, projected=True)
         forecast = foresee(self.ledger, self.costs, self.call_times, available, now_ms)
         etas = forecast.etas_ms(order)
-        if self.budgets:
+        if self.budgets.exist:
             for waiting in order:
                 eta_ms, obstacle = etas[waiting.request.lease_id], self.obstacle(waiting, now_ms)
                 if eta_ms is not None and obstacle is not None:
@@ -566,10 +574,11 @@ class Allocator:
     def _decide(self, now_ms: int) -> None:
         """Grants what can be granted; then answers the requests that are out of time."""
         self._unfinished = False
-        self.pace.note(self.ledger.gone_tokens, now_ms)
+        if self.pace.due_ms is None or now_ms >= self.pace.due_ms:
+            self.pace.note(self.ledger.gone_tokens, now_ms)
         self._serve(now_ms)
         # Behind the denied ones a request may have stood that the tokens cover.
-        if self._deny_overdue(now_ms):
+        if self._deadlines.are_due(now_ms) and self._deny_overdue(now_ms):
             self._serve(now_ms)
 
     def _serve(self, now_ms: int) -> None:
@@ -586,10 +595,12 @@ class Allocator:
             if isinstance(head.offer, TooLarge):
                 self._deny(head, DenialReason.TOO_LARGE, {}, now_ms)
                 continue
-            batch = self._batch_now(head, now_ms)
+            available = self.available(now_ms, projected=False)
+            batch = self._batch_now(head, available, now_ms)
             if not isinstance(batch, Batch):
                 return
-            left_tokens = self.available(now_ms, projected=True) - batch.tokens
+            unconfirmed = self.ledger.bucket.unconfirmed_tokens(now_ms)
+            left_tokens = available + unconfirmed - batch.tokens
             self._yields_until_ms = self.waitlist.yields_until(head, left_tokens, now_ms)
             if self._yields_until_ms is not None:
                 break
@@ -601,7 +612,7 @@ class Allocator:
         # Past wake-ups must not stay: they would ring without end.
         self._budget_wake_ms = None
         limited = self.config.limits.reserved_share < 1
-        if not self.budgets and not limited:
+        if not self.budgets.exist and not limited:
             return self.waitlist.head()
         for queue in self.waitlist.queues():
             # Behind a request that its budget keeps waiting, another operation may stand.
@@ -624,7 +635,7 @@ class Allocator:
 
     def obstacle(self, waiting: Waiting, now_ms: int) -> Obstacle | None:
         """The budget's limit that keeps *waiting* waiting longest; None if none does."""
-        if not self.budgets:
+        if not self.budgets.exist:
             return None
         obstacles = self.quotes.obstacles(waiting.request, waiting.quote, now_ms)
         return obstacles[0] if obstacles else None
@@ -636,15 +647,24 @@ class Allocator:
         room = self.config.limits.room(held, ledger.bucket_tokens)
         return waiting.quote.tokens if room is None else room
 
-    def _batch_now(self, waiting: Waiting, now_ms: int) -> Batch | MustWait | Reason:
-        """What to grant to the head; else for what it waits: tokens, or Keepa's answer."""
-        batch = self._batch(waiting, self.available(now_ms, projected=False), now_ms)
+    def _batch_now(
+        self, waiting: Waiting, available: int, now_ms: int
+    ) -> Batch | MustWait | Reason:
+        """What to grant to the head; else for what it waits: tokens, or Keepa's answer.
+
+        Args:
+            waiting: The head.
+            available: Tokens that may be granted by Keepa's last count.
+            now_ms: The broker's clock.
+        """
+        batch = self._batch(waiting, available, now_ms)
         reason = reason_to_ask(self._prospect(waiting, batch, now_ms))
         self.probing.wanted = reason
         if reason is not None:
             if self.probing.is_worth_waiting_for(now_ms):
                 return reason
-            return self._batch(waiting, self.available(now_ms, projected=True), now_ms)
+            unconfirmed = self.ledger.bucket.unconfirmed_tokens(now_ms)
+            return self._batch(waiting, available + unconfirmed, now_ms)
         if isinstance(batch, MustWait) and self._doubt_since_ms is None:
             self._confirmed_until_ms = self.ledger.bucket.next_tick_ms(now_ms)
         return batch
@@ -656,16 +676,17 @@ class Allocator:
         """What the present count offers *waiting*, and what speaks against relying on it."""
         bucket = self.ledger.bucket
         assert bucket.observation is not None
-        waits = isinstance(batch, MustWait)
-        doubt = waits and self._would_help(waiting, now_ms)
-        # A doubt that one head leaves behind is as old for the next one.
-        if doubt and self._doubt_since_ms is None:
-            self._doubt_since_ms = now_ms
-        elif waits and not doubt:
-            self._doubt_since_ms = None
-        since_ms = self._doubt_since_ms
+        waits, doubt = isinstance(batch, MustWait), False
+        if waits:
+            doubt = self._would_help(waiting, now_ms)
+            # A doubt that one head leaves behind is as old for the next one.
+            if not doubt:
+                self._doubt_since_ms = None
+            elif self._doubt_since_ms is None:
+                self._doubt_since_ms = now_ms
+        since_ms, doubts = self._doubt_since_ms, self.doubts
         doubted_ms = 0 if since_ms is None else now_ms - since_ms
-        ripe_ms = FRESH_MS if self.ledger.open_leases else 0
+        ripe_ms = FRESH_MS if doubt and self.ledger.open_leases else 0
         return Prospect(
             short=isinstance(batch, MustWait) or batch.units < waiting.quote.units,
             waits=waits,
@@ -673,7 +694,7 @@ class Allocator:
             age_ms=now_ms - bucket.observation.arrived_ms,
             period_ms=bucket.period.ms,
             # While the gap between such probes lasts, the count as it is must do.
-            disputed=self.doubts.due(now_ms) or (self.doubts.pending and self.probing.in_flight),
+            disputed=doubts.pending and (doubts.due(now_ms) or self.probing.in_flight),
             doubt=doubt,
             doubt_ripe=doubted_ms >= ripe_ms,
             confirmed=now_ms < self._confirmed_until_ms,
@@ -690,7 +711,8 @@ class Allocator:
         self.waitlist.serve(waiting, batch.tokens, now_ms)
         quote, waited_ms = waiting.quote, now_ms - waiting.since_ms
         overrun, proven = quote.overrun(batch.tokens), quote.proven
-        self.quotes.count_shadows(request, quote, now_ms)
+        if self.budgets.exist:
+            self.quotes.count_shadows(request, quote, now_ms)
         self.budgets.hold(
             request.lease_id,
             request.holder,
@@ -799,11 +821,3 @@ class Allocator:
         self._outcomes.append(Denied(request.lease_id, reason, delay_ms, largest, message))
         waited_ms = now_ms - waiting.since_ms
         self.record(records.Denied(now_ms, request, reason.value, delay_ms, waited_ms, available))
-
-
-def _settled(
-    settlement: Settlement, settled: Settled, lease: Lease, charged: int | None, now_ms: int
-) -> records.Settled:
-    doubt = None if settled.doubt is None else settled.doubt.value
-    late, cost = settled.late, settled.cost_tokens
-    return records.Settled(now_ms, settlement, late, cost, doubt, lease.granted_ms, charged)

@@ -278,6 +278,12 @@ class Bucket:
             return 0
         return self.observation.envelope.refilled(self.ticks_landed(now_ms))
 
+    def unconfirmed_tokens(self, now_ms: int) -> int:
+        """What lumps that should have landed since the observation bring."""
+        if self.observation is None or now_ms < self._tick_ms:
+            return 0
+        return self.balance(now_ms) - self.observed
+
     @property
     def straddles_tick(self) -> bool:
         """Whether the observed balance may lack a lump."""

@@ -378,6 +378,8 @@ class BudgetBook:
         """
         self._is_open = is_open
         self._pots: dict[str, Pot] = {}
+        # Whether there are any: most decisions need to know no more.
+        self.exist = False
         self.periods: Periods = {}
         self._covering: dict[tuple[str, str], tuple[Pot, ...]] = {}
         # Calls without a settle, and lost ones that a late settle may correct.
@@ -390,9 +392,6 @@ class BudgetBook:
         self.use_version = 0
         self.replace(budgets)
 
-    def __bool__(self) -> bool:
-        return bool(self._pots)
-
     def replace(self, budgets: Iterable[Budget]) -> None:
         """Takes new limits; what a budget of the same name has spent still counts."""
         pots = {}
@@ -403,6 +402,7 @@ class BudgetBook:
             for use in self._imported.pop(budget.name, []):
                 pot.take(use)
         self._pots = pots
+        self.exist = bool(pots)
         self._covering.clear()
         self.version += 1
         self.set_periods(self.periods)

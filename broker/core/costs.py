@@ -95,6 +95,11 @@ class Band:
 
     def add(self, ratio: float, now_ms: int) -> None:
         """Remember a call that cost *ratio* tokens per unit."""
+        if self._changes_nothing(ratio, now_ms):
+            self._recent.popleft()
+            self._recent.append((now_ms, ratio))
+            self._calls += 1
+            return
         self._recent.append((now_ms, ratio))
         insort(self._sorted, ratio)
         if len(self._recent) > SAMPLES_MAX:
@@ -108,6 +113,15 @@ class Band:
         self.is_calm = len(self._sorted) >= CALM_CALLS
         if not self.is_calm or known != (self.price, self.is_calm):
             self.version += 1
+
+    def _changes_nothing(self, ratio: float, now_ms: int) -> bool:
+        """Whether one more such call takes the place of one like it, and no other is too old."""
+        recent, costs = self._recent, self._sorted
+        return (
+            len(recent) == SAMPLES_MAX
+            and costs[0] == ratio == costs[-1]
+            and now_ms - recent[1][0] <= SAMPLE_AGE_MS_MAX
+        )
 
     def age(self, now_ms: int) -> None:
         """Forgets what is too old, but never the last few calls."""

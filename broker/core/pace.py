@@ -33,15 +33,18 @@ class Pace:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int]] = deque()
+        # When the next sample is due; None: at once.
+        self.due_ms: int | None = None
 
     def note(self, spent_tokens: int, now_ms: int) -> None:
         """Takes in that *spent_tokens* have been spent since the start.
 
         Between two calls nothing may have been spent that the second one shows.
         """
-        samples = self._samples
-        if samples and now_ms - samples[-1][0] < SAMPLE_MS:
+        if self.due_ms is not None and now_ms < self.due_ms:
             return
+        self.due_ms = now_ms + SAMPLE_MS
+        samples = self._samples
         samples.append((now_ms, spent_tokens))
         # The newest of the samples before the window shows what was spent up to its start.
         while len(samples) > 1 and samples[1][0] <= now_ms - WINDOW_MS:

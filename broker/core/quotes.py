@@ -131,7 +131,7 @@ class Quotes:
         """Most tokens that there can ever be for *request*, and its debt beyond them."""
         bucket = self._ledger.bucket
         most = max(bucket.capacity, bucket.observed) - self._floor_tokens
-        if not self._budgets:
+        if not self._budgets.exist:
             return most, self.debt_tokens
         # The likely cost of a call must fit its budgets; its price may exceed them.
         limit = self._budgets.limit(request.holder, request.operation, bucket.capacity)
@@ -164,7 +164,7 @@ class Quotes:
         if holds.open_leases:
             tokens = quote.usable(tokens, holds.overruns)
         debt = 0 if holds.holds_leases else self.debt_tokens
-        if not self._budgets:
+        if not self._budgets.exist:
             return self._fit(request, quote, tokens, debt)
         room = Room(tokens, tokens + debt).within(self._room(request, now_ms))
         return self._fit_room(request, quote, room)

@@ -485,6 +485,10 @@ class Waitlist:
         if len(self._absent) > ABSENT_MAX:
             del self._absent[next(iter(self._absent))]
 
+    def find(self, lease_id: str) -> Waiting | None:
+        """The request under *lease_id*: waiting, or absent with its place kept."""
+        return self._waiting.get(lease_id) or self.absent(lease_id)
+
     def absent(self, lease_id: str) -> Waiting | None:
         """The request with its place kept under *lease_id*."""
         absent = self._absent.get(lease_id)
@@ -569,7 +573,8 @@ class Waitlist:
 
     def yields_until(self, head: Waiting, left_tokens: int, now_ms: int) -> int | None:
         """Until when *head* waits for a holder before it that is to come back; None: go on."""
-        until_ms = self._holders_of(head).yields_until(head, left_tokens, now_ms)
+        assert head.group is not None
+        until_ms = head.group.holders.yields_until(head, left_tokens, now_ms)
         deadline_ms = head.request.deadline_ms
         if until_ms is not None and deadline_ms is not None and deadline_ms <= until_ms:
             return None
@@ -640,10 +645,12 @@ class Deadlines:
         self._overdue.pop(lease_id, None)
         self._deadlines.pop(lease_id, None)
 
+    def are_due(self, now_ms: int) -> bool:
+        """Whether a request may be out of time."""
+        return bool(self._overdue or (self._soonest and self._soonest[0][0] <= now_ms))
+
     def passed(self, waitlist: Waitlist, now_ms: int, *, undecided: bool) -> list[Waiting]:
         """The requests out of time; while *undecided*, only those that can't await a probe."""
-        if not self._overdue and not (self._soonest and self._soonest[0][0] <= now_ms):
-            return []
         while self._soonest and self._soonest[0][0] <= now_ms:
             deadline_ms, lease_id = heappop(self._soonest)
             waiting = waitlist.get(lease_id)
