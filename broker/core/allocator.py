@@ -16,7 +16,7 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from broker.core import records
-from broker.core.bucket import Envelope, Observation, Source
+from broker.core.bucket import PROBE, Envelope, Observation
 from broker.core.budgets import Budget, BudgetBook, Obstacle, Periods
 from broker.core.costs import CostBook
 from broker.core.drift import ROUNDING_TOKENS
@@ -27,13 +27,14 @@ from broker.core.forecast import CallTimes, foresee
 from broker.core.holds import Holds
 from broker.core.leases import (
     MESSAGES,
+    NOT_SENT,
+    SERVING,
     BucketState,
     DenialReason,
     Denied,
     Granted,
     Lease,
     LeaseRequest,
-    Outcome,
     Renewal,
     Settled,
     Settlement,
@@ -296,7 +297,7 @@ class Allocator:
         """
         self.ledger.expire(now_ms)
         lease_id = settlement.lease_id
-        if settlement.outcome is Outcome.NOT_SENT and self._abandons(settlement):
+        if settlement.outcome is NOT_SENT and self._abandons(settlement):
             self._deadlines.drop(lease_id)
             self.waitlist.remove(lease_id)
             self.ledger.abandon(lease_id)
@@ -401,7 +402,7 @@ class Allocator:
         """When a count that rests on clients' reports is checked; None if it does not."""
         bucket = self.ledger.bucket
         seen, probed = bucket.observation, bucket.probed
-        if seen is None or probed is None or seen.source is Source.PROBE:
+        if seen is None or probed is None or seen.source is PROBE:
             return None
         moved = self.ledger.drift.rests_on_reports
         ticks = UNPROBED_TICKS_MOVED_MAX if moved else UNPROBED_TICKS_MAX
@@ -413,7 +414,7 @@ class Allocator:
         self.ledger.expire(now_ms)
         self.probing.answered()
         self.doubts.decided()
-        if self.ledger.observe(Observation(envelope, now_ms, requested_ms, Source.PROBE)):
+        if self.ledger.observe(Observation(envelope, now_ms, requested_ms, PROBE)):
             self._judge_claims(now_ms)
         for given_up in self.ledger.written_off:
             self.budgets.write_off(given_up.lease_id, given_up.cost)
@@ -525,7 +526,7 @@ class Allocator:
             return BucketState.PAUSED
         if now_ms < self._recovered_ms:
             return BucketState.RECOVERING
-        return BucketState.SERVING
+        return SERVING
 
     def available(self, now_ms: int, *, projected: bool) -> int:
         """Tokens that calls may be expected to cost now; not positive: none may be made.
@@ -584,7 +585,7 @@ class Allocator:
     def _serve(self, now_ms: int) -> None:
         """Grants to the head while it can be granted."""
         self._yields_until_ms = None
-        if self.state(now_ms) is not BucketState.SERVING:
+        if self.state(now_ms) is not SERVING:
             return
         self.probing.wanted = None
         while (head := self._head(now_ms)) is not None:
@@ -769,7 +770,7 @@ class Allocator:
         if len(self.waitlist) > len(etas):
             last_ms = max((eta_ms for eta_ms in etas.values() if eta_ms is not None), default=None)
             etas = {waiting.request.lease_id: last_ms for waiting in self.waitlist} | etas
-        if state is BucketState.PAUSED or (state is BucketState.SERVING and not undecided):
+        if state is BucketState.PAUSED or (state is SERVING and not undecided):
             return etas
         synced = self.ledger.bucket.observation is not None
         soonest_ms = max(self.probing.retry_delay_ms(now_ms), self._recovered_ms - now_ms)
@@ -783,7 +784,7 @@ class Allocator:
         state = self.state(now_ms)
         if state is BucketState.PAUSED:
             return DenialReason.PAUSED
-        if state is not BucketState.SERVING:
+        if state is not SERVING:
             return DenialReason.NOT_SYNCED
         if self.obstacle(waiting, now_ms) is not None:
             return DenialReason.BUDGET_EXHAUSTED

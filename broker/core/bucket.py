@@ -38,6 +38,11 @@ class Source(Enum):
     SETTLE = "settle"
 
 
+# Before Python 3.12 every look at a member through its class is a call in Python.
+PROBE: Final = Source.PROBE
+SETTLE: Final = Source.SETTLE
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """The description of the bucket in every reply of Keepa.
@@ -181,7 +186,7 @@ class Bucket:
         known = self.observation
         if known is None:
             return True
-        if observation.source is Source.PROBE and observation.requested_ms >= known.arrived_ms:
+        if observation.source is PROBE and observation.requested_ms >= known.arrived_ms:
             return True
         if observation.end_ms != known.end_ms:
             return observation.end_ms > known.end_ms
@@ -241,7 +246,7 @@ class Bucket:
                     tick_ms = max(min(tick_ms, carried_ms), least_ms)
             self._placed_ms = observation.arrived_ms
         asked_late = landed_ms is not None and observation.requested_ms >= landed_ms
-        if observation.source is Source.PROBE:
+        if observation.source is PROBE:
             self.period.place(envelope)
             self.probed = observation
         self.observation, self._tick_ms = observation, tick_ms

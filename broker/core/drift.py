@@ -31,6 +31,14 @@ class Cause(Kind):
     FOREIGN = "foreign"
 
 
+# Before Python 3.12 every look at a member through its class is a call in Python.
+IN_FLIGHT: Final = Cause.IN_FLIGHT
+ESTIMATE: Final = Cause.ESTIMATE
+REFILL: Final = Cause.REFILL
+FLOW_REDUCTION: Final = Cause.FLOW_REDUCTION
+FOREIGN: Final = Cause.FOREIGN
+
+
 @dataclass(slots=True)
 class Included:
     """Calls that a new observation includes and the one before did not, in tokens."""
@@ -91,7 +99,7 @@ class Drift:
     @property
     def shown_in_flight(self) -> int:
         """Tokens that observations show as spent by calls still held for."""
-        return -self.by_cause[Cause.IN_FLIGHT]
+        return -self.by_cause[IN_FLIGHT]
 
     @property
     def rests_on_reports(self) -> bool:
@@ -100,7 +108,7 @@ class Drift:
         A call in flight may have been charged or not, a lump may have landed or not.
         """
         return (
-            -self.by_cause[Cause.IN_FLIGHT] > ROUNDING_TOKENS
+            -self.by_cause[IN_FLIGHT] > ROUNDING_TOKENS
             or self._owed_tokens > ROUNDING_TOKENS
             or abs(self.rounded_tokens) > ROUNDING_TOKENS
         )
@@ -112,7 +120,7 @@ class Drift:
             in_flight: Tokens held for calls that the count may include or not. It must
                 not show more of them spent; and what it includes for certain must show.
         """
-        stranded = -self.by_cause[Cause.IN_FLIGHT] - in_flight
+        stranded = -self.by_cause[IN_FLIGHT] - in_flight
         return stranded > ROUNDING_TOKENS or self._unshown_tokens > ROUNDING_TOKENS
 
     def split(
@@ -164,35 +172,35 @@ class Drift:
         """
         by_cause, rest = self.by_cause, split.rest
         self.last_tokens, self.last_unexplained_tokens = split.tokens, rest
-        by_cause[Cause.ESTIMATE] += split.estimate
-        by_cause[Cause.FLOW_REDUCTION if split.same_rate else Cause.REFILL] += split.changed
+        by_cause[ESTIMATE] += split.estimate
+        by_cause[FLOW_REDUCTION if split.same_rate else REFILL] += split.changed
         self._unshown_tokens += split.unshown
-        by_cause[Cause.IN_FLIGHT] += split.in_flight
+        by_cause[IN_FLIGHT] += split.in_flight
         if split.overrun:
             self._count_overrun(split.overrun)
-        by_cause[Cause.REFILL] += split.unshown + split.refill
+        by_cause[REFILL] += split.unshown + split.refill
         self._owed_tokens = max(0, self._owed_tokens - split.refill)
         if not probed:
             # Rounding, or the ledger would not have taken the report.
-            by_cause[Cause.REFILL] += rest
+            by_cause[REFILL] += rest
             self.rounded_tokens += rest
         else:
             self.rounded_tokens = self._unshown_tokens = 0
             # What was owed before has landed, or never will.
             self._owed_tokens = max(0, -split.refill)
-            by_cause[Cause.FOREIGN] += rest
+            by_cause[FOREIGN] += rest
             self.foreign_tokens = max(0, self.foreign_tokens - rest)
             self._claim_stranded(in_flight)
 
     def settled_late(self, held: int, cost: int, in_flight: int) -> None:
         """A call that the current observation already includes has become known."""
-        self.by_cause[Cause.ESTIMATE] += held - cost
+        self.by_cause[ESTIMATE] += held - cost
         shown = self._in_flight(cost, in_flight)
-        self.by_cause[Cause.IN_FLIGHT] += shown
+        self.by_cause[IN_FLIGHT] += shown
         overrun = self._own_overrun(cost - shown, max(0, cost - held))
         self._count_overrun(overrun)
         rest = cost - shown - overrun
-        self.by_cause[Cause.REFILL] += rest
+        self.by_cause[REFILL] += rest
         landed = min(rest, self._owed_tokens)
         self._owed_tokens -= landed
         self._unshown_tokens += rest - landed
@@ -200,14 +208,14 @@ class Drift:
     def written_off(self, held: int) -> int:
         """A lost call is given up; returns what it had evidently cost."""
         cost = min(held, self.shown_in_flight)
-        self.by_cause[Cause.IN_FLIGHT] += cost
-        self.by_cause[Cause.ESTIMATE] -= cost
+        self.by_cause[IN_FLIGHT] += cost
+        self.by_cause[ESTIMATE] -= cost
         return cost
 
     def written_on(self, cost: int) -> None:
         """A call given up at *cost* is settled after all: it is in flight until that counts."""
-        self.by_cause[Cause.IN_FLIGHT] -= cost
-        self.by_cause[Cause.ESTIMATE] += cost
+        self.by_cause[IN_FLIGHT] -= cost
+        self.by_cause[ESTIMATE] += cost
 
     def _changed_refill(
         self, rest: int, known: Envelope, new: Envelope, ticks: int, in_flight: int
@@ -244,7 +252,7 @@ class Drift:
 
     def _count_overrun(self, tokens: int) -> None:
         self.foreign_tokens -= tokens
-        self.by_cause[Cause.FOREIGN] += tokens
+        self.by_cause[FOREIGN] += tokens
 
     def _refill(self, rest: int, known: Envelope, new: Envelope, ticks: int, cost: int) -> int:
         """The part that the exact moment of a tick explains."""
@@ -262,8 +270,8 @@ class Drift:
         """What was put down to calls in flight, but none is left, was foreign."""
         stranded = self.shown_in_flight - in_flight
         if stranded > 0:
-            self.by_cause[Cause.IN_FLIGHT] += stranded
-            self.by_cause[Cause.FOREIGN] -= stranded
+            self.by_cause[IN_FLIGHT] += stranded
+            self.by_cause[FOREIGN] -= stranded
             self.foreign_tokens += stranded
             self.last_unexplained_tokens -= stranded
 

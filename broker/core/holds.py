@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from broker.core.bucket import Observation
-from broker.core.leases import Lease, LeaseState
+from broker.core.leases import LAPSED, OPEN, SETTLED, Lease, LeaseState
 
 # No reply speaks for a moment as old as this: twice the longest call.
 UNCERTAIN_MS_MAX: Final = 240_000
@@ -108,8 +108,8 @@ class Holds:
         """
         self._caller = caller
         self._by_state: dict[LeaseState, dict[str, Hold]] = {state: {} for state in LeaseState}
-        self._open = self._by_state[LeaseState.OPEN]
-        self._lapsed = self._by_state[LeaseState.LAPSED]
+        self._open = self._by_state[OPEN]
+        self._lapsed = self._by_state[LAPSED]
         self._tokens = dict.fromkeys(LeaseState, 0)
         # Tokens of all holds; of those for calls of which no settle has come; and of leases
         # that earlier epochs granted.
@@ -137,7 +137,7 @@ class Holds:
     @property
     def uncertain_tokens(self) -> int:
         """Costs of the settled calls that the current observation may lack."""
-        return self._tokens[LeaseState.SETTLED]
+        return self._tokens[SETTLED]
 
     @property
     def holds_leases(self) -> bool:
@@ -175,30 +175,30 @@ class Holds:
 
     def add(self, lease: Lease) -> None:
         """Holds the tokens of a new open lease."""
-        assert lease.state is LeaseState.OPEN
+        assert lease.state is OPEN
         assert lease.lease_id not in self._lapsed
         self._enter(lease)
         self._changed()
 
     def lapse(self, lease: Lease) -> None:
         """An open lease lapses; its hold stays."""
-        assert lease.state is LeaseState.OPEN
+        assert lease.state is OPEN
         self._leave(lease)
-        lease.state = LeaseState.LAPSED
+        lease.state = LAPSED
         self._enter(lease)
         self._changed()
 
     def revive(self, lease: Lease) -> None:
         """A lapsed lease is open again."""
-        assert lease.state is LeaseState.LAPSED
+        assert lease.state is LAPSED
         self._leave(lease)
-        lease.state = LeaseState.OPEN
+        lease.state = OPEN
         self._enter(lease)
         self._changed()
 
     def resize(self, lease: Lease, tokens: int) -> None:
         """An open or lapsed lease holds *tokens* from now on."""
-        assert lease.state is not LeaseState.SETTLED
+        assert lease.state is not SETTLED
         assert tokens >= 0
         self._leave(lease)
         lease.tokens = tokens
@@ -207,7 +207,7 @@ class Holds:
 
     def remove(self, lease: Lease) -> None:
         """An open or lapsed lease holds nothing any more."""
-        assert lease.state is not LeaseState.SETTLED
+        assert lease.state is not SETTLED
         self._leave(lease)
         self._changed()
 
@@ -215,7 +215,7 @@ class Holds:
 
     def remember(self, settled: Lease) -> None:
         """Keeps in mind a call that has just been settled at a cost."""
-        assert settled.state is LeaseState.SETTLED
+        assert settled.state is SETTLED
         self._settled.append(settled)
         oldest_ms = settled.settled_ms - UNCERTAIN_MS_MAX
         while self._settled[0].settled_ms < oldest_ms:
@@ -223,13 +223,13 @@ class Holds:
 
     def keep(self, settled: Lease) -> None:
         """Holds the cost of a settled call: the current observation may lack it."""
-        assert settled.state is LeaseState.SETTLED
+        assert settled.state is SETTLED
         self._enter(settled)
         self._changed()
 
     def release(self, settled: Lease) -> None:
         """The current observation certainly includes the call: its cost is held no more."""
-        assert settled.state is LeaseState.SETTLED
+        assert settled.state is SETTLED
         self._leave(settled)
         self._changed()
 
@@ -244,7 +244,7 @@ class Holds:
 
     def included_by(self, observation: Observation) -> list[Lease]:
         """Uncertain calls that *observation* certainly includes."""
-        uncertain = self._by_state[LeaseState.SETTLED].values()
+        uncertain = self._by_state[SETTLED].values()
         return [lease for lease, _, _ in uncertain if self.includes(observation, lease)]
 
     def missing_from(self, observation: Observation, own: Lease | None) -> list[Lease]:
@@ -255,7 +255,7 @@ class Holds:
             own: The call that it answers, if any: that one is included.
         """
         missing = []
-        uncertain = self._by_state[LeaseState.SETTLED]
+        uncertain = self._by_state[SETTLED]
         for lease in reversed(self._settled):
             if lease.settled_ms <= observation.requested_ms:
                 break
@@ -286,13 +286,13 @@ class Holds:
                 share = shares.setdefault(caller, Share())
                 share.holds += 1
                 share.tokens += tokens
-                share.leases += state is LeaseState.OPEN
+                share.leases += state is OPEN
                 adopted += tokens if lease.request is None else 0
             assert self._tokens[state] == sum(tokens for _, tokens, _ in holds.values())
         self._check()
         assert adopted == self.adopted_tokens
         assert shares == self._shares
-        self._risky.recount(self.leases(LeaseState.OPEN))
+        self._risky.recount(self.leases(OPEN))
         self._changes = 0
 
     def _changed(self) -> None:
@@ -309,7 +309,7 @@ class Holds:
         assert settled >= 0
         assert opened == 0 or self._open
         assert lapsed == 0 or self._lapsed
-        assert settled == 0 or self._by_state[LeaseState.SETTLED]
+        assert settled == 0 or self._by_state[SETTLED]
         assert self.unsettled_tokens == opened + lapsed
         assert self.reserved == opened + lapsed + settled
         assert self.adopted_tokens >= 0
@@ -326,7 +326,7 @@ class Holds:
             share = self._shares[caller] = Share()
         holds[lease_id] = lease, tokens, share
         share.holds += 1
-        if state is LeaseState.OPEN:
+        if state is OPEN:
             share.leases += 1
             if lease.overrun > 0:
                 self._risky.add(lease)
@@ -341,7 +341,7 @@ class Holds:
         assert lease.held == tokens, "changed behind the sums"
         del holds[lease.lease_id]
         share.holds -= 1
-        if state is LeaseState.OPEN:
+        if state is OPEN:
             share.leases -= 1
             assert share.leases >= 0
             if lease.overrun > 0:
@@ -356,7 +356,7 @@ class Holds:
         self._tokens[state] += tokens
         self.reserved += tokens
         share.tokens += tokens
-        if state is not LeaseState.SETTLED:
+        if state is not SETTLED:
             self.unsettled_tokens += tokens
         if lease.request is None:
             self.adopted_tokens += tokens

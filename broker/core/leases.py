@@ -26,6 +26,12 @@ class LeaseState(Kind):
     SETTLED = "settled"
 
 
+# Before Python 3.12 every look at a member through its class is a call in Python.
+OPEN: Final = LeaseState.OPEN
+LAPSED: Final = LeaseState.LAPSED
+SETTLED: Final = LeaseState.SETTLED
+
+
 class Outcome(Kind):
     """How the call of a lease ended."""
 
@@ -33,6 +39,12 @@ class Outcome(Kind):
     REFUSED = "refused"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
+
+
+REPLIED: Final = Outcome.REPLIED
+REFUSED: Final = Outcome.REFUSED
+NOT_SENT: Final = Outcome.NOT_SENT
+UNKNOWN: Final = Outcome.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +189,9 @@ class BucketState(Kind):
     PAUSED = "paused"
     # Another broker leads, or none does at present.
     STANDBY = "standby"
+
+
+SERVING: Final = BucketState.SERVING
 
 
 class DenialReason(Kind):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
-from broker.core.bucket import Bucket, Observation, Source
+from broker.core.bucket import PROBE, SETTLE, Bucket, Observation
 from broker.core.drift import ROUNDING_TOKENS, Drift, Included, Split
 from broker.core.errors import (
     LeaseConflictError,
@@ -32,11 +32,15 @@ from broker.core.events import Event, EventKind
 from broker.core.evidence import BELIEVED_WORST, Doubt, doubt_of
 from broker.core.holds import Holds
 from broker.core.leases import (
+    LAPSED,
+    OPEN,
+    REFUSED,
+    REPLIED,
+    SETTLED,
+    UNKNOWN,
     Ended,
     Lease,
     LeaseRequest,
-    LeaseState,
-    Outcome,
     Renewal,
     Settled,
     Settlement,
@@ -192,7 +196,7 @@ class Ledger:
 
     def oldest_open_ms(self, now_ms: int) -> int | None:
         """The age of the oldest open lease; None without one."""
-        opened = self.holds.leases(LeaseState.OPEN)
+        opened = self.holds.leases(OPEN)
         granted_ms = min((lease.granted_ms for lease in opened), default=None)
         return None if granted_ms is None else now_ms - granted_ms
 
@@ -238,13 +242,13 @@ class Ledger:
     def in_flight_tokens(self, now_ms: int) -> int:
         """Tokens held for calls that may still run."""
         over_ms = now_ms - CALL_MS_MAX
-        lapsed = self.holds.leases(LeaseState.LAPSED)
+        lapsed = self.holds.leases(LAPSED)
         over = sum(lost.tokens for lost in lapsed if lost.granted_ms <= over_ms)
         return self.holds.unsettled_tokens - over
 
     def next_over_ms(self, now_ms: int) -> int | None:
         """When the next lost call must be over, so that a probe can end its hold."""
-        lapsed = self.holds.leases(LeaseState.LAPSED)
+        lapsed = self.holds.leases(LAPSED)
         times = (lost.granted_ms + CALL_MS_MAX for lost in lapsed)
         return min((time for time in times if time > now_ms), default=None)
 
@@ -317,7 +321,7 @@ class Ledger:
         last_ms = lease.granted_ms + self.lease_age_ms_max
         if now_ms >= last_ms:
             raise LeaseTooOldError(renewal.lease_id, self.lease_age_ms_max)
-        if lease.state is LeaseState.LAPSED:
+        if lease.state is LAPSED:
             self.holds.revive(lease)
             lease.timer_ms = None
         lease.expires_ms = min(now_ms + renewal.ttl_ms, last_ms)
@@ -339,8 +343,8 @@ class Ledger:
             return self._settle_without_hold(settlement, now_ms)
         if lease.holder != settlement.holder:
             raise LeaseConflictError(lease_id)
-        late = lease.state is LeaseState.LAPSED
-        if settlement.outcome is Outcome.UNKNOWN:
+        late = lease.state is LAPSED
+        if settlement.outcome is UNKNOWN:
             if not late:
                 self.holds.lapse(lease)
                 self._note_unknown(lease)
@@ -351,7 +355,7 @@ class Ledger:
 
     def carry(self, lease: Lease, now_ms: int) -> None:
         """Takes over the hold of a lease that an earlier epoch granted."""
-        lapsed, lease.state = lease.state is LeaseState.LAPSED, LeaseState.OPEN
+        lapsed, lease.state = lease.state is LAPSED, OPEN
         self.holds.add(lease)
         if lapsed:
             self.holds.lapse(lease)
@@ -403,7 +407,7 @@ class Ledger:
         while self._expiries:
             timer_ms, lease_id = self._expiries[0]
             lease = self.holds.lease(lease_id)
-            if lease is None or lease.state is not LeaseState.OPEN or lease.timer_ms != timer_ms:
+            if lease is None or lease.state is not OPEN or lease.timer_ms != timer_ms:
                 heappop(self._expiries)
             elif lease.expires_ms > timer_ms:
                 heappop(self._expiries)
@@ -438,30 +442,11 @@ class Ledger:
         self, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool, held: bool = True
     ) -> Settled:
         """Account for a call; its hold, if it was *held*, has just been dropped."""
-        envelope, outcome = settlement.envelope, settlement.outcome
-        self.totals.settles += 1
-        self.totals.late_settles += late
-        if outcome is Outcome.REFUSED:
-            self.totals.refusals += 1
-            self.events.append(Event(EventKind.REFUSED, lease.holder))
-        if envelope is not None and outcome is Outcome.REPLIED:
-            lease.cost = envelope.tokens_consumed
-            # No client can claim more for a call than its worst price, or a full bucket.
-            worst = lease.tokens + lease.overrun
-            if lease.cost > worst:
-                lease.cost = min(lease.cost, max(worst, self.bucket_tokens))
-        self.totals.spent_tokens += lease.cost
-        lease.state, lease.settled_ms = LeaseState.SETTLED, now_ms
-        if lease.cost:
-            self.holds.remember(lease)
-            self._spent_since_probe += lease.cost
-            probed = self.bucket.probed
-            if probed is not None and lease.sent_after_ms >= probed.arrived_ms:
-                self._spent_after_probe += lease.cost
-        doubt = None
+        self._book(lease, settlement, now_ms, late=late)
+        envelope, doubt = settlement.envelope, None
         if envelope is not None and envelope.is_observation:
             arrived_ms = now_ms - settlement.age_ms
-            own = Observation(envelope, arrived_ms, lease.sent_after_ms, Source.SETTLE)
+            own = Observation(envelope, arrived_ms, lease.sent_after_ms, SETTLE)
             interval_ms = (envelope.server_time_ms, own.end_ms)
             # Before the first probe, and without a hold, there is nothing to compare with.
             comparable = held and self.bucket.observation is not None
@@ -485,6 +470,29 @@ class Ledger:
                 self.holds.keep(lease)
         return Settled(late, lease, lease.cost, doubt)
 
+    def _book(self, lease: Lease, settlement: Settlement, now_ms: int, *, late: bool) -> None:
+        """Books what the call of *lease* has cost."""
+        envelope, outcome, totals = settlement.envelope, settlement.outcome, self.totals
+        cost = 0
+        if outcome is REFUSED:
+            totals.refusals += 1
+            self.events.append(Event(EventKind.REFUSED, lease.holder))
+        elif outcome is REPLIED and envelope is not None:
+            # No client can claim more for a call than its worst price, or a full bucket.
+            cost, worst = envelope.tokens_consumed, lease.tokens + lease.overrun
+            if cost > worst:
+                cost = min(cost, max(worst, self.bucket_tokens))
+        totals.settles += 1
+        totals.late_settles += late
+        totals.spent_tokens += cost
+        lease.state, lease.cost, lease.settled_ms = SETTLED, cost, now_ms
+        if cost:
+            self.holds.remember(lease)
+            self._spent_since_probe += cost
+            probed = self.bucket.probed
+            if probed is not None and lease.sent_after_ms >= probed.arrived_ms:
+                self._spent_after_probe += cost
+
     @property
     def bucket_tokens(self) -> int:
         """The most that the bucket can hold."""
@@ -500,7 +508,7 @@ class Ledger:
     def _trim_adopted(self, first: Observation) -> None:
         """Cuts what was adopted before the first count to what a bucket can hold."""
         room = max(first.envelope.capacity, first.envelope.tokens_left)
-        for state in (LeaseState.OPEN, LeaseState.LAPSED):
+        for state in (OPEN, LAPSED):
             for lease in self.holds.leases(state):
                 if lease.request is None:
                     self.holds.resize(lease, min(lease.tokens, room))
@@ -562,7 +570,7 @@ class Ledger:
             self.holds.release(lease)
         for lease in comparison.missing:
             self.holds.keep(lease)
-        probed = observation.source is Source.PROBE
+        probed = observation.source is PROBE
         if comparison.split is not None:
             self.drift.take(comparison.split, self.reserved, probed=probed)
             if self.drift.foreign_tokens != self._foreign_tokens:
@@ -612,9 +620,9 @@ class Ledger:
         A report that denies such a charge, or shows a little of it, would free the whole.
         Where no count can show it, the call is taken to have cost what is held for it.
         """
-        assert observation.source is Source.PROBE
+        assert observation.source is PROBE
         assert self.shows_since_ms is not None
-        lapsed = self.holds.leases(LeaseState.LAPSED)
+        lapsed = self.holds.leases(LAPSED)
         if not lapsed or not self.gives_up:
             return
         asked_ms = observation.requested_ms
@@ -677,7 +685,7 @@ class Ledger:
             return Settled(ended.late)
         if ended is None:
             self._check_stranger(settlement)
-        if outcome is Outcome.UNKNOWN:
+        if outcome is UNKNOWN:
             if ended is not None:
                 return Settled(late=True)
             lease = self._stranger(settlement, now_ms)
@@ -701,8 +709,8 @@ class Ledger:
         Raises:
             LeaseNotFoundError: It claims to be of this epoch, or more than a bucket can hold.
         """
-        tokens = settlement.tokens if settlement.outcome is Outcome.UNKNOWN else 0
-        if settlement.envelope is not None and settlement.outcome is Outcome.REPLIED:
+        tokens = settlement.tokens if settlement.outcome is UNKNOWN else 0
+        if settlement.envelope is not None and settlement.outcome is REPLIED:
             tokens = settlement.envelope.tokens_consumed
         if settlement.epoch >= self.epoch or tokens > max(0, self._adoptable_tokens):
             raise LeaseNotFoundError(settlement.lease_id)

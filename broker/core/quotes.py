@@ -186,6 +186,8 @@ class Quotes:
         likely cost of a lone call only; the price, which few calls exceed, may take *debt*
         tokens more.
         """
+        if quote.tokens <= tokens:
+            return Batch(quote.units, quote.tokens)
         operation, prior, least = request.operation, request.tokens_per_unit, request.least
         if debt:
             if tokens <= 0:
@@ -193,8 +195,6 @@ class Quotes:
             units = self._costs.affordable(operation, quote.units, least, tokens, prior, debt)
             least_fits = units is not None or quote.least_tokens <= tokens
         else:
-            if quote.tokens <= tokens:
-                return Batch(quote.units, quote.tokens)
             least_fits = quote.least_tokens <= tokens
             units = None
             if least_fits:
