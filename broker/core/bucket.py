@@ -15,6 +15,8 @@ from enum import Enum
 from math import ceil, floor
 from typing import Final
 
+from msgspec import Struct
+
 # Measured on 109 recorded envelopes; the true period is learned from replies.
 DEFAULT_PERIOD_MS: Final = 60_200
 # A token lives for 60 ticks.
@@ -43,8 +45,7 @@ PROBE: Final = Source.PROBE
 SETTLE: Final = Source.SETTLE
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """The description of the bucket in every reply of Keepa.
 
     Times in milliseconds; `server_time_ms` is Keepa's Unix clock when it began

@@ -21,6 +21,8 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
+from msgspec import Struct
+
 WINDOW_SLOTS: Final = 60
 SLOT_MS: Final = 60_000
 # Days or months of which the use is remembered: the present one, and what a wall clock that
@@ -203,8 +205,7 @@ NO_ROOM: Final = Room(0, 0)
 ANY_ROOM: Final = Room(UNLIMITED, UNLIMITED)
 
 
-@dataclass(slots=True, eq=False)
-class Charge:
+class Charge(Struct, eq=False):
     """What a call counts against all budgets that cover it.
 
     `entries` are the meters, each with the slot of the grant.

@@ -5,8 +5,10 @@ difference is split among causes, in an order that names the certain ones
 first; what no cause explains was spent by another program with the same key.
 """
 
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from broker.core.bucket import Envelope
 from broker.core.evidence import same_plan
@@ -39,8 +41,7 @@ FLOW_REDUCTION: Final = Cause.FLOW_REDUCTION
 FOREIGN: Final = Cause.FOREIGN
 
 
-@dataclass(slots=True)
-class Included:
+class Included(Struct):
     """Calls that a new observation includes and the one before did not, in tokens."""
 
     held: int = 0
@@ -60,7 +61,7 @@ class Included:
         self.cost -= cost
 
 
-class Split(NamedTuple):
+class Split(Struct, frozen=True):
     """How a difference divides among its causes, in tokens; see `Cause`.
 
     `tokens` is observed minus predicted. `changed` is what a new rate, or at the `same_rate`

@@ -1,7 +1,8 @@
 """Events in the ledger that operators should see."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from broker.core.evidence import Doubt
 
@@ -23,8 +24,7 @@ class EventKind(Enum):
     PLAN = "plan"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event: `tokens` spent by others, or that a refill brings by the new plan."""
 
     kind: EventKind

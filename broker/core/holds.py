@@ -13,8 +13,9 @@ does not certainly include stays reserved, at its cost.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 from broker.core.bucket import Observation
 from broker.core.leases import LAPSED, OPEN, SETTLED, Lease, LeaseState
@@ -81,8 +82,7 @@ class Risky:
         assert self._unproven_tokens == sum(lease.overrun for lease in risky if not lease.proven)
 
 
-@dataclass(slots=True)
-class Share:
+class Share(Struct):
     """What one caller has: its holds, the open leases among them, and the tokens of all."""
 
     holds: int = 0

@@ -1,7 +1,8 @@
 """Leases: tokens held for one call; what clients ask for and report, and the answers."""
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from broker.core.bucket import Envelope
 from broker.core.evidence import Doubt
@@ -47,8 +48,7 @@ NOT_SENT: Final = Outcome.NOT_SENT
 UNKNOWN: Final = Outcome.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRequest:
+class LeaseRequest(Struct, frozen=True):
     """What a client asks for.
 
     `units` is the most that is wanted, `min_units` the least that is useful (0:
@@ -81,8 +81,7 @@ class LeaseRequest:
         )  # fmt: skip
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(Struct, eq=False):
     """Tokens held for one call; times in ms of the broker's clock.
 
     `tokens` is the hold as granted, `cost` what the call really cost once that
@@ -118,8 +117,7 @@ class Lease:
         return self.cost if self.state is LeaseState.SETTLED else self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(Struct, frozen=True):
     """A heartbeat, with all that a restarted broker needs to adopt the lease."""
 
     lease_id: str
@@ -131,8 +129,7 @@ class Renewal:
     ttl_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(Struct, frozen=True):
     """What became of a lease's call.
 
     `units` as the call really asked for; `age_ms` is the time since the reply
@@ -151,8 +148,7 @@ class Settlement:
     call_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """What is remembered of a lease that holds nothing any more.
 
     `written_off` is None for a settled lease, else what a lost call is taken
@@ -166,8 +162,7 @@ class Ended:
     unwitnessed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """Answer to a settle.
 
     `cost_tokens` is None if the cost is (still) unknown or was counted before; `doubt`
@@ -211,16 +206,14 @@ MESSAGES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """The lease is open."""
 
     lease: Lease
     waited_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
+class Denied(Struct, frozen=True):
     """No lease; `retry_delay_ms` is None when it is unknown."""
 
     lease_id: str

@@ -18,7 +18,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from broker.core.bucket import PROBE, SETTLE, Bucket, Observation
 from broker.core.drift import ROUNDING_TOKENS, Drift, Included, Split
@@ -86,7 +88,7 @@ class Totals:
     implausible_reports: int = 0
 
 
-class Comparison(NamedTuple):
+class Comparison(Struct, frozen=True):
     """What an observation shows beside the one before it.
 
     `ticks` landed between the two. `released` are the uncertain calls that it certainly

@@ -4,7 +4,9 @@ One probe at a time. A probe that is not answered in time, or fails, delays
 no request that the projection can serve.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from broker.core.kinds import Kind
 
@@ -30,7 +32,7 @@ class Reason(Kind):
     OPERATOR = "operator"
 
 
-class Prospect(NamedTuple):
+class Prospect(Struct, frozen=True):
     """What the present count offers the head of the waitlist; times in ms.
 
     `short`: it gets less than it wants. `waits`: it gets nothing. `disputed`: a client

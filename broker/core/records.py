@@ -6,16 +6,17 @@ Rule 2: a record costs one small object: it refers to the request or settlement 
 Rule 3: times are ms of the broker's clock; the edge translates them.
 """
 
-from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from broker.core.bucket import Envelope
 from broker.core.budgets import Budget
 from broker.core.leases import LeaseRequest, Settlement
 
 
-@dataclass(slots=True)
-class Started:
+class Started(Struct):
     """An epoch begins; the holds that it takes over follow.
 
     It `continues` if the same process led the epoch before: then its books go on.
@@ -27,8 +28,7 @@ class Started:
     continues: bool = False
 
 
-@dataclass(slots=True)
-class Carried:
+class Carried(Struct):
     """A hold of an earlier epoch that the journal remembers."""
 
     at_ms: int
@@ -45,8 +45,7 @@ class Carried:
     proven: bool = True
 
 
-@dataclass(slots=True)
-class Waited:
+class Waited(Struct):
     """A request could not be served at once; `reason` is what a denial would have given.
 
     `needs` is the price of the least that is useful, `asking` whether Keepa's count was
@@ -61,8 +60,7 @@ class Waited:
     asking: bool
 
 
-@dataclass(slots=True)
-class Granted:
+class Granted(Struct):
     """A lease was granted, `waited_ms` after its request came."""
 
     at_ms: int
@@ -75,8 +73,7 @@ class Granted:
     proven: bool = True
 
 
-@dataclass(slots=True)
-class Denied:
+class Denied(Struct):
     """A request was denied after `waited_ms`."""
 
     at_ms: int
@@ -87,8 +84,7 @@ class Denied:
     available: int
 
 
-@dataclass(slots=True)
-class Revoked:
+class Revoked(Struct):
     """A grant never reached its client: its tokens are free again."""
 
     at_ms: int
@@ -100,8 +96,7 @@ class Revoked:
     granted_ms: int
 
 
-@dataclass(slots=True)
-class Renewed:
+class Renewed(Struct):
     """A heartbeat moved the end of a lease, or opened a lapsed one again."""
 
     at_ms: int
@@ -110,8 +105,7 @@ class Renewed:
     expires_ms: int
 
 
-@dataclass(slots=True)
-class Adopted:
+class Adopted(Struct):
     """A lease that only its client remembers was taken over, from a heartbeat."""
 
     at_ms: int
@@ -123,8 +117,7 @@ class Adopted:
     expires_ms: int
 
 
-@dataclass(slots=True)
-class Expired:
+class Expired(Struct):
     """A lease's client fell silent; the hold stays."""
 
     at_ms: int
@@ -132,8 +125,7 @@ class Expired:
     holder: str
 
 
-@dataclass(slots=True)
-class Settled:
+class Settled(Struct):
     """A lease was settled; the envelope in the settlement is what Keepa replied.
 
     `cost` is None while it is unknown, `doubt` why the envelope was not taken for Keepa's
@@ -149,8 +141,7 @@ class Settled:
     charged: int | None
 
 
-@dataclass(slots=True)
-class Abandoned:
+class Abandoned(Struct):
     """A request was given up before its grant, or its grant never reached the client."""
 
     at_ms: int
@@ -159,8 +150,7 @@ class Abandoned:
     operation: str
 
 
-@dataclass(slots=True)
-class Observed:
+class Observed(Struct):
     """A probe's answer; `taken` unless something later was known.
 
     `drift` is observed less predicted, `unexplained` what no cause explains of it, and
@@ -180,8 +170,7 @@ class Observed:
     shows_since_ms: int | None = None
 
 
-@dataclass(slots=True)
-class WrittenOff:
+class WrittenOff(Struct):
     """A lost call was given up; `cost` is what Keepa's count shows of it.
 
     If the bucket was full meanwhile, no count shows all of it: `unwitnessed` tokens of `cost`
@@ -199,8 +188,7 @@ class WrittenOff:
     unwitnessed: int = 0
 
 
-@dataclass(slots=True)
-class Corrected:
+class Corrected(Struct):
     """A late settle replaces a write-off: `tokens` (negative) undo what was written off."""
 
     at_ms: int
@@ -210,8 +198,7 @@ class Corrected:
     tokens: int
 
 
-@dataclass(slots=True)
-class Unrecorded:
+class Unrecorded(Struct):
     """Keepa's first count of an epoch shows *tokens* spent that no record explains.
 
     They went between the last record of the epoch before and that count. Negative once
@@ -222,32 +209,28 @@ class Unrecorded:
     tokens: int
 
 
-@dataclass(slots=True)
-class Paused:
+class Paused(Struct):
     """An operator stopped granting."""
 
     at_ms: int
     by: str = ""
 
 
-@dataclass(slots=True)
-class Resumed:
+class Resumed(Struct):
     """An operator resumed granting."""
 
     at_ms: int
     by: str = ""
 
 
-@dataclass(slots=True)
-class BudgetsChanged:
+class BudgetsChanged(Struct):
     """New limits apply."""
 
     at_ms: int
     budgets: tuple[Budget, ...]
 
 
-@dataclass(slots=True)
-class Led:
+class Led(Struct):
     """This process leads from now on, in the epoch given."""
 
     at_ms: int
@@ -255,8 +238,7 @@ class Led:
     holder: str
 
 
-@dataclass(slots=True)
-class Conceded:
+class Conceded(Struct):
     """This process leads no more."""
 
     at_ms: int
@@ -264,8 +246,7 @@ class Conceded:
     reason: str
 
 
-@dataclass(slots=True)
-class Lost:
+class Lost(Struct):
     """So many records could not be kept, those between the two times."""
 
     at_ms: int

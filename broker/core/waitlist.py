@@ -21,10 +21,11 @@ holders differ by at most the largest request.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Final, TypeAlias
+
+from msgspec import Struct, field
 
 from broker.core.leases import LeaseRequest, Priority
 from broker.core.ledger import LONG_AGO_MS
@@ -51,8 +52,7 @@ RETURN_MS: Final = 250
 TAG_PER_TOKEN: Final = {Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 8}
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(Struct, eq=False):
     """A request that waits since `since_ms` of the broker's clock."""
 
     request: LeaseRequest
@@ -75,8 +75,7 @@ class Waiting:
         return due_ms if answer_by_ms is None else min(due_ms, answer_by_ms)
 
 
-@dataclass(slots=True)
-class Place:
+class Place(Struct):
     """What is remembered of a holder: its tag, when it was served last, and how much then.
 
     `back_ms` is when it is expected back at the latest.
@@ -88,8 +87,7 @@ class Place:
     back_ms: int = LONG_AGO_MS
 
 
-@dataclass(slots=True, eq=False)
-class Flow:
+class Flow(Struct, eq=False):
     """The requests of one holder in one class."""
 
     holder: str
@@ -107,8 +105,7 @@ class Flow:
         return self.arrival < other.arrival
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(Struct, frozen=True):
     """A request with its client away, and its holder's place when it left."""
 
     waiting: Waiting
@@ -314,8 +311,7 @@ class PriorityClass:
             heapify(self._heap)
 
 
-@dataclass(slots=True, eq=False)
-class Group:
+class Group(Struct, eq=False):
     """The holders of one identity; `tag` is what they were served together, by weight.
 
     It stays while they idle: what they were served ahead of their turn is remembered.

@@ -1,7 +1,8 @@
 """Folds the records of leases without an end to the holds that they lead to."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from broker.core import records
 from broker.core.records import Carried, Record

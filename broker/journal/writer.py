@@ -12,11 +12,12 @@ Rule 4: what a term leaves unwritten is written by the next one only if that con
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from broker.core.records import Lost, Record, Started
 from broker.journal.encoding import Row, encode

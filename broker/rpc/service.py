@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
 import structlog
+from msgspec.structs import replace
 from opentelemetry import trace
 
 from broker.access.identities import RefusedError, caller, still_let_in

@@ -22,8 +22,7 @@ CLIENT_TIMEOUT_MS: Final = 110_000
 OUTAGE_MS_MAX: Final = 120_000
 
 
-@dataclass(frozen=True, slots=True)
-class WitnessedEnvelope(Envelope):
+class WitnessedEnvelope(Envelope, frozen=True):
     """An envelope with the number of surprises in the bucket by then."""
 
     surprises: int = 0

@@ -267,7 +267,7 @@ def _settle(settlement: Settlement, age_ms: int, broker: BrokerProcess, rpc: Rpc
 
 
 def _aged(settlement: Settlement, age_ms: int) -> Settlement:
-    fields = {name: getattr(settlement, name) for name in Settlement.__slots__}
+    fields = {name: getattr(settlement, name) for name in Settlement.__struct_fields__}
     return Settlement(**{**fields, "age_ms": age_ms})
 
 

@@ -1,11 +1,11 @@
 """Reports of clients: what is believed, what a probe decides, and what can do no harm."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope

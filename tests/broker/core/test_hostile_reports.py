@@ -5,11 +5,12 @@ that fits the model. It is found out once that call has ended, by the time at th
 after which a count that rests on reports is probed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from broker.core.allocator import Allocator
 from broker.core.bucket import Envelope

@@ -1,6 +1,6 @@
 """Calls of unsure cost are not sent where an overrun would get others refused."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.allocator import Allocator
@@ -83,6 +83,7 @@ def test_a_lone_call_needs_no_more_than_its_price() -> None:
     assert granted(allocator) == {"a": 5}
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -33,7 +33,7 @@ def refund(self: Holds, lease: Lease) -> None:
 def settle_unknown_as_free(self: Ledger, settlement: Settlement, now_ms: int) -> Settled:
     """No answer, no cost."""
     if settlement.outcome is Outcome.UNKNOWN:
-        fields = {name: getattr(settlement, name) for name in Settlement.__slots__}
+        fields = {name: getattr(settlement, name) for name in Settlement.__struct_fields__}
         settlement = Settlement(**{**fields, "outcome": Outcome.NOT_SENT})
     return settle(self, settlement, now_ms)
 
@@ -56,7 +56,7 @@ def charge_refusals(
 
 def settle_oldest(self: Ledger, settlement: Settlement, now_ms: int) -> Settled:
     """One more call is done; whichever."""
-    fields = {name: getattr(settlement, name) for name in Settlement.__slots__}
+    fields = {name: getattr(settlement, name) for name in Settlement.__struct_fields__}
     oldest = next((lease.lease_id for lease in self.holds), settlement.lease_id)
     return settle(self, Settlement(**{**fields, "lease_id": oldest}), now_ms)
 

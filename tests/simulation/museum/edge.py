@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 import broker.keepa_status
 import broker.rpc.replies
@@ -56,7 +57,7 @@ def count_refill_by_wall_clock(self: KeepaSync) -> Envelope:
     """Takes the next tick from Keepa's clock, which the broker's must equal."""
     said = ask(self)
     refill_in_ms = said.next_tick_ms - time.time_ns() // 1_000_000
-    fields = {name: getattr(said, name) for name in Envelope.__slots__}
+    fields = {name: getattr(said, name) for name in Envelope.__struct_fields__}
     return Envelope(**{**fields, "refill_in_ms": max(0, refill_in_ms)})
 
 

@@ -3,6 +3,8 @@
 from typing import Any, Final
 from unittest.mock import patch
 
+from msgspec.structs import replace
+
 from broker.core.allocator import Allocator
 from broker.core.bucket import Bucket, Observation
 from broker.core.costs import Band, CostBook
@@ -117,7 +119,7 @@ def never_confirmed(
     self: Allocator, waiting: Waiting, batch: Batch | MustWait, now_ms: int
 ) -> Prospect:
     """No wait stands for longer than a moment."""
-    return prospect(self, waiting, batch, now_ms)._replace(confirmed=False)
+    return replace(prospect(self, waiting, batch, now_ms), confirmed=False)
 
 
 def trusting_what_is_fresh() -> Any:
