@@ -719,7 +719,8 @@ class Allocator:
             request.holder,
             request.operation,
             batch.tokens,
-            quote.seen_overrun(batch.tokens),
+            # No call yet stands against a mere prior.
+            overrun if quote.is_seen else 0,
             now_ms,
         )
         lease = self.ledger.reserve(

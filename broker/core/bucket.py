@@ -310,7 +310,3 @@ class Bucket:
         if not ran_ms[0] <= last_tick_ms <= ran_ms[1]:
             return 0
         return 1 + int((last_tick_ms - ran_ms[0]) / self.period.ms)
-
-    def refill_within(self, horizon_ms: int) -> int:
-        """Whole tokens that *horizon_ms* brings, evenly spread."""
-        return floor(horizon_ms / self.period.ms * self.lump)

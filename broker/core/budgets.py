@@ -224,6 +224,10 @@ class Charge(Struct, eq=False):
         self.tokens = tokens
 
 
+# The charge of every call that no budget covers: it counts nowhere.
+UNCOVERED: Final = Charge("", 0, 0, (), ())
+
+
 @dataclass(frozen=True, slots=True)
 class Obstacle:
     """The limit that keeps a call from being granted.
@@ -388,9 +392,8 @@ class BudgetBook:
         self._lost: OrderedDict[str, Charge] = OrderedDict()
         # Use from before the start, of budgets that do not exist (yet).
         self._imported: dict[str, list[Use]] = {}
-        # Grows with every change of the limits, and of their use.
+        # Grows with every change of the limits.
         self.version = 0
-        self.use_version = 0
         self.replace(budgets)
 
     def replace(self, budgets: Iterable[Budget]) -> None:
@@ -523,6 +526,9 @@ class BudgetBook:
         if lease_id in self._calls:
             return
         pots = self._covered_by(holder, operation)
+        if not pots:
+            self._calls[lease_id] = UNCOVERED
+            return
         entries = tuple(
             (meter, meter.slot(now_ms)) for pot in pots for meter in pot.meters.values()
         )
@@ -531,12 +537,14 @@ class BudgetBook:
         self._calls[lease_id] = charge
         for pot in pots:
             pot.enter(lease_id, charge)
-        self.use_version += 1
 
     def settle(
         self, lease_id: str, holder: str, operation: str, cost_tokens: int, now_ms: int
     ) -> None:
         """A call really cost *cost_tokens*; one that was never counted counts as of now."""
+        if self._calls.get(lease_id) is UNCOVERED:
+            del self._calls[lease_id]
+            return
         charge = self._lost.pop(lease_id, None)
         if charge is None:
             self.hold(lease_id, holder, operation, cost_tokens, 0, now_ms)
@@ -548,7 +556,6 @@ class BudgetBook:
         for pot in self._covered_by(holder, operation):
             for meter in pot.meters.values():
                 meter.add(meter.slot(at_ms), tokens)
-        self.use_version += 1
 
     def give_back(self, lease_id: str) -> None:
         """A call's grant was taken back: it counts nothing."""
@@ -568,7 +575,6 @@ class BudgetBook:
         charge = self._calls.pop(lease_id)
         for pot in charge.pots:
             pot.leave(lease_id)
-        self.use_version += 1
         return charge
 
     def standings(self, capacity: int, now_ms: int) -> tuple[Standing, ...]:
@@ -640,7 +646,6 @@ class BudgetBook:
                 self._imported.setdefault(use.budget, []).append(use)
             else:
                 pot.take(use)
-        self.use_version += 1
 
 
 def _use(data: Mapping[str, Any], age_ms: int, now_ms: int) -> Use:

@@ -245,6 +245,8 @@ class Holds:
     def included_by(self, observation: Observation) -> list[Lease]:
         """Uncertain calls that *observation* certainly includes."""
         uncertain = self._by_state[SETTLED].values()
+        if not uncertain:
+            return []
         return [lease for lease, _, _ in uncertain if self.includes(observation, lease)]
 
     def missing_from(self, observation: Observation, own: Lease | None) -> list[Lease]:

@@ -424,7 +424,7 @@ class Ledger:
 
     def observe(self, observation: Observation) -> bool:
         """Takes a probe's answer as the truth, unless something later is known."""
-        if not self._is_news(observation):
+        if not (observation.envelope.is_observation and self._is_news(observation)):
             self.records.append(self._observed(observation, taken=False))
             return False
         if self.bucket.observation is None:
@@ -433,8 +433,6 @@ class Ledger:
         return True
 
     def _is_news(self, observation: Observation) -> bool:
-        if not observation.envelope.is_observation:
-            return False
         if self.bucket.supersedes(observation):
             return True
         self.totals.stale_observations += 1

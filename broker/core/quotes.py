@@ -35,11 +35,10 @@ class Quote(NamedTuple):
         """Tokens by which a call that holds *tokens* may exceed them."""
         return floor(tokens * (self.worst - 1))
 
-    def seen_overrun(self, tokens: int) -> int:
-        """The same as far as calls have shown it; no call yet stands against a mere prior."""
-        if not self.proven and self.likely == 1:
-            return 0
-        return self.overrun(tokens)
+    @property
+    def is_seen(self) -> bool:
+        """Whether calls have shown anything of their cost: else it is a mere prior."""
+        return self.proven or self.likely != 1
 
     def usable(self, tokens: int, others: Overruns) -> int:
         """What of *tokens* may be granted from while *others* may exceed their holds.
@@ -112,7 +111,8 @@ class Quotes:
     @property
     def debt_tokens(self) -> int:
         """How far below zero, or the floor, a lone call's price may take the balance."""
-        return self._ledger.bucket.refill_within(self._horizon_ms)
+        bucket = self._ledger.bucket
+        return floor(self._horizon_ms / bucket.period.ms * bucket.lump)
 
     def offer(self, request: LeaseRequest) -> Quote | TooLarge:
         """The price of *request* by what is known now."""
@@ -130,12 +130,12 @@ class Quotes:
     def _limits(self, request: LeaseRequest) -> tuple[int, int]:
         """Most tokens that there can ever be for *request*, and its debt beyond them."""
         bucket = self._ledger.bucket
-        most = max(bucket.capacity, bucket.observed) - self._floor_tokens
+        most, debt = max(bucket.capacity, bucket.observed) - self._floor_tokens, self.debt_tokens
         if not self._budgets.exist:
-            return most, self.debt_tokens
+            return most, debt
         # The likely cost of a call must fit its budgets; its price may exceed them.
         limit = self._budgets.limit(request.holder, request.operation, bucket.capacity)
-        price = most + self.debt_tokens
+        price = most + debt
         most = min(most, limit)
         return most, price - most
 

@@ -483,7 +483,8 @@ class Waitlist:
 
     def find(self, lease_id: str) -> Waiting | None:
         """The request under *lease_id*: waiting, or absent with its place kept."""
-        return self._waiting.get(lease_id) or self.absent(lease_id)
+        waiting = self._waiting.get(lease_id)
+        return self.absent(lease_id) if waiting is None and self._absent else waiting
 
     def absent(self, lease_id: str) -> Waiting | None:
         """The request with its place kept under *lease_id*."""
