@@ -72,10 +72,16 @@ def duration(milliseconds: float) -> Duration:
     return Duration(seconds=whole // 1000, nanos=whole % 1000 * 1_000_000)
 
 
+def _set(duration: Duration, milliseconds: int) -> None:
+    # In its place in a message: no second one is made and copied.
+    duration.seconds, rest_ms = divmod(max(0, milliseconds), 1000)
+    duration.nanos = rest_ms * 1_000_000
+
+
 def answer(outcome: Granted | Denied, now_ms: int) -> pb.AcquireLeaseResponse:
     """The answer to an AcquireLease."""
     if isinstance(outcome, Granted):
-        return pb.AcquireLeaseResponse(grant=_grant(outcome, now_ms))
+        return _grant(outcome, now_ms)
     denial = pb.Denial(
         reason=REASONS[outcome.reason],
         largest_units=outcome.largest_units,
@@ -86,16 +92,14 @@ def answer(outcome: Granted | Denied, now_ms: int) -> pb.AcquireLeaseResponse:
     return pb.AcquireLeaseResponse(denial=denial)
 
 
-def _grant(granted: Granted, now_ms: int) -> pb.Grant:
-    lease = granted.lease
-    return pb.Grant(
-        lease_id=lease.lease_id,
-        epoch=lease.epoch,
-        units=lease.units,
-        tokens=lease.tokens,
-        ttl=duration(lease.expires_ms - now_ms),
-        waited=duration(granted.waited_ms),
-    )
+def _grant(granted: Granted, now_ms: int) -> pb.AcquireLeaseResponse:
+    lease, response = granted.lease, pb.AcquireLeaseResponse()
+    grant = response.grant
+    grant.lease_id, grant.epoch = lease.lease_id, lease.epoch
+    grant.units, grant.tokens = lease.units, lease.tokens
+    _set(grant.ttl, lease.expires_ms - now_ms)
+    _set(grant.waited, granted.waited_ms)
+    return response
 
 
 def lease(held: Lease, now_ms: int) -> pb.Lease:

@@ -153,7 +153,7 @@ def settlement(request: pb.SettleLeaseRequest) -> Settlement:
         tokens=request.tokens,
         outcome=outcome,
         envelope=_envelope(request.envelope) if has_envelope else None,
-        age_ms=_milliseconds(request.envelope.age, "envelope.age"),
+        age_ms=_milliseconds(request.envelope.age, "envelope.age") if has_envelope else 0,
         call_ms=_milliseconds(request.call_duration, "call_duration"),
     )
 
@@ -244,9 +244,12 @@ def _ttl_ms(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest, ttl: Ttl) ->
 
 def _milliseconds(duration: Duration, field: str) -> int:
     """Converts *duration*, rounded up so that no positive one becomes zero."""
-    nanos = duration.seconds * 1_000_000_000 + duration.nanos
-    _require(nanos >= 0, field, "must not be negative")
-    _require(duration.seconds <= DURATION_S_MAX, field, "must be at most a year")
+    seconds = duration.seconds
+    nanos = seconds * 1_000_000_000 + duration.nanos
+    if nanos < 0:
+        raise InvalidRequestError(field, "must not be negative")
+    if seconds > DURATION_S_MAX:
+        raise InvalidRequestError(field, "must be at most a year")
     return -(-nanos // 1_000_000)
 
 
