@@ -392,10 +392,10 @@ class Allocator:
             return self.probing.wanted
         if not bucket.period.placed and bucket.ticks_landed(now_ms) > 0:
             return Reason.PERIOD
-        check_ms = self._check_reports_ms
-        if self.doubts.due(now_ms) or (check_ms is not None and now_ms >= check_ms):
+        if self.doubts.pending and self.doubts.due(now_ms):
             return Reason.REPORT
-        return None
+        check_ms = self._check_reports_ms
+        return Reason.REPORT if check_ms is not None and now_ms >= check_ms else None
 
     @property
     def _check_reports_ms(self) -> int | None:
@@ -475,16 +475,18 @@ class Allocator:
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When `advance` is due even if nothing else happens."""
-        times = [self.ledger.next_expiry_ms(), self._deadlines.next_wake_ms()]
+        probing, bucket = self.probing, self.ledger.bucket
+        may_start = probing.may_start(now_ms)
+        times = [
+            self.ledger.next_expiry_ms(),
+            self._deadlines.next_wake_ms(),
+            self._check_reports_ms if may_start else probing.next_wake_ms(now_ms),
+        ]
         if self._unfinished:
             times.append(now_ms)
         if self.doubts.pending:
             times.append(self.doubts.next_wake_ms(now_ms))
-        if self.probing.may_start(now_ms):
-            times.append(self._check_reports_ms)
-        else:
-            times.append(self.probing.next_wake_ms(now_ms))
-        bucket, waits = self.ledger.bucket, len(self.waitlist) > 0
+        waits = len(self.waitlist) > 0
         if bucket.observation is not None and (waits or not bucket.period.placed):
             times.append(bucket.next_tick_ms(now_ms))
         if waits:

@@ -170,9 +170,9 @@ class CostBook:
     def __init__(self) -> None:
         # The operation learned of longest ago comes first.
         self._bands: dict[str, dict[int, Band]] = {}
-        # Of each caller, the operations that it was the first to use, ordered alike.
-        self._introduced: dict[str, dict[str, None]] = {}
+        # The caller that was the first to use an operation, and how many each has introduced.
         self._introducers: dict[str, str] = {}
+        self._introduced: dict[str, int] = {}
         # Grows when any price may have changed.
         self.version = 0
 
@@ -195,13 +195,12 @@ class CostBook:
                 self._forget_one()
             bands = {}
             self._introducers[operation] = caller
+            self._introduced[caller] = self._introduced.get(caller, 0) + 1
         self._bands[operation] = bands
-        introduced = self._introduced.setdefault(self._introducers[operation], {})
-        introduced.pop(operation, None)
-        introduced[operation] = None
-        band = bands.get(units.bit_length())
+        size = units.bit_length()
+        band = bands.get(size)
         if band is None:
-            band = bands[units.bit_length()] = Band()
+            band = bands[size] = Band()
         version = band.version
         band.add(tokens / units, now_ms)
         self.version += band.version != version
@@ -217,13 +216,13 @@ class CostBook:
         ]
 
     def _forget_one(self) -> None:
-        most = max(map(len, self._introduced.values()))
-        greediest = {name for name, of in self._introduced.items() if len(of) == most}
+        most = max(self._introduced.values())
+        greediest = {name for name, number in self._introduced.items() if number == most}
         oldest = (name for name in self._bands if self._introducers[name] in greediest)
         operation = next(oldest)
         del self._bands[operation]
         caller = self._introducers.pop(operation)
-        del self._introduced[caller][operation]
+        self._introduced[caller] -= 1
         if not self._introduced[caller]:
             del self._introduced[caller]
 

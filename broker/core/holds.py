@@ -318,8 +318,8 @@ class Holds:
 
     def _enter(self, lease: Lease) -> None:
         self._check()
-        state, lease_id, tokens = lease.state, lease.lease_id, lease.held
-        holds = self._by_state[state]
+        state, lease_id = lease.state, lease.lease_id
+        holds, tokens = self._by_state[state], lease.held
         assert lease_id not in holds
         assert tokens >= 0
         caller = self._caller(lease.holder)

@@ -189,12 +189,9 @@ class Ledger:
         Both of two counts err low: the last observation less all that it may lack,
         and the last probe less all that has happened since. The higher one is nearer.
         """
-        bucket, reserved = self.bucket, self.reserved
+        bucket = self.bucket
         balance = bucket.balance(now_ms) if projected else bucket.observed
-        if self.rests_on_probe:
-            assert bucket.probed is not None
-            balance += self._booked(bucket.probed) - (bucket.observed - reserved)
-        return balance - reserved
+        return balance - self.reserved + self.probe_lead
 
     def oldest_open_ms(self, now_ms: int) -> int | None:
         """The age of the oldest open lease; None without one."""
@@ -210,19 +207,25 @@ class Ledger:
     @property
     def rests_on_probe(self) -> bool:
         """Whether the last probe and the own books show more than the last reply."""
+        return self.probe_lead > 0
+
+    @property
+    def probe_lead(self) -> int:
+        """Tokens by which the last probe and the own books show more than the last reply.
+
+        0 where they show less, or where the reply shows spending that is not in the books.
+        """
         bucket = self.bucket
         probed, seen = bucket.probed, bucket.observation
         if probed is None or seen is None or not bucket.same_tick(probed, seen):
-            return False
+            return 0
         if seen.arrived_ms - self._stranger_ms < STRANGER_MS:
-            return False
-        booked, shown = self._booked(probed), bucket.observed
-        # A reply below that shows spending that is not in the books.
-        return shown - self.reserved < booked <= shown + bucket.lacking_tokens
-
-    def _booked(self, probed: Observation) -> int:
+            return 0
         spent = self._spent_since_probe + self.holds.unsettled_tokens
-        return probed.envelope.tokens_left - spent
+        booked, shown = probed.envelope.tokens_left - spent, bucket.observed
+        if booked > shown + bucket.lacking_tokens:
+            return 0
+        return max(0, booked - (shown - self.reserved))
 
     def headroom_if_asked(self, now_ms: int) -> int:
         """The most headroom that a probe asked now could show.

@@ -125,7 +125,7 @@ def never_confirmed(
 def trusting_what_is_fresh() -> Any:
     """A young reply is the whole truth; the broker's own books do not count."""
     return patch.multiple(
-        Ledger, rests_on_probe=False, headroom_if_asked=lambda self, now_ms: self.headroom(
+        Ledger, probe_lead=0, headroom_if_asked=lambda self, now_ms: self.headroom(
             now_ms, projected=False
         )
     )  # fmt: skip
