@@ -498,7 +498,10 @@ class Allocator:
             times.append(self.ledger.next_over_ms(now_ms))
             if self._doubt_since_ms is not None and now_ms < self._doubt_since_ms + FRESH_MS:
                 times.append(self._doubt_since_ms + FRESH_MS)
-        due_ms = min([time_ms for time_ms in times if time_ms is not None], default=None)
+        due_ms = None
+        for time_ms in times:
+            if time_ms is not None and (due_ms is None or time_ms < due_ms):
+                due_ms = time_ms
         return None if due_ms is None else max(due_ms, now_ms + 1)
 
     def take_outcomes(self) -> list[Granted | Denied]:

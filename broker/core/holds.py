@@ -336,12 +336,12 @@ class Holds:
 
     def _leave(self, lease: Lease) -> None:
         self._check()
-        state = lease.state
+        state, lease_id = lease.state, lease.lease_id
         holds = self._by_state[state]
-        entered, tokens, share = holds[lease.lease_id]
+        entered, tokens, share = holds[lease_id]
         assert entered is lease
         assert lease.held == tokens, "changed behind the sums"
-        del holds[lease.lease_id]
+        del holds[lease_id]
         share.holds -= 1
         if state is OPEN:
             share.leases -= 1

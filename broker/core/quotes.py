@@ -161,9 +161,12 @@ class Quotes:
     ) -> Batch | MustWait:
         """The largest batch that *tokens* cover now, within the budgets."""
         holds = self._ledger.holds
-        if holds.open_leases:
-            tokens = quote.usable(tokens, holds.overruns)
-        debt = 0 if holds.holds_leases else self.debt_tokens
+        if not holds.holds_leases:
+            debt = self.debt_tokens
+        else:
+            debt = 0
+            if holds.open_leases:
+                tokens = quote.usable(tokens, holds.overruns)
         if not self._budgets.exist:
             return self._fit(request, quote, tokens, debt)
         room = Room(tokens, tokens + debt).within(self._room(request, now_ms))
