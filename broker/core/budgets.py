@@ -383,7 +383,7 @@ class BudgetBook:
         """
         self._is_open = is_open
         self._pots: dict[str, Pot] = {}
-        # Whether there are any: most decisions need to know no more.
+        # Whether there are any: without them a decision asks no further.
         self.exist = False
         self.periods: Periods = {}
         self._covering: dict[tuple[str, str], tuple[Pot, ...]] = {}
