@@ -120,7 +120,7 @@ async def in_the_loop(call: Any, *, name: str) -> Any:
     return call()
 
 
-def whole_ttl(granted: Granted, now_ms: int) -> pb.Grant:
+def whole_ttl(granted: Granted, now_ms: int) -> pb.AcquireLeaseResponse:
     """Answers with the time to live of the lease."""
     del now_ms
     return make_grant(granted, granted.lease.granted_ms)
