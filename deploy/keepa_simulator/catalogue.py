@@ -80,7 +80,8 @@ class Catalogue:
         self.domain = domain
         self.products = products
         self.anchor = even_keepa_minutes(start_ms)
-        self._events = 0
+        # Products that have become deals, or changed as such.
+        self.events = 0
         self._rng = Random(f"{seed}/{domain}")  # noqa: S311 - nothing secret is drawn
         self._printer = Printer(seed, domain, products)
         self._speed = speed
@@ -220,14 +221,14 @@ class Catalogue:
 
     def _add(self, number: int, listing: Listing) -> int:
         """Makes *listing* a deal; returns the number of the event that did."""
-        self._events += 1
+        self.events += 1
         self._former.pop(number, None)
         if number not in self._live:
             self._places[number] = len(self._numbers)
             self._numbers.append(number)
         self._live[number] = listing
-        self._serials[number] = self._events
-        return self._events
+        self._serials[number] = self.events
+        return self.events
 
     def _end_one(self) -> None:
         _, number, serial = heappop(self._ends)

@@ -265,6 +265,11 @@ class Printer:
         self._salt = struct.pack("<qH", seed, domain)
         self._kind_salt = struct.pack("<q", seed)
         self.facts = lru_cache(maxsize=512)(self._facts)
+        self._drawn_from = (seed, domain, products)
+
+    def __reduce__(self) -> tuple[type["Printer"], tuple[int, int, int]]:
+        """A copy draws anew: a cache can't be stored."""
+        return Printer, self._drawn_from
 
     def _facts(self, number: int) -> Facts:
         """Facts of product *number*; cheap enough to be forgotten and drawn again."""

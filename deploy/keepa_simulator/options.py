@@ -32,8 +32,8 @@ class Options:
             Keepa's own choice is unknown.
         faults: Faults from the start on.
         journal: A file that gets one line per call.
-        state: A file that keeps the accounts over a restart; the calls of the journal come
-            back with them.
+        state: A file that keeps the accounts over a restart, beside copies of the catalogues;
+            the calls of the journal come back with them.
     """
 
     api_keys: tuple[str, ...] = (DEMO_KEY,)

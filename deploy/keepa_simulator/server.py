@@ -312,7 +312,7 @@ async def serve(options: Options, host: str, port: int) -> None:
     await runner.setup()
     try:
         await _listen(runner, host, port)
-        # After hours of fast events this takes minutes. Callers wait meanwhile, and are served
+        # After many fast events this takes a second or two. Callers wait meanwhile, and are served
         # at once when the server is ready: else its first call would hold up all others.
         simulator.catch_up(now_ms())
         stop = asyncio.Event()

@@ -66,9 +66,9 @@ class Simulator:
         if kept is not None:
             for name, account in self.accounts.items():
                 kept.restore(name, account)
-        self.keep()
         self.catalogues: dict[int, Catalogue] = {}
         self.catalogue(_FIRST_DOMAIN)
+        self.keep()
         self.deals = DealEndpoint(self.catalogue, options.cache_ms)
         finder, categories = Finder(self.catalogue), Categories(self.catalogue)
         sellers = Sellers(self.catalogue)
@@ -102,20 +102,28 @@ class Simulator:
         """Saves the accounts; call it after each change but a tick."""
         if self._kept is not None:
             self._kept.save(self.start_ms, self.accounts)
+            for domain, catalogue in self.catalogues.items():
+                self._kept.save_catalogue(catalogue, self._made_of(domain))
 
     def catalogue(self, domain: int) -> Catalogue:
         """The catalogue of an Amazon site; a new one is in its state at the start."""
         if domain not in self.catalogues:
-            options = self.options
-            self.catalogues[domain] = Catalogue(
-                seed=options.seed,
-                domain=domain,
-                products=options.products,
-                deals=options.deals,
-                speed=options.deal_speed,
-                start_ms=self.start_ms,
-            )
+            made_of = self._made_of(domain)
+            copy = None if self._kept is None else self._kept.catalogue(made_of)
+            self.catalogues[domain] = copy or Catalogue(**made_of)
         return self.catalogues[domain]
+
+    def _made_of(self, domain: int) -> dict[str, Any]:
+        """The arguments of a catalogue."""
+        options = self.options
+        return {
+            "seed": options.seed,
+            "domain": domain,
+            "products": options.products,
+            "deals": options.deals,
+            "speed": options.deal_speed,
+            "start_ms": self.start_ms,
+        }
 
     def catch_up(self, now_ms: int) -> None:
         """Runs the first catalogue's events since its start, perhaps in an earlier process."""
