@@ -66,9 +66,9 @@ def test_calls_one_after_the_other_and_abandoned_ones_are_no_doubles() -> None:
     assert read_twice([call(1, 1_000), call(2, 1_050)], [1_020], {}) == []
 
 
-def test_calls_that_keepa_refused_or_failed_have_read_no_page() -> None:
-    """Their journal has no selection, so they look alike."""
-    failed = {"selection": None, "status": 429}
+def test_calls_without_a_selection_ask_for_no_page() -> None:
+    """They look alike in Keepa's journal."""
+    failed = {"selection": None, "status": 400}
 
     assert read_twice([call(1, 1_000) | failed, call(2, 1_050) | failed], [], {}) == []
 

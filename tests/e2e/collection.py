@@ -60,7 +60,7 @@ def times_dry(calls: Iterable[Call]) -> int:
 def same_page_at_once(calls: Iterable[Call]) -> list[tuple[Call, Call]]:
     """Pairs of calls for the same page of the same selection that ran at the same time.
 
-    A call that Keepa refused or failed has no selection in its journal: it has read no page.
+    A call without a selection asks for no page.
     """
     by_page: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
