@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from deploy.local.errors import ProgramError
 from deploy.local.program import Program
-from fetcher.work.shared import LONGEST_PAUSE_S
+from protos.postgres.connections import CONNECT_TIMEOUT_S
 from tests.chaos.faults import AWAY, DISK_FULL, FAULTS, LEADER_TIMEOUT_S, REFUSING
 from tests.chaos.stack import ChaosError, Stack, wait_for
 from tests.e2e.collection import Call, fetch, same_page_at_once
@@ -30,9 +30,9 @@ REFUSED: Final = 429
 # to the same refusal.
 REPORTED_MS: Final = 1_000
 
-# A fetcher writes what it has kept within so long after Postgres serves it again: its thread
-# looks for Postgres after its longest pause, and the commits of a scan take turns.
-KEPT_MS: Final = round(LONGEST_PAUSE_S * 1_000) + IN_HAND_MS
+# A fetcher writes what it has kept within so long after Postgres serves it again: the first of
+# its threads that gets through wakes the others, and the commits of a scan take turns.
+KEPT_MS: Final = round(CONNECT_TIMEOUT_S * 1_000) + IN_HAND_MS
 
 # The broker may find out so long after calls go on what a fault has cost it: it asks Keepa again
 # within a tick of the simulator's, and its pauses between doubts last as long.
