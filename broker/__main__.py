@@ -16,7 +16,7 @@ from protos.postgres.errors import DatabaseError
 from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.environment import SettingsError, broker_access
-from protos.process.optional import without
+from protos.process.loading import loading
 from protos.process.version import Version
 
 
@@ -58,7 +58,7 @@ def serve() -> None:
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa tokenbroker serve
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from broker import server
         from broker.access.budgets_file import BudgetsFileError
         from broker.rpc.tracing import SERVICE

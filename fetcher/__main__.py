@@ -15,7 +15,7 @@ from fetcher.errors import DatabaseError, FetcherError
 from fetcher.settings import FetcherSecrets, Settings
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.environment import SettingsError
-from protos.process.optional import without
+from protos.process.loading import loading
 from protos.process.version import Version
 
 app = typer.Typer(
@@ -95,7 +95,7 @@ def run(
 
     Example: KEEPA_API_KEY_FILE=/run/secrets/keepa dealfetcher run
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from fetcher.commands.run import run_fetcher
 
     run_fetcher(Settings.load(), seconds=run_seconds)
@@ -109,7 +109,7 @@ def metrics() -> None:
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher metrics
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from fetcher.commands.metrics import serve_metrics
 
     serve_metrics(Settings.load())
@@ -123,7 +123,7 @@ def console_() -> None:
 
     Example: DATABASE_URL=postgresql://localhost/deals dealfetcher console
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from fetcher.commands.console import serve_console
 
     serve_console(Settings.load())
@@ -137,7 +137,7 @@ def alert() -> None:
 
     Example: ALERTS_FILE=alerts.toml dealfetcher alert
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from fetcher.commands.alerts import deliver_alerts
 
     deliver_alerts(Settings.load())

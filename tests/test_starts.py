@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Each in a process of its own; `without` is what the commands themselves use.
-SERVER = "from protos.process.optional import without\nwith without('rich'):\n    import "
+# Each in a process of its own; `loading` is what the commands themselves use.
+SERVER = (
+    "from protos.process.loading import loading\nwith loading(without=('rich',)):\n    import "
+)
 COMMANDS = {
     # Typer loads pydantic once it reads an option.
     "tokenbroker": ("import broker.__main__", {"grpc", "typer"}, {"pydantic", "rich"}),
@@ -72,14 +74,14 @@ def test_a_command_loads_only_what_it_uses(command: str) -> None:
 def test_a_spared_library_can_be_loaded_later() -> None:
     """It is hidden while a server loads only, and not at all if it is there already."""
     program = (
-        "from protos.process.optional import without\n"
-        "with without('rich', 'json'):\n"
-        "    import structlog, json\n"
-        "import rich; print(structlog.dev.rich, rich.__name__)"
+        "import gc, json\n"
+        "from protos.process.loading import loading\n"
+        "with loading(without=('rich', 'json')):\n"
+        "    import structlog, json; print(gc.isenabled())\n"
+        "import rich; print(structlog.dev.rich, rich.__name__, gc.isenabled())"
     )
-    program = f"import json\n{program}"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
-    assert done.stdout.split() == ["None", "rich"]
+    assert done.stdout.split() == ["False", "None", "rich", "True"]

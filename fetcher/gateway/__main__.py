@@ -11,7 +11,7 @@ from protos.process.addresses import ListenError
 from protos.process.command import EXIT_FAILED, EXIT_USAGE, run_command
 from protos.process.environment import SettingsError
 from protos.process.extras import OWN_MODULES
-from protos.process.optional import without
+from protos.process.loading import loading
 from protos.process.settings import Secrets, TracingSettings
 from protos.process.version import Version
 
@@ -38,7 +38,7 @@ def serve() -> None:
 
     Example: KEEPA_API_KEY_FILE=key BROKER_ADDRESS=broker.example:50051 keepa-gateway serve
     """
-    with without("rich"):
+    with loading(without=("rich",)):
         from fetcher.gateway import server
         from protos.process import logs, tracing
 

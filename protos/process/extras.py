@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from protos.process.command import EXIT_FAILED
+from protos.process.loading import loading
 
 PACKAGE: Final = "keepa-token-broker"
 OWN_MODULES: Final = frozenset({"broker", "fetcher", "protos", "deploy"})
@@ -23,13 +24,15 @@ def run(module: str, extra: str) -> None:
         extra: The extra of the package that holds the command's libraries.
     """
     try:
-        code = import_module(module).main()
+        with loading():
+            command = import_module(module)
+        code = command.main()
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if not missing or missing in OWN_MODULES:
             raise
-        command = Path(sys.argv[0]).name
+        name = Path(sys.argv[0]).name
         remedy = f"pip install '{PACKAGE}[{extra}]'"
-        sys.stderr.write(f"{command}: the library {missing} is not installed: {remedy}\n")
+        sys.stderr.write(f"{name}: the library {missing} is not installed: {remedy}\n")
         code = EXIT_FAILED
     raise SystemExit(code)
