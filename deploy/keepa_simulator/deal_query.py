@@ -19,10 +19,10 @@ _Order = Callable[[_Match], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of deals.
+    """A page of deals, or all of them.
 
     Args:
-        deals: At most 150 rows in the order asked for.
+        deals: Rows in the order asked for.
         category_counts: Rows of each root category, before the category filters.
     """
 
@@ -81,7 +81,16 @@ def _one_of_each_family(matches: list[_Match]) -> list[_Match]:
 def answer(
     deals: Iterable[Listing], wanted: Selection, now: int, *, sort_type: int | None = None
 ) -> Page:
-    """The page of *deals* that *wanted* selects.
+    """The page of *deals* that *wanted* selects, at most 150 rows; arguments as in `select`."""
+    rows = select(deals, wanted, now, sort_type=sort_type)
+    first = wanted.page * PAGE_ROWS
+    return Page(rows.deals[:ROWS_MAX][first : first + PAGE_ROWS], rows.category_counts)
+
+
+def select(
+    deals: Iterable[Listing], wanted: Selection, now: int, *, sort_type: int | None = None
+) -> Page:
+    """All of *deals* that *wanted* selects, whatever page it names.
 
     Args:
         deals: All products that are deals.
@@ -97,6 +106,4 @@ def answer(
         matches = [match for match in matches if in_categories(match[0], wanted)]
     order = wanted.sort_type if sort_type is None else sort_type
     matches.sort(key=order_of(order, wanted.date_range))
-    first = wanted.page * PAGE_ROWS
-    rows = matches[:ROWS_MAX][first : first + PAGE_ROWS]
-    return Page([listing for listing, _ in rows], dict(counts))
+    return Page([listing for listing, _ in matches], dict(counts))

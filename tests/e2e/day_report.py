@@ -5,12 +5,12 @@ which deals matched a selection at any time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from deploy.keepa_simulator.catalogue import Catalogue
-from deploy.keepa_simulator.deal_query import PAGE_ROWS, answer, order_of
+from deploy.keepa_simulator.deal_query import PAGE_ROWS, order_of, select
 from deploy.keepa_simulator.keepa_time import even_keepa_minutes
 from deploy.keepa_simulator.selection import Selection, parse_selection
 from tests.e2e.collection import PAGE_TOKENS, Call, fetch, stored_deals
@@ -334,14 +334,13 @@ def certainly_seen(views: Mapping[Read, View]) -> set[Key]:
 
 def view(catalogue: Catalogue, wanted: Selection, at_ms: int) -> View:
     """What *wanted* selects, page by page."""
-    places: dict[Key, tuple[Order, int]] = {}
     order = order_of(wanted.sort_type, wanted.date_range)
-    page = 0
-    while True:
-        found = answer(catalogue.deals, replace(wanted, page=page), even_keepa_minutes(at_ms))
-        for listing in found.deals:
-            key = (wanted.domain, listing.facts.asin, wanted.price_type)
-            places[key] = order((listing, listing.figures(wanted.price_type))), page
-        if len(found.deals) < PAGE_ROWS:
-            return View(places, found.category_counts)
-        page += 1
+    found = select(catalogue.deals, wanted, even_keepa_minutes(at_ms))
+    places = {
+        (wanted.domain, listing.facts.asin, wanted.price_type): (
+            order((listing, listing.figures(wanted.price_type))),
+            index // PAGE_ROWS,
+        )
+        for index, listing in enumerate(found.deals)
+    }
+    return View(places, found.category_counts)
