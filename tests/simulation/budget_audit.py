@@ -62,7 +62,7 @@ class BudgetAudit:
         """A call was granted at *true_ms*."""
         self.served[lease.holder.partition("/")[0]] += lease.tokens
         # The end of a run drops all budgets, so that every request is served.
-        if not self._day_ms or not allocator.budgets:
+        if not self._day_ms or not allocator.budgets.exist:
             return
         for budget in self._budgets:
             if not budget.covers(call.holder, call.demand.operation):
