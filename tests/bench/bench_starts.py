@@ -57,7 +57,7 @@ STATUS_WHY: Final = (
 )
 RSS_WHY: Final = (
     "libraries, by what their import adds: gRPC 13 MB, pydantic 13, asyncio with TLS 11, Python 9,"
-    " psycopg 9, aiohttp 8, requests 6; without journal, page and requests it would be met"
+    " psycopg 9, aiohttp 8, requests 6"
 )
 
 
