@@ -252,7 +252,7 @@ def test_watch_draws_on_a_terminal(broker: RunningBroker, crowd: Crowd, tmp_path
     rest = _read_until(ours, None)
     os.close(ours)
 
-    assert process.wait(TIMEOUT_S) == 0
+    assert process.wait(TIMEOUT_S) == 0, rest.decode(errors="replace")
     texts = ("20 of 300 tokens", "Next refill", *crowd)
     for text in (text.encode() for text in texts):
         assert text in picture
