@@ -95,7 +95,7 @@ def fetcher_ends(stack: Stack, dice: Random, number: signal.Signals) -> Iterator
         yield Struck(lambda: is_stopped(victim.pid), LONG_S, spoils_replies=True)
         os.kill(victim.pid, signal.SIGCONT)
     else:
-        stack.kills_ms.append(int(time.time() * 1000))
+        stack.kills.append((int(time.time() * 1000), victim.pid))
         yield Struck(ended_by(victim, number), 1.0)
         victim.wait(END_TIMEOUT_S)
         victim.start()

@@ -38,6 +38,17 @@ KEPT_MS: Final = round(CONNECT_TIMEOUT_S * 1_000) + IN_HAND_MS
 # within a tick of the simulator's, and its pauses between doubts last as long.
 REFUSED_LATER_MS: Final = 5_000
 
+# A fetcher may hold a reply so long before it is written: a commit waits for those of other
+# fetchers that write the same products.
+HELD_MS: Final = 10_000
+# Keepa's time of each reply that the broker has a report of, and the fetcher that sent it.
+HOLDERS: Final = """
+SELECT (body -> 'settlement' -> 'envelope' ->> 'server_time_ms')::bigint, holder
+  FROM tokenbroker.records
+ WHERE kind = 'settled' AND body -> 'settlement' ->> 'outcome' = 'replied'
+   AND body -> 'settlement' ->> 'envelope' IS NOT NULL
+"""
+
 # Without what Keepa's first count of an epoch shows beyond them.
 BOOKED: Final = """
 SELECT coalesce(sum(tokens) FILTER (WHERE operation <> ''), 0)::int FROM tokenbroker.spend
@@ -208,7 +219,11 @@ def _check(stack: Stack, outcome: Outcome, spoilt: Spoilt) -> None:
     codes = [_code(fetcher) for fetcher in stack.fetchers]
     # A call that outlasts its fetcher's patience at the stop is cut off.
     at_stop_ms = range(stopped_ms, int(time.time() * 1000) + 1, 500)
-    spoiled_ms = [*stack.kills_ms, *spoilt.replies_ms, *at_stop_ms]
+    kills_ms = [at_ms for at_ms, _ in stack.kills]
+    spoiled_ms = [*kills_ms, *spoilt.replies_ms, *at_stop_ms]
+    holders: list[tuple[int, str]] = []
+    if fetch(stack.database_url, HAS_BOOKS)[0][0]:
+        holders = fetch(stack.database_url, HOLDERS)
     leader = stack.await_leader()
     bucket = stack.bucket(leader)
     report = report_on(
@@ -216,7 +231,11 @@ def _check(stack: Stack, outcome: Outcome, spoilt: Spoilt) -> None:
         simulator=stack.simulator,
         options=stack.options,
         settled_tokens=0,
-        kills_ms=[*spoiled_ms, *kept_until_killed(spoilt.outages_ms, stack.kills_ms)],
+        kills_ms=[
+            *spoiled_ms,
+            *kept_until_killed(spoilt.outages_ms, kills_ms),
+            *held_until_killed(holders, stack.kills),
+        ],
         exit_codes=list(codes),
         output="".join(fetcher.output() for fetcher in stack.fetchers),
     )
@@ -263,6 +282,24 @@ def kept_until_killed(outages_ms: Sequence[tuple[int, int]], kills_ms: Sequence[
         for kill_ms in kills_ms
         if began_ms <= kill_ms <= ended_ms + KEPT_MS
         for at_ms in range(began_ms, kill_ms, 500)
+    ]
+
+
+def held_until_killed(
+    holders: Sequence[tuple[int, str]], kills: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Times of replies that were in the hands of the fetcher that was killed.
+
+    Args:
+        holders: Keepa's time of each reply, and the holder that has reported it.
+        kills: When fetchers were killed, and the numbers of their processes.
+    """
+    return [
+        reply_ms
+        for reply_ms, holder in holders
+        for kill_ms, pid in kills
+        # A holder is host, process and a random part.
+        if holder.split("-")[-2:-1] == [str(pid)] and reply_ms <= kill_ms <= reply_ms + HELD_MS
     ]
 
 

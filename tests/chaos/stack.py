@@ -72,8 +72,8 @@ class Stack:
         self.links: dict[str, Link] = {}
         self.brokers: list[Program] = []
         self.fetchers: list[Program] = []
-        # Times of killed fetchers, in Unix milliseconds.
-        self.kills_ms: list[int] = []
+        # When fetchers were killed, in Unix milliseconds, and the numbers of their processes.
+        self.kills: list[tuple[int, int]] = []
         self._addresses: list[str] = []
 
     # --- begin and end ---------------------------------------------------------

@@ -12,7 +12,9 @@ import pytest
 from deploy.local.program import Program
 from tests.chaos.faults import fetcher_ends
 from tests.chaos.run import (
+    HELD_MS,
     KEPT_MS,
+    held_until_killed,
     kept_until_killed,
     read_twice,
     refused_without_cause,
@@ -93,13 +95,13 @@ def test_a_fetcher_that_is_only_stopped_does_not_count_as_killed(tmp_path: Path)
     try:
         with fetcher_ends(stack, Random(1), signal.SIGSTOP) as struck:
             wait_until(struck.proof, "the stop")
-        stopped = list(stack.kills_ms)
+        stopped = list(stack.kills)
         with fetcher_ends(stack, Random(1), signal.SIGKILL) as struck:
             wait_until(struck.proof, "the kill")
     finally:
         stack.stop()
 
-    assert (stopped, len(stack.kills_ms)) == ([], 1)
+    assert (stopped, len(stack.kills)) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +147,26 @@ def test_a_reply_that_waits_for_postgres_may_die_with_its_fetcher(
     kept_ms = kept_until_killed(outages_ms, [kill_ms])
 
     assert bool(newest_served([served], [kill_ms, *kept_ms])) is is_certain
+
+
+@pytest.mark.parametrize(
+    ("holder", "kill", "is_certain"),
+    [
+        ("host-7-abc", (4_000, 7), False),
+        # Another fetcher was killed, or a process with a longer number.
+        ("host-7-abc", (4_000, 8), True),
+        ("host-17-abc", (4_000, 7), True),
+        # It had time to write.
+        ("host-7-abc", (1_001 + HELD_MS, 7), True),
+        ("host-7-abc", (900, 7), True),
+    ],
+)
+def test_a_reply_may_die_with_the_fetcher_that_holds_it(
+    holder: str, kill: tuple[int, int], *, is_certain: bool
+) -> None:
+    """The broker's journal names the fetcher."""
+    served = call(1, 1_000) | {"rows": [(1, "B000000001", 7, 7)]}
+
+    assert (
+        bool(newest_served([served], held_until_killed([(1_000, holder)], [kill]))) is is_certain
+    )
