@@ -19,6 +19,8 @@ from fetcher.work.threads import Activities
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.25
+# Between two tries after a stop, which leaves little time.
+STOPPING_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
 # How soon a thread that pauses sees that another one has found Postgres again.
 LOOK_EVERY_S: Final = 0.25
@@ -219,7 +221,7 @@ class Workplace:
                 if now_s > give_up_at_s:
                     raise StoppedError("Postgres did not come back before the end")
                 # The event that is set does not wait, and Postgres must not be hammered.
-                time.sleep(FIRST_PAUSE_S)
+                time.sleep(STOPPING_PAUSE_S)
             else:
                 self._await_recovery(pause_s, recoveries)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
