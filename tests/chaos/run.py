@@ -25,7 +25,7 @@ PEACE_S: Final = 15.0
 RECOVERY_S_MAX: Final = 90.0
 END_S_MAX: Final = 60.0
 UNEXPLAINED_MAX: Final = 0.001
-REFUSED: Final = 429
+OK, REFUSED = 200, 429
 # The way back of a reply, and of a refusal to the broker: calls that are sent meanwhile belong
 # to the same refusal.
 REPORTED_MS: Final = 1_000
@@ -337,8 +337,9 @@ def read_twice(
     """Pairs of calls for one page of one scan that were under way at the same time.
 
     A full scan and one for what is new may ask for the same rows at once: each stores a page of
-    its own. Left out are calls that were abandoned, too: their reply reached no client, or a
-    fault hit the fetcher or its link while they ran. Keepa's server goes on with such a call.
+    its own. A call that failed or was refused has read nothing. Left out are calls that were
+    abandoned, too: their reply reached no client, or a fault hit the fetcher or its link while
+    they ran. Keepa's server goes on with such a call.
 
     Args:
         calls: All of Keepa's calls.
@@ -347,7 +348,7 @@ def read_twice(
     """
     return [
         (first["seq"], second["seq"])
-        for first, second in same_page_at_once(calls)
+        for first, second in same_page_at_once(call for call in calls if call["status"] == OK)
         if first["delivered"]
         and not are_of_two_scans(scans.get(first["seq"], set()), scans.get(second["seq"], set()))
         and not any(
