@@ -47,7 +47,7 @@ def _report(result: Audit, tolerance: int) -> dict[str, Any]:
     replay = result.replay
     sums = replay.sums
     # The other differences name causes: what they cost shows in Keepa's count.
-    unexplained = abs(sums.unexplained_tokens)
+    unexplained = sums.unexplained_tokens
     return {
         "account": result.account,
         "records": sums.records,
@@ -61,7 +61,7 @@ def _report(result: Audit, tolerance: int) -> dict[str, Any]:
         "unwitnessed_tokens": sums.unwitnessed_tokens,
         "unexplained_tokens": unexplained,
         "tolerance_tokens": tolerance,
-        "explained": unexplained <= tolerance,
+        "explained": abs(unexplained) <= tolerance,
         "differences": [
             {
                 "time": _time(each.at_ms),

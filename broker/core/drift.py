@@ -141,7 +141,7 @@ class Drift:
         if not rest and same_plan(known, new):
             # As expected: there is nothing to explain.
             return Split(estimate, estimate)
-        changed, rest = self._changed_refill(rest, known, new, ticks, in_flight)
+        changed, rest = self._changed_refill(rest, known, new, ticks, included.cost, in_flight)
         unshown = -min(max(0, -rest), self._unshown_tokens)
         rest -= unshown
         shown = self._in_flight(rest, in_flight)
@@ -219,27 +219,33 @@ class Drift:
         self.by_cause[ESTIMATE] += cost
 
     def _changed_refill(
-        self, rest: int, known: Envelope, new: Envelope, ticks: int, in_flight: int
+        self, rest: int, known: Envelope, new: Envelope, ticks: int, cost: int, in_flight: int
     ) -> tuple[int, int]:
         """The part that a new rate or a new token-flow reduction explains, and what is left.
 
-        Any number of the ticks may have been under the new plan. What calls in flight then
-        leave unexplained is least for the true one.
+        Any number of the ticks may have been under the new plan, and have come before or after
+        the calls of *cost* tokens. What calls in flight then leave unexplained is least for
+        the true one. Among equals, whole ticks come first, then the least that calls in
+        flight move: a charge that has shown is seldom taken back.
         """
         if same_plan(known, new):
             return 0, rest
         before = known.refilled(ticks)
-        changes = [_refilled(known, new, ticks, under) - before for under in range(ticks, -1, -1)]
+        changes = [
+            _refilled(known, new, ticks, under, spent) - before
+            for spent in {0, max(0, cost)}
+            for under in range(ticks, -1, -1)
+        ]
         # A refill of fractions may round.
-        changes.append(max(rest, changes[0]) if changes[0] < 0 else min(rest, changes[0]))
+        part = max(rest, changes[0]) if changes[0] < 0 else min(rest, changes[0])
 
-        def unexplained(change: int) -> int:
+        def unlikely(change: int) -> tuple[int, bool, int]:
             left = rest - change
             shown = self._in_flight(left, in_flight)
             stranded = self.shown_in_flight - shown - in_flight
-            return abs(left - shown) + max(0, stranded)
+            return abs(left - shown) + max(0, stranded), change not in changes, abs(shown)
 
-        changed = min(changes, key=unexplained)
+        changed = min([*changes, part], key=unlikely)
         return changed, rest - changed
 
     def _in_flight(self, rest: int, in_flight: int) -> int:
@@ -277,9 +283,13 @@ class Drift:
             self.last_unexplained_tokens -= stranded
 
 
-def _refilled(known: Envelope, new: Envelope, ticks: int, under: int) -> int:
-    """The balance after *ticks* ticks, the last *under* of them under the plan of *new*."""
-    return replace(known, tokens_left=known.refilled(ticks - under)).refilled(under, new)
+def _refilled(known: Envelope, new: Envelope, ticks: int, under: int, spent: int) -> int:
+    """The balance after *ticks* ticks, the last *under* of them under the plan of *new*.
+
+    Of *spent* tokens, gone before the first tick, none can lapse; they are given back.
+    """
+    left = replace(known, tokens_left=known.tokens_left - spent)
+    return replace(left, tokens_left=left.refilled(ticks - under)).refilled(under, new) + spent
 
 
 def _last_tick_ms(known: Envelope, new: Envelope, ticks: int) -> float:

@@ -108,9 +108,16 @@ class Replay:
         self.sums.records += 1
         if self._left and not isinstance(record, records.Carried):
             self._name_forgotten(record.at_ms)
+        by_cause = self.ledger.drift.by_cause
+        before = by_cause[Cause.FOREIGN]
         take = self._take.get(type(record))
         if take is not None:
             take(record)
+        # Also what a call takes back that turns out to have cost more than was held for it.
+        tokens = before - by_cause[Cause.FOREIGN]
+        if tokens:
+            self.sums.unexplained_tokens += tokens
+            self._differ(record.at_ms, Gap.UNEXPLAINED, tokens)
         # Its own records and events would only pile up.
         self.ledger.records.clear()
         self.ledger.events.clear()
@@ -231,7 +238,6 @@ class Replay:
     def _observed(self, record: records.Observed) -> None:
         self.sums.probes += 1
         seen = Observation(record.envelope, record.at_ms, record.requested_ms, Source.PROBE)
-        before = self.ledger.drift.foreign_tokens
         if not self._started:
             # What was known of the holds with which the replay begins.
             self.ledger.drift.by_cause[Cause.IN_FLIGHT] = -record.in_flight
@@ -240,10 +246,6 @@ class Replay:
         self.sums.first = self.sums.first or seen
         self.sums.last = seen
         self._started = True
-        tokens = self.ledger.drift.foreign_tokens - before
-        if tokens:
-            self.sums.unexplained_tokens += tokens
-            self._differ(record.at_ms, Gap.UNEXPLAINED, tokens)
 
     def _written_off(self, record: records.WrittenOff) -> None:
         self._count(record.holder, record.operation, record.cost, 1)

@@ -83,6 +83,27 @@ def test_an_upgraded_plan_is_refill_not_a_gift() -> None:
     assert ledger.bucket.capacity == 1_200
 
 
+def test_a_plan_that_ends_takes_no_shown_charge_back() -> None:
+    """A tick of the old plan explains the count as it is: no call in flight has to move."""
+    ledger = ledger_with(50, rate=20, refill_in=1_000)
+    ledger.reserve(request(), 1, 20, 10)
+    ledger.observe(probe(30, at=100, rate=20, refill_in=900))
+    ledger.observe(probe(50, at=2_000, rate=5, refill_in=59_000))
+
+    assert causes(ledger) == {"in_flight": -20}
+
+
+def test_a_call_before_the_tick_of_a_smaller_plan_lapses_nothing() -> None:
+    """The new capacity cuts what was left after the call, and calls in flight stay unshown."""
+    ledger = ledger_with(298, rate=20, refill_in=1_000)
+    ledger.reserve(request("a"), 1, 5, 10)
+    ledger.reserve(request("b"), 1, 40, 10)
+    ledger.settle(settlement("a", said=envelope(293, at=90, rate=20, consumed=5)), 100)
+    ledger.observe(probe(298, at=2_000, rate=5, refill_in=59_000))
+
+    assert causes(ledger) == {"refill": -15}
+
+
 def in_step(tokens: int) -> Ledger:
     """A ledger that has seen *tokens* and two ticks; the next one lands at 1,000 ms."""
     ledger = Ledger(EPOCH)

@@ -178,6 +178,30 @@ def test_a_missing_settle_shows_as_unexplained_tokens() -> None:
     assert [(d.gap, d.tokens) for d in cut.differences] == [(Gap.UNEXPLAINED, 5)]
 
 
+def test_tokens_too_many_show_as_unexplained_too() -> None:
+    """A count above the books is a difference below zero; the books' sum stays exact."""
+    allocator = synced(50)
+    allocator.probe_started(70)
+    allocator.probe_answered(envelope(53, at=75), 70, 80)
+    replay = replayed(allocator.take_records())
+
+    assert replay.sums.unexplained_tokens == -3
+    assert [(d.gap, d.tokens) for d in replay.differences] == [(Gap.UNEXPLAINED, -3)]
+
+
+def test_a_call_dearer_than_its_hold_takes_back_what_seemed_unexplained() -> None:
+    """What the count showed above the hold is the call's own, as its settle shows later."""
+    allocator = synced(100)
+    allocator.acquire(request("a"), 10)
+    allocator.probe_started(20)
+    allocator.probe_answered(envelope(85, at=25), 20, 30)
+    allocator.settle(settlement("a", said=envelope(85, at=20, consumed=15)), 40)
+    replay = replayed(allocator.take_records())
+
+    assert replay.sums.unexplained_tokens == 0
+    assert [d.tokens for d in replay.differences] == [10, -10]
+
+
 def test_one_ledger_goes_on_across_a_restart() -> None:
     """A lease settled in the next epoch is explained; its cost counts once."""
     first = synced(100)
