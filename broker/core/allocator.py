@@ -10,6 +10,7 @@ Rule 4: if Keepa's balance covers the head, the head is granted within one sync.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -28,6 +29,7 @@ from broker.core.holds import Holds
 from broker.core.leases import (
     MESSAGES,
     NOT_SENT,
+    REFUSED,
     SERVING,
     BucketState,
     DenialReason,
@@ -345,7 +347,8 @@ class Allocator:
             self.probing.seen_alive(now_ms - settlement.age_ms)
         # The broker can't find out which report was wrong; a probe replaces them all.
         if settled.doubt is not None or self.ledger.contradicts_itself:
-            self.doubts.raised()
+            refused = settlement.outcome is REFUSED and settled.doubt is not None
+            self.doubts.raised(refused=settlement.holder if refused else None)
 
     def _check_not_waiting(self, lease_id: str) -> None:
         """Refuses an old lease of the same id: its hold would stand in the way of the grant.
@@ -614,15 +617,21 @@ class Allocator:
         self._doubt_since_ms = None
 
     def _head(self, now_ms: int) -> Waiting | None:
-        """The request to serve next; holders with a used-up budget are passed over."""
+        """The request to serve next; holders that can't be granted now are passed over.
+
+        Their budget is used up, or Keepa has just refused them.
+        """
         # Past wake-ups must not stay: they would ring without end.
         self._budget_wake_ms = None
         limited = self.config.limits.reserved_share < 1
-        if not self.budgets.exist and not limited:
+        refused = self._refused_holders(now_ms)
+        if not (refused or self.budgets.exist or limited):
             return self.waitlist.head()
         for queue in self.waitlist.queues():
             # Behind a request that its budget keeps waiting, another operation may stand.
             for waiting in islice(queue, LOOKED_PAST_MAX):
+                if waiting.request.holder in refused:
+                    break
                 # A settle of the caller's own brings it back; every step looks again.
                 if limited and self._share_room(waiting) < waiting.quote.least_tokens:
                     break
@@ -638,6 +647,17 @@ class Allocator:
                         wake_ms = self._budget_wake_ms or changes_ms
                         self._budget_wake_ms = min(changes_ms, wake_ms)
         return None
+
+    def _refused_holders(self, now_ms: int) -> AbstractSet[str]:
+        """Holders that would only be refused again while the count is in doubt.
+
+        The doubt may be an invented one, so it holds up no other holder, and only until
+        Keepa's answer, or until there is none to wait for.
+        """
+        doubts = self.doubts
+        if doubts.refused and self.probing.is_worth_waiting_for(now_ms):
+            return doubts.refused
+        return frozenset()
 
     def obstacle(self, waiting: Waiting, now_ms: int) -> Obstacle | None:
         """The budget's limit that keeps *waiting* waiting longest; None if none does."""

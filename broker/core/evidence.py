@@ -80,12 +80,16 @@ class Doubts:
 
     def __init__(self) -> None:
         self.pending = False
+        # Holders that Keepa has refused, as they report, though the count covers their calls.
+        self.refused: set[str] = set()
         self._next_ms: int | None = None
         self._gap_ms = CHECK_GAP_MS_MIN
 
-    def raised(self) -> None:
-        """A report did not fit."""
+    def raised(self, *, refused: str | None = None) -> None:
+        """A report did not fit; by it, Keepa has *refused* a call of this holder."""
         self.pending = True
+        if refused is not None:
+            self.refused.add(refused)
 
     def due(self, now_ms: int) -> bool:
         """Whether to ask Keepa because of it now."""
@@ -104,6 +108,7 @@ class Doubts:
     def decided(self) -> None:
         """Keepa's count has arrived."""
         self.pending = False
+        self.refused.clear()
 
     def next_wake_ms(self, now_ms: int) -> int | None:
         """When Keepa may be asked because of a doubt."""

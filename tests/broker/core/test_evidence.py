@@ -12,6 +12,7 @@ from broker.core.bucket import Envelope
 from broker.core.drift import Cause
 from broker.core.evidence import CHECK_GAP_MS_MIN, UNPROBED_TICKS_MAX, Doubt, Doubts
 from broker.core.leases import Granted, Outcome, Settled
+from broker.core.probing import PATIENCE_MS
 from tests.broker.builders import SERVER_MS, envelope, request, settlement, synced
 
 PERIOD_MS = 60_200
@@ -130,6 +131,55 @@ def test_a_doubt_does_not_wait_out_the_pauses_of_an_outage_that_is_over(
     asked = next(ms for ms in range(5_500, 9_000, 100) if allocator.probe_wanted(ms))
 
     assert asked == asked_ms
+
+
+def refused_twice() -> Allocator:
+    """Keepa refuses holder h once more while the gap before the next question lasts."""
+    allocator = in_step()
+    for at in (1_000, 1_500):
+        allocator.acquire(request(f"r{at}"), at - 100)
+        said = fair(at=at - 50, left=-3, consumed=0)
+        allocator.settle(settlement(f"r{at}", outcome=Outcome.REFUSED, said=said), at)
+        if allocator.probe_wanted(at):
+            probed(allocator, fair(at=at + 100, left=45, consumed=0), at + 100)
+    allocator.take_outcomes()
+    allocator.acquire(request("again"), 1_510)
+    return allocator
+
+
+def test_a_refused_holder_is_not_granted_again_until_keepa_is_asked() -> None:
+    """By its report it would be refused; others, who may trust the count, go on."""
+    allocator = refused_twice()
+    allocator.acquire(request("other", holder="o"), 1_520)
+    granted = [outcome.lease.lease_id for outcome in grants(allocator)]
+    asked = next(ms for ms in range(1_520, 9_000, 10) if allocator.probe_wanted(ms))
+    due_ms = allocator.next_wake_ms(1_520)
+    allocator.settle(settlement("other", holder="o", said=fair(at=1_600, left=40)), 1_700)
+    assert grants(allocator) == []
+    probed(allocator, fair(at=asked, left=40, consumed=0), asked)
+
+    assert granted == ["other"]
+    assert asked == due_ms == 1_100 + CHECK_GAP_MS_MIN
+    assert [outcome.lease.lease_id for outcome in grants(allocator)] == ["again"]
+
+
+def test_a_refused_holder_is_granted_when_keepa_can_t_be_asked() -> None:
+    """A failed probe, or one without an answer, leaves the count as the best there is."""
+    failed, silent = refused_twice(), refused_twice()
+    for allocator in (failed, silent):
+        allocator.probe_started(2_110)
+    failed.probe_failed(2_120)
+    silent.advance(2_110 + PATIENCE_MS - 1)
+    assert grants(silent) == []
+    silent.advance(2_110 + PATIENCE_MS)
+
+    for allocator in (failed, silent):
+        assert [outcome.lease.lease_id for outcome in grants(allocator)] == ["again"]
+
+
+def grants(allocator: Allocator) -> list[Granted]:
+    """The grants since the last call."""
+    return [outcome for outcome in allocator.take_outcomes() if isinstance(outcome, Granted)]
 
 
 def test_the_first_count_is_a_probe_s() -> None:
