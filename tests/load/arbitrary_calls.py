@@ -26,19 +26,15 @@ IDS: Final = ("a", "b", "c", "d", "", "x" * 300, "\u0000", "é")
 INTEGERS: Final = (0, 1, -1, 5, 60, 300, 2**31 - 1, -(2**31))
 LONGS: Final = (*INTEGERS, 7, 2**63 - 1, -(2**63))
 FLOATS: Final = (0.0, 1.0, 5.0, -1.0, 1e308, float("nan"), float("inf"))
-OFTEN: Final = (
-    *3 * ("AcquireLease", "SettleLease", "RenewLease", "GetBucket", "ListLeases"),
-    "PauseGrants", "ResumeGrants", "ResumeGrants",
-)  # fmt: skip
-CALLS: Final = {
-    "AcquireLease": pb.AcquireLeaseRequest,
-    "RenewLease": pb.RenewLeaseRequest,
-    "SettleLease": pb.SettleLeaseRequest,
-    "GetBucket": pb.GetBucketRequest,
-    "ListLeases": pb.ListLeasesRequest,
-    "PauseGrants": pb.PauseGrantsRequest,
-    "ResumeGrants": pb.ResumeGrantsRequest,
+METHODS: Final = pb.DESCRIPTOR.services_by_name["TokenBrokerService"].methods_by_name
+CALLS: Final = {name: getattr(pb, method.input_type.name) for name, method in METHODS.items()}
+# How often beside one of each.
+OFTEN: Final = {
+    **dict.fromkeys(("AcquireLease", "SettleLease", "RenewLease", "ListLeases"), 6),
+    "GetBucket": 3,
+    "ResumeGrants": 2,
 }
+PROGRESS_S: Final = 10.0
 # A broker may refuse with these; anything else is a bug of its own.
 REFUSALS: Final = frozenset({
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,
@@ -114,12 +110,17 @@ def plausible_end(message: pb.SettleLeaseRequest, dice: Random) -> None:
 
 async def one_call(broker: ServedBroker, dice: Random, codes: Counter[str], number: int) -> None:
     """Makes one call, and checks how it ended."""
-    name = dice.choice(OFTEN)
+    (name,) = dice.choices(list(CALLS), [OFTEN.get(name, 1) for name in CALLS])
     message = arbitrary(CALLS[name](), dice)
     if dice.random() < 0.7:
         message = plausible(message, dice, number)
     try:
-        await getattr(broker.stub, name)(message, timeout=TIMEOUT_S)
+        call = getattr(broker.stub, name)(message, timeout=TIMEOUT_S)
+        if METHODS[name].server_streaming:
+            await call.read()
+            call.cancel()
+        else:
+            await call
     except grpc.aio.AioRpcError as exc:
         codes[f"{name} {exc.code().name}"] += 1
         if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -140,7 +141,7 @@ def check_books(broker: ServedBroker) -> None:
     assert all(tokens >= 0 for tokens in held), "a hold is negative"
 
 
-async def fuzz(calls: int, seed: int) -> Counter[str]:
+async def fuzz(calls: int, seed: int, *, progress: bool = False) -> Counter[str]:
     """Makes *calls* calls, many at once; returns how often each ended how."""
     keepa = launch_keepa(1.0)
     codes: Counter[str] = Counter()
@@ -154,7 +155,10 @@ async def fuzz(calls: int, seed: int) -> Counter[str]:
                 for call in left:
                     await one_call(broker, dice, codes, call)
 
+            showing = asyncio.create_task(_show(codes, calls)) if progress else None
             await asyncio.gather(*(caller(number) for number in range(AT_ONCE)))
+            if showing is not None:
+                showing.cancel()
             # It still serves.
             await broker.stub.ResumeGrants(pb.ResumeGrantsRequest())
             bucket = (await broker.stub.GetBucket(pb.GetBucketRequest())).bucket
@@ -164,13 +168,19 @@ async def fuzz(calls: int, seed: int) -> Counter[str]:
     return codes
 
 
+async def _show(codes: Counter[str], calls: int) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_S)
+        sys.stderr.write(f"{codes.total():,} of {calls:,} calls\n")
+
+
 def main() -> None:
     """Prints how often each kind of call ended how."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    codes = asyncio.run(fuzz(given.calls, given.seed))
+    codes = asyncio.run(fuzz(given.calls, given.seed, progress=True))
     sys.stdout.write(json.dumps(dict(sorted(codes.items())), indent=2) + "\n")
 
 
