@@ -148,7 +148,7 @@ def refused_twice() -> Allocator:
 
 
 def test_a_refused_holder_is_not_granted_again_until_keepa_is_asked() -> None:
-    """By its report it would be refused; others, who may trust the count, go on."""
+    """By its report it would be refused; others may trust the count, and go on."""
     allocator = refused_twice()
     allocator.acquire(request("other", holder="o"), 1_520)
     granted = [outcome.lease.lease_id for outcome in grants(allocator)]
