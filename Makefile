@@ -128,7 +128,8 @@ load: $(VENV)/.ready  ## Let CONNECTIONS= clients wait for SECONDS=, and make CA
 	@$(BIN)/python -m tests.load.arbitrary_calls --calls $(CALLS) --seed $(SEED)
 
 EXAMPLES ?= 100000
-fuzz: $(VENV)/.ready  ## Test the parsers with mutated replies and query files (EXAMPLES= of each kind)
+fuzz: $(VENV)/.ready  ## Search for new counterexamples; mutate replies and query files (EXAMPLES= of each kind)
+	@$(PYTEST) -n 2 -m hypothesis --hypothesis-profile=search
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/fetcher/replies/test_fuzz_parsers.py
 
 bench-freshness: $(VENV)/.ready  ## Measure the age of deals when written: adaptive and fixed intervals, and the bound

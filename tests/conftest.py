@@ -6,6 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The suite tries the same examples each time, so that a change is judged by what it changes,
+# and not by the dice; nor by how busy the machine is. `make fuzz` looks for new ones.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 # A shell starts its background jobs with SIGINT ignored, and programs inherit that: the
 # tests that press Ctrl-C would wait for ever. A handler is not inherited.

@@ -278,4 +278,4 @@ class BucketMachine(RuleBasedStateMachine):
 
 
 TestBucketMachine = BucketMachine.TestCase
-TestBucketMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestBucketMachine.settings = settings(max_examples=100, stateful_step_count=40)

@@ -311,7 +311,7 @@ HOSTILE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(HOSTILE, min_size=1, max_size=12))
 def test_no_hostile_holder_moves_the_count_of_others(steps: list[dict[str, Any]]) -> None:
     """Off by its own holds at their worst at most, and by nothing after a probe."""

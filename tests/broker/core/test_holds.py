@@ -189,4 +189,4 @@ class HoldsMachine(RuleBasedStateMachine):
 
 
 TestHoldsMachine = HoldsMachine.TestCase
-TestHoldsMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestHoldsMachine.settings = settings(max_examples=60, stateful_step_count=30)

@@ -385,7 +385,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_server_and_broker_clock_are_never_compared() -> None:

@@ -169,7 +169,7 @@ def test_the_limits_cost_no_look_at_what_others_hold() -> None:
         max_size=60,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_of_waits_follow_every_change(steps: list[tuple[str, int]]) -> None:
     """However requests come, leave, come back and are served."""
     allocator, now_ms = synced(5, limited()), 10

@@ -83,7 +83,7 @@ def test_a_lone_call_needs_no_more_than_its_price() -> None:
     assert granted(allocator) == {"a": 5}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(

@@ -124,7 +124,7 @@ events = st.lists(
 
 
 @given(events)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_replay_of_any_history_ends_at_the_same_books(
     steps: list[tuple[int, int, int]],
 ) -> None:

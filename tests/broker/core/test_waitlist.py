@@ -364,7 +364,7 @@ class WaitlistMachine(RuleBasedStateMachine):
 
 
 TestWaitlistMachine = WaitlistMachine.TestCase
-TestWaitlistMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWaitlistMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_weights_are_eight_four_one() -> None:

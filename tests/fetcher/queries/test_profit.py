@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.queries.profit import ProfitCosts, estimate_profit
@@ -73,7 +73,6 @@ def test_a_free_item_has_no_return_on_investment() -> None:
     assert (found.profit_minor, found.roi_percent) == (2_999, None)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(0, 10_000))
 def test_each_further_cost_lowers_the_profit_by_itself(
     price: int, other: int, inbound: int

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.queries.conditions import FACTS
@@ -216,7 +216,6 @@ def test_a_breakdown_in_words_counts_each_rule() -> None:
     assert Breakdown(0, 0, 0, ()).words() == "0 accepted, 0 pending, 0 rejected"
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(sorted(FACTS)), unknown=st.sampled_from(["pass", "reject"]))
 def test_a_deal_of_which_nothing_is_known_never_fails_a_rule(name: str, unknown: str) -> None:
     """Whatever the rule, no value is not a value."""
@@ -242,7 +241,6 @@ def test_a_deal_of_which_nothing_is_known_never_fails_a_rule(name: str, unknown:
     assert reasons(verdict) == expected
 
 
-@settings(deadline=None)
 @given(price=st.integers(-2, 10_000), least=st.integers(0, 10_000), most=st.integers(0, 10_000))
 def test_a_range_accepts_exactly_what_is_in_it(price: int, least: int, most: int) -> None:
     """Limits are inclusive, and an unknown price is in no range."""

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.replies.deals import parse_deal, parse_deal_page
@@ -161,7 +161,6 @@ def test_numbers_as_strings_are_read() -> None:
     assert (found.condition, found.last_update_ms) == (3, NOW_MS)
 
 
-@settings(deadline=None)
 @given(st.integers(-2, 10**6), st.integers(-2, 10**6))
 def test_a_known_drop_is_average_less_price(price: int, average: int) -> None:
     """Whatever the two prices, the drop is their difference or unknown."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.replies.units import CACHE_MS
@@ -71,7 +71,6 @@ def test_too_little_stretches_the_longest_intervals() -> None:
     assert plan_intervals({}, tokens_per_ms=1.0) == {}
 
 
-@settings(deadline=None)
 @given(st.lists(queries, min_size=1, max_size=8), st.floats(0.2, 60).map(PER_MINUTE.__mul__))
 def test_the_plan_stays_within_the_budget_and_uses_it(
     polled: list[PolledQuery], tokens_per_ms: float
@@ -90,7 +89,6 @@ def test_the_plan_stays_within_the_budget_and_uses_it(
     assert cost >= tokens_per_ms * 0.99 or shortest or longest or volume_bound
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(1, 400).map(PER_HOUR.__mul__), min_size=2, max_size=6),
     st.floats(1, 10).map(PER_MINUTE.__mul__),

@@ -1,7 +1,7 @@
 """The order of rows is measured on the page and over its border."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.replies.deals import Deal, parse_deal_page
@@ -121,7 +121,6 @@ def test_a_finding_names_the_extremes() -> None:
     assert finding.newest_update_ms == finding.oldest_update_ms == NOW_MS
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=30))
 def test_disorder_is_zero_exactly_when_nothing_rises(minutes_ago: list[int]) -> None:
     """The measure agrees with sorting."""
