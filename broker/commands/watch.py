@@ -1,8 +1,10 @@
 """Shows the bucket as it changes: live on a terminal, else one line per change."""
 
-import time
-from contextlib import nullcontext
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from threading import Event
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -89,6 +91,41 @@ class Screen:
         self._live.update(Group(self._last, Text(visible(reason), style="red")), refresh=True)
 
 
+class Stop:
+    """Ends the watch at Ctrl-C, by cancelling the stream.
+
+    An exception in the midst of gRPC's own code, and a channel that closes under an open
+    stream, have let the process abort now and then: gRPC frees what its threads still use.
+    """
+
+    def __init__(self) -> None:
+        self._pressed = Event()
+        self._cancel: Callable[[], object] | None = None
+
+    def press(self, *_: object) -> None:
+        """Handles SIGINT; a second one raises KeyboardInterrupt."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._pressed.set()
+        if self._cancel is not None:
+            self._cancel()
+
+    @contextmanager
+    def ends(self, cancel: Callable[[], object]) -> Iterator[None]:
+        """Lets Ctrl-C call a stream's *cancel* meanwhile; no stream outlives this."""
+        self._cancel = cancel
+        if self._pressed.is_set():
+            cancel()
+        try:
+            yield
+        finally:
+            self._cancel = None
+            cancel()
+
+    def wait(self, seconds: float) -> bool:
+        """Returns whether Ctrl-C was pressed before *seconds* are over."""
+        return self._pressed.wait(seconds)
+
+
 def watch(target: Target, *, as_json: bool) -> None:
     """Shows the bucket until Ctrl-C; reconnects to a broker that went away.
 
@@ -101,21 +138,31 @@ def watch(target: Target, *, as_json: bool) -> None:
         live = None
     view = Screen(live) if live is not None else Lines(as_json=as_json)
     try:
+        with connect(target) as broker:
+            # An error at the start ends the command.
+            broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
+        stop = Stop()
+        signal.signal(signal.SIGINT, stop.press)
         with live or nullcontext():
-            with connect(target) as broker:
-                # An error at the start ends the command.
-                broker.GetBucket(pb.GetBucketRequest(), timeout=TIMEOUT_S)
-            while True:
-                try:
-                    with connect(target) as broker:
-                        for message in broker.WatchBucket(view.request):
-                            view.show(broker, message.bucket)
-                            if message.bucket.state == pb.BUCKET_STATE_STANDBY:
-                                # Another broker may lead by now.
-                                break
-                except CommandError as exc:
-                    view.lost(f"{exc}; trying again")
-                time.sleep(RETRY_S)
+            _follow(target, view, stop)
     except KeyboardInterrupt:
         # Ctrl-C is the intended end.
         return
+
+
+def _follow(target: Target, view: Lines | Screen, stop: Stop) -> None:
+    while not stop.wait(0):
+        try:
+            with connect(target) as broker:
+                stream = broker.WatchBucket(view.request)
+                with stop.ends(stream.cancel):
+                    for message in stream:
+                        view.show(broker, message.bucket)
+                        if message.bucket.state == pb.BUCKET_STATE_STANDBY:
+                            # Another broker may lead by now.
+                            break
+        except CommandError as exc:
+            if stop.wait(0):
+                return
+            view.lost(f"{exc}; trying again")
+        stop.wait(RETRY_S)
