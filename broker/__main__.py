@@ -66,7 +66,8 @@ def serve() -> None:
         from protos.process import logs, tracing
         from protos.process.settings import TracingSettings
 
-    settings, protocol = ServeSettings.load(), TracingSettings.load().protocol
+        # A setting of a database loads its driver.
+        settings, protocol = ServeSettings.load(), TracingSettings.load().protocol
     logs.configure(
         settings.log_level,
         settings.log_format,

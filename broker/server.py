@@ -10,11 +10,14 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, Self
 
 import grpc
@@ -22,10 +25,9 @@ import structlog
 import uvloop
 
 from broker.access.budgets_file import POLL_S, BudgetsFile
-from broker.access.identities import SETTING, IdentityBook
+from broker.access.identities import IdentityBook
 from broker.access.tls import TlsFiles
 from broker.calendar import present
-from broker.console.page import TokensPage
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
 from broker.core.elector import Elector, Term
@@ -41,17 +43,13 @@ from broker.rpc.service import TokenBrokerService
 from broker.rpc.tracing import TracedCalls
 from broker.runtime import BrokerRuntime
 from broker.settings import ServeSettings
-from broker.telemetry import http
 from broker.telemetry.metrics import BrokerMetrics
 from broker.telemetry.process_metrics import ProcessMetrics
 from protos.channel import options
+from protos.channel.access import read_token
 from protos.process.addresses import Listen, ListenError
-from protos.process.identities import IdentityFile, Role
 from protos.process.watched_files import FileState, Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from protos.web.door import Door
-from protos.web.guard import Guard
-from protos.web.serving import serving
 from protos.web.tls import HttpTls
 
 if TYPE_CHECKING:
@@ -63,6 +61,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # The broker may take 5 s to stop; RPCs in progress get most of it.
 STOP_GRACE_S: Final = 3.0
 FLUSH_S: Final = 0.5
+# The libraries of the HTTP port wait so long for Keepa's first answer, which grants follow. Where
+# none comes, and in a standby, the port is what shows why.
+KEEPA_FIRST_S: Final = 1.0
 # Objects made before the first of three generations is collected, and collections of one
 # before the next. A call makes some fifty, and few are in cycles: the default of 700 spends
 # a seventh of the processor's time.
@@ -102,12 +103,10 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
     server = _grpc_server(settings, runtime, metrics, process, files.book, traced=traced)
     introspection = Introspection(server)
     grpc_listen = _bind(server, settings, files)
-    page, http_port = _http_port(settings, runtime, metrics, files)
-    async with http_port as http_listen:
+    async with _http_port(settings, runtime, metrics, files, stop) as http_listen:
         following = [
             asyncio.create_task(introspection.follow(runtime)),
             asyncio.create_task(process.measure_lag()),
-            asyncio.create_task(page.series.follow()),
             asyncio.create_task(runtime.follow_calendar()),
         ]
         await server.start()
@@ -145,8 +144,7 @@ async def serve(settings: ServeSettings, *, traced: bool = False) -> None:
 
 def _spare_collections() -> None:
     """Lets the collector look at less, and less often."""
-    # What is there by now stays: a collection that looks at all modules takes 50 ms.
-    gc.collect()
+    # What is there by now stays, and none of it is garbage: to look at all modules takes 75 ms.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
 
@@ -176,6 +174,8 @@ class FollowedFiles:
     book: Followed[IdentityBook] | None
     tls: TlsFiles | None
     certificates: Followed[grpc.ServerCertificateConfiguration] | None
+    # Follows its files by itself.
+    http_tls: ssl.SSLContext | None
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Self:
@@ -190,6 +190,9 @@ class FollowedFiles:
         tls = None
         if cert is not None and key is not None:
             tls = TlsFiles(cert, key, settings.broker_tls_client_ca_file)
+        if settings.metrics_token_file is not None:
+            # The HTTP port follows it; read here, one that can't be used ends the start.
+            read_token(settings.metrics_token_file, "METRICS_TOKEN_FILE")
         return cls(
             budgets=None if budgets is None else BudgetsFile(budgets),
             book=None
@@ -197,6 +200,7 @@ class FollowedFiles:
             else Followed([identities], partial(IdentityBook.read, identities)),
             tls=tls,
             certificates=None if tls is None else tls.follow(),
+            http_tls=_http_tls(settings),
         )
 
     def states(self) -> dict[str, FileState]:
@@ -241,53 +245,55 @@ def _grpc_server(
     return server
 
 
-def _http_port(
+def _http_tls(settings: ServeSettings) -> ssl.SSLContext | None:
+    cert, key = settings.broker_http_tls_cert_file, settings.broker_http_tls_key_file
+    if cert is None or key is None:
+        return None
+    return HttpTls("BROKER_HTTP_TLS", cert, key, settings.broker_http_tls_client_ca_file).context()
+
+
+@asynccontextmanager
+async def _http_port(
     settings: ServeSettings,
     runtime: BrokerRuntime,
     metrics: BrokerMetrics,
     files: FollowedFiles,
-) -> tuple[TokensPage, AbstractAsyncContextManager[Listen]]:
-    """The page of tokens, and the port that serves it with metrics and health."""
-    cert, key = settings.broker_http_tls_cert_file, settings.broker_http_tls_key_file
-    tls = None
-    if cert is not None and key is not None:
-        client_ca = settings.broker_http_tls_client_ca_file
-        tls = HttpTls("BROKER_HTTP_TLS", cert, key, client_ca).context()
+    stop: asyncio.Event,
+) -> AsyncIterator[Listen]:
+    """Serves the HTTP port while the context lasts; yields its address. A failure sets *stop*.
+
+    The port is open at once, so that a taken one ends the start. Its libraries take a quarter
+    of the time that all modules take to load, and no grant needs them: they load behind the
+    first one. Until then a request waits in the sockets' backlog.
+
+    Raises:
+        ListenError: The address can't be listened on.
+    """
     listen = Listen.parse(settings.broker_http_listen)
-    door = _door(settings)
-    routes = http.application(
-        runtime,
-        metrics.registry,
-        files.states,
-        reading=Guard(settings, listen, door).reading,
-        keepa_url=settings.keepa_base_url,
-        key_fingerprint=settings.key_fingerprint,
-        secure=tls is not None,
-    )
-    page = TokensPage(runtime, metrics, door)
-    page.add_to(routes)
-    port = serving(routes, listen, setting="BROKER_HTTP_LISTEN", name=http.SERVER, tls=tls)
-    return page, port
+    sockets = listen.bind("BROKER_HTTP_LISTEN")
 
+    async def serve_pages() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KEEPA_FIRST_S):
+                await runtime.synced.wait()
+        # A thread, so that calls are answered meanwhile. If the broker is stopped, the end of
+        # the event loop waits for it: an import can't be given up.
+        await asyncio.to_thread(import_module, "broker.http_port")
+        from broker import http_port  # noqa: PLC0415 - see above
 
-def _door(settings: ServeSettings) -> Door:
-    """The door of the page on the HTTP port."""
-    identities = None
-    if (path := settings.broker_identities_file) is not None:
-        identities = Followed([path], partial(IdentityFile.read, SETTING, path))
-    if Listen.parse(settings.broker_http_listen).is_local:
-        open_role: Role | None = Role.OPERATOR
-    else:
-        open_role = Role.VIEWER if settings.broker_http_open else None
-    return Door(
-        http.SERVER,
-        identities=identities,
-        setting=SETTING,
-        open_role=open_role,
-        # The same at every start and in every standby: sessions survive both.
-        secret=settings.keepa_api_key.get_secret_value().encode(),
-        secure=settings.broker_http_tls_cert_file is not None,
-    )
+        gc.freeze()
+        await http_port.serve(sockets, settings, runtime, metrics, files.states, files.http_tls)
+
+    serving = asyncio.create_task(serve_pages())
+    serving.add_done_callback(lambda _: stop.set())
+    try:
+        yield Listen(listen.host, sockets[0].getsockname()[1])
+    finally:
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+        for each in sockets:
+            each.close()
 
 
 def _security(settings: ServeSettings) -> str:

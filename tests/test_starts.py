@@ -25,9 +25,15 @@ COMMANDS = {
         {"pydantic", "rich"},
     ),
     "tokenbroker serve": (
+        # With a journal. The HTTP port loads once Keepa has answered; test_server.py sees it.
         f"{SERVER}broker.__main__, broker.server, broker.journal.journal",
-        {"aiohttp", "psycopg", "structlog"},
-        {"yoyo", "cryptography"},
+        {"prometheus_client", "psycopg", "requests", "structlog"},
+        {"aiohttp", "cryptography", "jinja2", "yoyo"},
+    ),
+    "tokenbroker serve, its HTTP port": (
+        f"{SERVER}broker.__main__, broker.server, broker.http_port",
+        {"aiohttp", "jinja2"},
+        {"cryptography", "psycopg", "yoyo"},
     ),
     "dealfetcher": ("import fetcher.__main__", {"typer"}, {"psycopg", "rich"}),
     "dealfetcher scans": (

@@ -1,8 +1,9 @@
 """An HTTP server over aiohttp that reveals neither versions nor tracebacks."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
@@ -64,26 +65,40 @@ async def serving(
     Raises:
         ListenError: The address can't be listened on.
     """
+    sockets = listen.bind(setting)
+    async with serving_on(sockets, routes, name=name, tls=tls):
+        yield Listen(listen.host, sockets[0].getsockname()[1])
+
+
+@asynccontextmanager
+async def serving_on(
+    sockets: Sequence[socket.socket],
+    routes: web.Application,
+    *,
+    name: str,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[None]:
+    """As `serving`, on *sockets* that listen already, and are closed at the end."""
 
     async def name_no_version(_request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = name
 
     routes.on_response_prepare.append(name_no_version)
     runner = web.AppRunner(routes, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-    await runner.setup()
-    manager, loop = runner.server, asyncio.get_running_loop()
-    assert manager is not None
     servers: list[asyncio.Server] = []
     try:
-        sockets = listen.bind(setting)
-        port = sockets[0].getsockname()[1]
+        await runner.setup()
+        manager, loop = runner.server, asyncio.get_running_loop()
+        assert manager is not None
         make = partial(Requests, manager, loop=loop, access_log=None, name=name)
         servers = [
             await loop.create_server(make, sock=bound, backlog=BACKLOG, ssl=tls)
             for bound in sockets
         ]
-        yield Listen(listen.host, port)
+        yield
     finally:
         for server in servers:
             server.close()
+        for bound in sockets:
+            bound.close()
         await runner.cleanup()

@@ -30,6 +30,7 @@ from tests.fix_broker import (
     StartProgram,
     environment,
     launch_broker,
+    show_if_failed,
 )
 from tests.fix_simulator import RunningSimulator, StartSimulator, launch_simulator
 from tests.in_process import run_here
@@ -149,6 +150,64 @@ def test_health_and_metrics_are_served(broker: RunningBroker) -> None:
     assert 'tokenbroker_rpc_seconds_count{method="GetBucket"}' in metrics
     assert f'tokenbroker_build_info{{python="{platform.python_version()}"' in metrics
     assert "tokenbroker_event_loop_lag_seconds_bucket" in metrics
+
+
+@pytest.fixture
+def held_broker(
+    request: pytest.FixtureRequest, simulator: RunningSimulator, tmp_path: Path
+) -> Iterator[RunningBroker]:
+    """A broker that grants; its HTTP port loads once the file `released` exists."""
+    broker = launch_broker(
+        simulator.base_url, simulator.api_key, folder=tmp_path, name="held", log_format="json",
+        module=("tests.broker.held_pages", str(tmp_path / "released")),
+    )  # fmt: skip
+    yield broker
+    (tmp_path / "released").touch()
+    broker.program.stop()
+    show_if_failed(request.node, [broker.program])
+
+
+def test_grants_come_before_the_libraries_of_the_http_port(
+    held_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """A request that comes before them waits, and is answered."""
+    wait_until(lambda: '"held"' in held_broker.program.output(), "the port's module is wanted")
+    held = next(
+        json.loads(line) for line in held_broker.program.output().splitlines() if '"held"' in line
+    )
+    place = held_broker.http_url.removeprefix("http://").split(":")
+    with socket.create_connection((place[0], int(place[1])), timeout=DEADLINE_S) as early:
+        early.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with grpc.insecure_channel(held_broker.address) as channel:
+            request = pb.AcquireLeaseRequest(
+                lease_id="first", holder="h", operation="deal", units=1, tokens_per_unit=1,
+                priority=pb.PRIORITY_HIGH,
+            )  # fmt: skip
+            stub = pb_grpc.TokenBrokerServiceStub(channel)
+            answer = stub.AcquireLease(request, timeout=DEADLINE_S)
+            early.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                early.recv(1)
+        early.settimeout(DEADLINE_S)
+        (tmp_path / "released").touch()
+        reply = early.recv(4096)
+
+    assert answer.HasField("grant")
+    assert "broker.server" in held["modules"]
+    assert {"aiohttp", "jinja2"}.isdisjoint(held["modules"])
+    assert reply.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_it_ends_in_order_while_they_load(held_broker: RunningBroker, tmp_path: Path) -> None:
+    """All ends at once but the import, which can't be given up."""
+    program = held_broker.program
+    wait_until(lambda: '"held"' in program.output(), "the port's module is wanted")
+    program.terminate()
+    wait_until(lambda: "broker stopped" in program.output(), "the broker stops")
+    (tmp_path / "released").touch()
+
+    assert program.wait(DEADLINE_S) == 0
+    assert program.output().splitlines()[-1].count("broker stopped") == 1
 
 
 def test_it_is_small(broker: RunningBroker) -> None:
