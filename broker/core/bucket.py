@@ -122,7 +122,7 @@ class TickPeriod:
     """
 
     def __init__(self) -> None:
-        self.ms: float = DEFAULT_PERIOD_MS
+        self.ms = float(DEFAULT_PERIOD_MS)
         self.placed = False
         # Where the last tick was placed, less where it was predicted.
         self.error_ms = 0.0

@@ -247,7 +247,7 @@ class CostBook:
             price = self._price(operation, band, prior)
             largest = min(most, (1 << band) - 1)
             if price.ratio > 0:
-                covered: float = tokens + debt
+                covered = float(tokens + debt)
                 if debt and price.likely > 0:
                     covered = min(covered, tokens / price.likely)
                 largest = floor(min(largest, (covered + EPSILON) / price.ratio))
