@@ -319,9 +319,9 @@ class Group(Struct, eq=False):
 
     weight: float
     arrival: int
+    holders: PriorityClass
     tag: float = 0.0
     served_ms: int = LONG_AGO_MS
-    holders: PriorityClass = field(default_factory=PriorityClass)
 
     @property
     def claim(self) -> tuple[float, int]:
@@ -354,7 +354,7 @@ class WeightedClass:
         name = holder.partition("/")[0] if self._weights else ""
         group = self._groups.get(name)
         if group is None:
-            group = Group(self._weights.get(name, 1.0), len(self._groups))
+            group = Group(self._weights.get(name, 1.0), len(self._groups), PriorityClass())
             self._groups[name] = group
         return group
 
