@@ -26,7 +26,7 @@ SERVER_MS: Final = 1_758_000_000_000
 GOAL: Final = at_least(60_000)
 WHY: Final = (
     "a cycle makes some 330 calls, and the dearest part of it, 5 %, is to find out when to wake:"
-    " no part stands out. 60,000 a second leave 17 us: the core would have to be compiled"
+    " no part stands out. A core compiled with mypyc makes 2.1 to 2.3 times as many"
 )
 
 
