@@ -32,7 +32,10 @@ TIMEOUT_S: Final = 60.0
 # Shorter than what is measured.
 POLL_S: Final = 0.005
 GOAL: Final = at_most(1_000)
-WHY: Final = "loading Python's modules takes most of it; see beside on a busy machine"
+WHY: Final = (
+    "modules take 0.6 s of a core to load: gRPC, pydantic, psycopg, requests; see beside on a busy"
+    " machine"
+)
 
 
 def grant(broker: RunningBroker) -> None:
@@ -112,7 +115,7 @@ def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as the table calls eve
         GOAL,
         beside,
         WHY,
-        {"ms": list(whole), "listening ms": list(behind)},
+        {"ms": list(whole), "listening ms": list(behind), "processor ms": list(used)},
     )
 
 

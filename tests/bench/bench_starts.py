@@ -1,4 +1,5 @@
-"""Starts and sizes: each command until it ends, the whole stack until its first deal, memory.
+"""Starts and sizes: commands until they end, a broker that was killed until its first grant, the
+whole stack until its first deal, memory.
 
 A command's time is that of a fresh process. Beside it stands the time of an interpreter that
 does nothing, which was started in turn with it.
@@ -20,6 +21,7 @@ import psycopg
 
 from deploy.keepa_simulator.options import DEMO_KEY
 from deploy.local.program import Program
+from tests.bench import bench_restart
 from tests.bench.processes import resident_mb
 from tests.bench.table import Row, at_most
 from tests.fix_broker import environment, launch_broker
@@ -171,7 +173,7 @@ def images() -> Iterator[Row]:
 
 
 def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
-    """Commands, then the stack, then images; quickly, only the most used command."""
+    """Commands, a restart, the stack, images; quickly, only the most used command."""
     keepa = launch_simulator(products=100, deals=10)
     try:
         with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
@@ -188,6 +190,7 @@ def rows(quick: bool) -> Iterator[Row]:  # noqa: FBT001 - as all benches
         keepa.stop()
     if quick:
         return
+    yield from bench_restart.rows(quick)
     with tempfile.TemporaryDirectory(prefix="keepa-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
