@@ -187,7 +187,15 @@ def test_another_role_does_not_stand_in(wheel: Path, metadata: Message) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        ("broker", ["broker.server", "broker.commands.watch", "protos.process.tracing"]),
+        (
+            "broker",
+            [
+                "broker.server",
+                "broker.http_port",
+                "broker.commands.watch",
+                "protos.process.tracing",
+            ],
+        ),
         ("fetcher", ["fetcher.commands.run", "fetcher.commands.doctor", "fetcher.commands.look"]),
         ("mcp", ["fetcher.gateway.mcp_server"]),
         ("gateway", ["fetcher.gateway.server", "protos.process.tracing"]),

@@ -157,8 +157,10 @@ def held_broker(
     request: pytest.FixtureRequest, simulator: RunningSimulator, tmp_path: Path
 ) -> Iterator[RunningBroker]:
     """A broker that grants; its HTTP port loads once the file `released` exists."""
+    (tmp_path / "scrapes").write_text("a-token-for-scrapes\n")
     broker = launch_broker(
         simulator.base_url, simulator.api_key, folder=tmp_path, name="held", log_format="json",
+        metrics_token_file=tmp_path / "scrapes",
         module=("tests.broker.held_pages", str(tmp_path / "released")),
     )  # fmt: skip
     yield broker
@@ -208,6 +210,19 @@ def test_it_ends_in_order_while_they_load(held_broker: RunningBroker, tmp_path: 
 
     assert program.wait(DEADLINE_S) == 0
     assert program.output().splitlines()[-1].count("broker stopped") == 1
+
+
+def test_a_port_that_fails_late_ends_the_broker(
+    held_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """In order, with one line: without metrics and health it would run unseen."""
+    program = held_broker.program
+    (tmp_path / "scrapes").unlink()
+    (tmp_path / "released").touch()
+
+    assert program.wait(DEADLINE_S) == 2
+    assert "broker stopping" in program.output()
+    assert program.output().splitlines()[-1].startswith("tokenbroker: METRICS_TOKEN_FILE: ")
 
 
 def test_it_is_small(broker: RunningBroker) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.server import FollowedFiles
 from broker.settings import ServeSettings
+from protos.channel.credential_files import CredentialError
 from protos.process.environment import SettingsError
 from protos.process.settings import ClientSettings, key_fingerprint
 
@@ -209,3 +211,18 @@ def test_client_certificates_need_somebody_to_know_them(monkeypatch: pytest.Monk
         ServeSettings.load()
 
     assert "BROKER_TLS_CLIENT_CA_FILE needs BROKER_IDENTITIES_FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["METRICS_TOKEN_FILE", "BROKER_HTTP_TLS_CERT_FILE"])
+def test_files_of_the_http_port_are_read_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+) -> None:
+    """The port itself begins late, when leases may be out already."""
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
+    monkeypatch.setenv(setting, str(tmp_path / "absent"))
+    if "TLS" in setting:
+        monkeypatch.setenv("BROKER_HTTP_TLS_KEY_FILE", str(tmp_path / "absent"))
+    settings = ServeSettings.load()
+
+    with pytest.raises(CredentialError, match=setting):
+        FollowedFiles.of(settings)
