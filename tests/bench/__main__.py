@@ -112,7 +112,13 @@ def run(names: tuple[str, ...], *, quick: bool, progress: Console) -> tuple[dict
         except Exception as exc:  # noqa: BLE001 - the other benches go on
             failed[name] = f"{type(exc).__name__}: {exc}"
             progress.print(f"[red]{name} could not be run: {failed[name]}")
-        took_s[name] = round(time.monotonic() - began_s, 1)
+        except KeyboardInterrupt:
+            # What was measured until then is shown all the same.
+            failed[name] = "interrupted"
+            progress.print(f"[red]{name} was interrupted")
+            break
+        finally:
+            took_s[name] = round(time.monotonic() - began_s, 1)
     return {
         "machine": machine(),
         "quick": quick,
@@ -135,6 +141,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=FILE, help=f"the file (default: {FILE})")
     options = parser.parse_args()
+    # With it every start would compile the modules again, as no second one of a user does.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     usual = [name for name in BENCHES if not (options.quick and name in SLOW)]
     names = tuple(options.only or usual)
     found, complete = run(names, quick=options.quick, progress=Console(stderr=True, width=160))
