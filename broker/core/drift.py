@@ -233,7 +233,7 @@ class Drift:
         before = known.refilled(ticks)
         changes = [
             _refilled(known, new, ticks, under, spent) - before
-            for spent in {0, max(0, cost)}
+            for spent in (0, max(0, cost))
             for under in range(ticks, -1, -1)
         ]
         # A refill of fractions may round.
