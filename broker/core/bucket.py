@@ -193,15 +193,32 @@ class Bucket:
             return observation.end_ms > known.end_ms
         return observation.envelope.tokens_left < known.envelope.tokens_left
 
-    def ticks_between(self, observation: Observation) -> int:
-        """Ticks that landed from the known observation to *observation*."""
+    def ticks_between(self, observation: Observation, spent: int = 0) -> int:
+        """Ticks that landed from the known observation to *observation*.
+
+        Args:
+            observation: Newer than any before.
+            spent: Tokens of calls that only *observation* includes.
+        """
         known = self.observation
         assert known is not None
         gap_ms = observation.next_tick_ms - known.next_tick_ms
         ticks = self.period.count(gap_ms)
-        if ticks is None and 0 < gap_ms < 2 * observation.envelope.refill_in_ms:
-            ticks = 1
-        return self.ticks_landed(observation.arrived_ms) if ticks is None else ticks
+        if ticks is not None:
+            return ticks
+        if 0 < gap_ms < 2 * observation.envelope.refill_in_ms:
+            return 1
+        landed = self.ticks_landed(observation.arrived_ms)
+        if self.period.placed or gap_ms <= 0:
+            return landed
+        # Only Keepa adds tokens: what the balance has more can only be refill.
+        raised = observation.envelope.tokens_left + spent - known.envelope.tokens_left
+        lump = known.envelope.lump
+        shown = ceil(raised / lump) if lump else 1
+        # refillIn never exceeds the period.
+        refill_in_ms = max(known.envelope.refill_in_ms, observation.envelope.refill_in_ms)
+        most = (gap_ms + SAME_TICK_MS) // max(refill_in_ms, SAME_TICK_MS)
+        return max(1, min(most, max(landed, shown)))
 
     def lapses_before(self, observation: Observation, ticks: int) -> bool:
         """Whether refill may have lapsed from the known observation to *observation*.

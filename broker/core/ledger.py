@@ -557,7 +557,7 @@ class Ledger:
         known = self.bucket.observation
         if known is None:
             return Comparison(0, released, missing, None)
-        ticks = self.bucket.ticks_between(observation)
+        ticks = self.bucket.ticks_between(observation, included.cost)
         split = self.drift.split(
             known.envelope,
             observation.envelope,

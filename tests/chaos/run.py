@@ -430,7 +430,9 @@ def _audit(stack: Stack, outcome: Outcome, tolerance: int) -> dict[str, Any]:
         check=False,
     )
     (stack.folder / "audit.json").write_text(ended.stdout)
-    if ended.returncode:
-        outcome.problems.append(f"the audit ended with {ended.returncode}: {ended.stderr[-300:]}")
+    if ended.returncode and not ended.stdout:
+        raise ChaosError(f"the audit ended with {ended.returncode}: {ended.stderr[-300:]}")
     found: dict[str, Any] = json.loads(ended.stdout)
+    if ended.returncode:
+        outcome.problems.append(f"the audit explains not all: {found['differences'][:5]}")
     return found

@@ -142,6 +142,28 @@ def test_an_ambiguous_gap_teaches_nothing() -> None:
     assert period.ms == DEFAULT_PERIOD_MS
 
 
+@pytest.mark.parametrize(
+    ("left", "spent", "ticks"),
+    [
+        (16, 0, 1),
+        (22, 0, 2),
+        (22, 10, 2),
+        # Of calls that have not been reported, or of others.
+        (2, 0, 1),
+        # No more than fit: refillIn has been 1,900 ms.
+        (99, 0, 3),
+    ],
+)
+def test_ticks_of_an_unknown_period_are_those_that_the_balance_shows(
+    left: int, spent: int, ticks: int
+) -> None:
+    """What a balance has more is refill; a tick that is missed would look like a gift."""
+    bucket = bucket_with(probe(0, at=0, refill_in=1_900, rate=16))
+    later = probe(left, at=7_000, refill_in=900, rate=16)
+
+    assert bucket.ticks_between(later, spent) == ticks
+
+
 def test_a_changed_period_is_learned_anew() -> None:
     """Two ticks that do not fit end the trust in the learned period."""
     period = TickPeriod()

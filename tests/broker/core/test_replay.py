@@ -221,6 +221,22 @@ def test_one_ledger_goes_on_across_a_restart() -> None:
     assert replay.sums.epochs == 2
 
 
+def test_ticks_of_an_outage_are_explained_before_their_period_is_known() -> None:
+    """A broker dies after its first count; two lumps that land meanwhile are no gift."""
+    first = synced(100, rate=16, refill_in=1_000)
+    first.acquire(request("a"), 10)
+    before = first.take_records()
+    second = Allocator(AllocatorConfig(), epoch=EPOCH + 1, started_ms=4_000)
+    second.restore(carried_from(first, 4_000), 4_000)
+    second.probe_started(4_000)
+    second.probe_answered(envelope(122, at=4_001, rate=16, refill_in=999), 4_000, 4_002)
+    replay = replayed(before, second.take_records())
+
+    # 100 and two lumps of 16, less the open lease and what no record explains.
+    assert replay.ledger.drift.shown_in_flight == 5
+    assert replay.sums.unexplained_tokens == 5
+
+
 def test_a_lease_that_the_next_epoch_lacks_is_named() -> None:
     """Its tokens are not counted, but the lease is named as forgotten."""
     first = synced(100)
