@@ -161,9 +161,10 @@ class ServeSettings(RequiredKeepaSettings, JournalSettings, ScrapeSettings, LogS
     )
     """Greatest age of a lease: renewals prolong no lease beyond it, because no call takes that
     long but a thread may hang."""
-    broker_caller_waits_max: PositiveInt = 5_000
+    broker_caller_waits_max: PositiveInt = 4_000
     """Most requests of one identity that may wait; without identities, of one holder. More
-    are refused with RESOURCE_EXHAUSTED."""
+    are refused with RESOURCE_EXHAUSTED. One connection carries 4,096 calls at once: beside so
+    many waits there is room for settles."""
     broker_caller_leases_max: PositiveInt = 5_000
     """Most open leases of one identity, or of one holder, likewise."""
     broker_caller_share_max: Annotated[float, Field(gt=0, le=1)] = 1.0

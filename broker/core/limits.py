@@ -19,7 +19,7 @@ class Limits:
     the name of their identity before a slash.
     """
 
-    waits: int = 5_000
+    waits: int = 4_000
     leases: int = 5_000
     reserved_share: float = 1.0
     signed: bool = False

@@ -14,6 +14,7 @@ import pytest
 from broker.commands.connection import TIMEOUT_S as COMMAND_TIMEOUT_S
 from broker.commands.connection import Target
 from broker.commands.connection import connect as connected
+from broker.core.limits import Limits
 from protos.channel.access import Access
 from protos.channel.options import CLIENT, PING_EVERY_MS, PING_TIMEOUT_MS, SERVER, Options
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
@@ -232,6 +233,8 @@ def test_one_connection_carries_a_limited_number_of_calls(serve: Serve) -> None:
     settings = {int.from_bytes(e[:2]): int.from_bytes(e[2:]) for e in entries}
 
     assert settings[MAX_CONCURRENT_STREAMS] == dict(SERVER)["grpc.max_concurrent_streams"]
+    # A holder that waits as often as it may can still settle, renew and withdraw.
+    assert Limits().waits < settings[MAX_CONCURRENT_STREAMS] - 50
 
 
 def test_a_port_belongs_to_one_broker(serve: Serve) -> None:
