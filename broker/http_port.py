@@ -5,18 +5,17 @@ Only `broker.server` imports this module, and late: aiohttp and Jinja2 load with
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Sequence
-from functools import partial
 
-from broker.access.identities import SETTING
+from broker.access.followed_files import FollowedFiles
+from broker.access.identities import SETTING, IdentityBook
 from broker.console.page import TokensPage
 from broker.runtime import BrokerRuntime
 from broker.settings import ServeSettings
 from broker.telemetry import http
 from broker.telemetry.metrics import BrokerMetrics
 from protos.process.addresses import Listen
-from protos.process.identities import IdentityFile, Role
+from protos.process.identities import Role
 from protos.process.watched_files import Followed
 from protos.web.door import Door
 from protos.web.guard import Guard
@@ -28,8 +27,7 @@ async def serve(
     settings: ServeSettings,
     runtime: BrokerRuntime,
     metrics: BrokerMetrics,
-    states: http.States,
-    tls: ssl.SSLContext | None,
+    files: FollowedFiles,
 ) -> None:
     """Serves on *sockets*, which listen already, until cancelled.
 
@@ -38,18 +36,16 @@ async def serve(
         settings: The broker's.
         runtime: What the page and health show.
         metrics: What a scrape gets.
-        states: The files that the broker follows, for health.
-        tls: How to speak TLS; None means plaintext.
-
-    Raises:
-        CredentialError: A file of tokens or identities can't be used any more.
+        files: What the broker has read at its start.
     """
-    door = _door(settings)
+    listen, tls = Listen.parse(settings.broker_http_listen), files.http_tls
+    door = _door(settings, listen, files.book)
+    guard = Guard(files.scrape_token, listen, door, is_open=settings.metrics_open)
     routes = http.application(
         runtime,
         metrics.registry,
-        states,
-        reading=Guard(settings, Listen.parse(settings.broker_http_listen), door).reading,
+        files.states,
+        reading=guard.reading,
         keepa_url=settings.keepa_base_url,
         key_fingerprint=settings.key_fingerprint,
         secure=tls is not None,
@@ -64,18 +60,15 @@ async def serve(
             sampling.cancel()
 
 
-def _door(settings: ServeSettings) -> Door:
+def _door(settings: ServeSettings, listen: Listen, book: Followed[IdentityBook] | None) -> Door:
     """The door of the page."""
-    identities = None
-    if (path := settings.broker_identities_file) is not None:
-        identities = Followed([path], partial(IdentityFile.read, SETTING, path))
-    if Listen.parse(settings.broker_http_listen).is_local:
+    if listen.is_local:
         open_role: Role | None = Role.OPERATOR
     else:
         open_role = Role.VIEWER if settings.broker_http_open else None
     return Door(
         http.SERVER,
-        identities=identities,
+        identities=None if book is None else lambda: book.now().file,
         setting=SETTING,
         open_role=open_role,
         # The same at every start and in every standby: sessions survive both.

@@ -10,23 +10,20 @@ import os
 import secrets
 import signal
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 import uvloop
 
-from broker.access.budgets_file import POLL_S, BudgetsFile
+from broker.access.budgets_file import POLL_S
+from broker.access.followed_files import FollowedFiles
 from broker.access.identities import IdentityBook
-from broker.access.tls import TlsFiles
 from broker.calendar import present
 from broker.core.allocator import Allocator, AllocatorConfig
 from broker.core.budgets import Budget
@@ -46,11 +43,9 @@ from broker.settings import ServeSettings
 from broker.telemetry.metrics import BrokerMetrics
 from broker.telemetry.process_metrics import ProcessMetrics
 from protos.channel import options
-from protos.channel.access import read_token
 from protos.process.addresses import Listen, ListenError
-from protos.process.watched_files import FileState, Followed
+from protos.process.watched_files import Followed
 from protos.tokenbroker.v1 import token_broker_pb2_grpc as pb_grpc
-from protos.web.tls import HttpTls
 
 if TYPE_CHECKING:
     from broker.journal.journal import Journal
@@ -166,57 +161,6 @@ async def _stop(
         await journal.stop(FLUSH_S)
 
 
-@dataclass(frozen=True, slots=True)
-class FollowedFiles:
-    """The files that the broker follows while it runs; None for one that it does not have."""
-
-    budgets: BudgetsFile | None
-    book: Followed[IdentityBook] | None
-    tls: TlsFiles | None
-    certificates: Followed[grpc.ServerCertificateConfiguration] | None
-    # Follows its files by itself.
-    http_tls: ssl.SSLContext | None
-
-    @classmethod
-    def of(cls, settings: ServeSettings) -> Self:
-        """Reads the files that *settings* name.
-
-        Raises:
-            BudgetsFileError: The budgets can't be used.
-            CredentialError: A file of certificates or identities can't be used.
-        """
-        budgets, identities = settings.broker_budgets_file, settings.broker_identities_file
-        cert, key = settings.broker_tls_cert_file, settings.broker_tls_key_file
-        tls = None
-        if cert is not None and key is not None:
-            tls = TlsFiles(cert, key, settings.broker_tls_client_ca_file)
-        if settings.metrics_token_file is not None:
-            # The HTTP port follows it; read here, one that can't be used ends the start.
-            read_token(settings.metrics_token_file, "METRICS_TOKEN_FILE")
-        return cls(
-            budgets=None if budgets is None else BudgetsFile(budgets),
-            book=None
-            if identities is None
-            else Followed([identities], partial(IdentityBook.read, identities)),
-            tls=tls,
-            certificates=None if tls is None else tls.follow(),
-            http_tls=_http_tls(settings),
-        )
-
-    def states(self) -> dict[str, FileState]:
-        """The version of each that is in use."""
-        followed = {
-            "budgets": self.budgets,
-            "identities": self.book,
-            "certificates": self.certificates,
-        }
-        return {name: one.state for name, one in followed.items() if one is not None}
-
-    def expiries_s(self) -> dict[str, float]:
-        """When the certificates expire, in Unix seconds."""
-        return {} if self.tls is None else self.tls.expiries_s()
-
-
 def _grpc_server(
     settings: ServeSettings,
     runtime: BrokerRuntime,
@@ -243,13 +187,6 @@ def _grpc_server(
     )
     pb_grpc.add_TokenBrokerServiceServicer_to_server(service, server)
     return server
-
-
-def _http_tls(settings: ServeSettings) -> ssl.SSLContext | None:
-    cert, key = settings.broker_http_tls_cert_file, settings.broker_http_tls_key_file
-    if cert is None or key is None:
-        return None
-    return HttpTls("BROKER_HTTP_TLS", cert, key, settings.broker_http_tls_client_ca_file).context()
 
 
 @asynccontextmanager
@@ -282,7 +219,7 @@ async def _http_port(
         from broker import http_port  # noqa: PLC0415 - see above
 
         gc.freeze()
-        await http_port.serve(sockets, settings, runtime, metrics, files.states, files.http_tls)
+        await http_port.serve(sockets, settings, runtime, metrics, files)
 
     serving = asyncio.create_task(serve_pages())
     serving.add_done_callback(lambda _: stop.set())

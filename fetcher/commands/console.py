@@ -83,7 +83,7 @@ def _door(settings: Settings, *, secret_url: str) -> Door:
     path = settings.console_identities_file
     identities = None
     if path is not None:
-        identities = Followed([path], partial(IdentityFile.read, IDENTITIES, path))
+        identities = Followed([path], partial(IdentityFile.read, IDENTITIES, path)).now
     if Listen.parse(settings.console_listen).is_local:
         open_role: Role | None = Role.OPERATOR
     else:

@@ -16,6 +16,7 @@ from protos.channel.credential_files import CredentialError
 from protos.process import logs
 from protos.process.addresses import Listen, ListenError
 from protos.process.environment import SettingsError
+from protos.process.scrape_token import scrape_token
 from protos.web.guard import Guard
 from protos.web.prometheus import metrics_application
 from protos.web.serving import serving
@@ -56,7 +57,8 @@ async def _serve(
 ) -> None:
     """Serves *registry*, and measures in a thread, until *stop* is set."""
     listen = Listen.parse(settings.metrics_listen)
-    routes = metrics_application(registry, Guard(settings, listen))
+    guard = Guard(scrape_token(settings), listen, is_open=settings.metrics_open)
+    routes = metrics_application(registry, guard)
     async with serving(routes, listen, setting="METRICS_LISTEN", name="dealfetcher") as at:
         log.info("metrics served", address=str(at))
         await asyncio.to_thread(measuring.run, stop)

@@ -32,6 +32,7 @@ from fetcher.gateway.settings import GatewaySettings
 from fetcher.gateway.upstream import Upstream
 from protos.process.addresses import Listen
 from protos.process.inflate import Inflate
+from protos.process.scrape_token import scrape_token
 from protos.process.settings import key_fingerprint
 from protos.web.guard import Guard
 from protos.web.prometheus import metrics_application
@@ -362,7 +363,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Places]:
         )
         gateway = Gateway(settings, broker, upstream, metrics)
         listen = Listen.parse(settings.gateway_http_listen)
-        routes = health(broker, metrics, Guard(settings, listen))
+        guard = Guard(scrape_token(settings), listen, is_open=settings.metrics_open)
+        routes = health(broker, metrics, guard)
         serving_health = serving(routes, listen, setting="GATEWAY_HTTP_LISTEN", name=SERVER)
         http = await stack.enter_async_context(serving_health)
         listen = Listen.parse(settings.gateway_listen)

@@ -24,7 +24,6 @@ from aiohttp import web
 
 from protos.channel.access import is_loopback
 from protos.process.identities import IdentityFile, Role, digest_of
-from protos.process.watched_files import Followed
 from protos.web.tls import certificate_names
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -78,7 +77,7 @@ class Door:
 
     Args:
         name: Of the console; names its cookie. Cookies are shared by all ports of a host.
-        identities: The file of identities; None leaves the console open.
+        identities: Returns the newest file of identities; None leaves the console open.
         setting: The setting that names that file, for messages.
         open_role: The role of any caller where there is no such file; None: none is let in.
         secret: Signs cookies and forms. If it is the same after a restart, sessions live on.
@@ -89,7 +88,7 @@ class Door:
         self,
         name: str,
         *,
-        identities: Followed[IdentityFile] | None,
+        identities: Callable[[], IdentityFile] | None,
         setting: str,
         open_role: Role | None,
         secret: bytes,
@@ -151,7 +150,7 @@ class Door:
             return _refusal(exc)
         form = await request.post()
         token = str(form.get("token", "")).strip()[:TOKEN_MAX_CHARS]
-        name = None if self._identities is None else self._identities.now().by_token(token)
+        name = None if self._identities is None else self._identities().by_token(token)
         if name is None:
             log.warning("sign-in refused", peer=request.remote)
             return None
@@ -187,7 +186,7 @@ class Door:
     def _caller(self, request: web.Request) -> Caller:
         if self._identities is None:
             return self._anyone(request)
-        file = self._identities.now()
+        file = self._identities()
         token = bearer_token(request)
         if token is not None:
             name = file.by_token(token[:TOKEN_MAX_CHARS])

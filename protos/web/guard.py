@@ -9,38 +9,37 @@ A caller is let in by the first of these that applies:
 
 import hmac
 from http import HTTPStatus
-from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 
-from protos.channel.access import read_token
 from protos.process.addresses import Listen
-from protos.process.settings import ScrapeSettings
+from protos.process.scrape_token import SETTING
 from protos.process.watched_files import Followed
 from protos.web.door import TOKEN_MAX_CHARS, Door, Handler, bearer_token
-
-SETTING: Final = "METRICS_TOKEN_FILE"
 
 
 class Guard:
     """Guards metrics and health.
 
     Args:
-        settings: The token, and whether it is needed.
+        token: The scraper's, if there is one.
         listen: The address of the port.
         door: Of the pages on the same port, if there are any.
-
-    Raises:
-        CredentialError: The token can't be read.
+        is_open: METRICS_OPEN is set.
     """
 
-    def __init__(self, settings: ScrapeSettings, listen: Listen, door: Door | None = None) -> None:
-        path = settings.metrics_token_file
-        self._token = None if path is None else _follow(path)
+    def __init__(
+        self,
+        token: Followed[str] | None,
+        listen: Listen,
+        door: Door | None = None,
+        *,
+        is_open: bool,
+    ) -> None:
+        self._token = token
         self._door = None if door is None or door.is_closed else door
         alone = self._token is None and self._door is None
-        self._open = settings.metrics_open or (alone and listen.is_local)
+        self._open = is_open or (alone and listen.is_local)
 
     def reading(self, handler: Handler) -> Handler:
         """Wraps the handler of what only scrapers and viewers read."""
@@ -68,10 +67,6 @@ class Guard:
         if self._token is None or given is None or len(given) > TOKEN_MAX_CHARS:
             return False
         return hmac.compare_digest(given.encode(errors="replace"), self._token.now().encode())
-
-
-def _follow(path: Path) -> Followed[str]:
-    return Followed([path], lambda: read_token(path, SETTING))
 
 
 async def livez(_request: web.Request) -> web.Response:

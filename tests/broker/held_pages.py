@@ -3,7 +3,7 @@
     python -m tests.broker.held_pages FILE serve
 
 Slow modules, as on a busy machine, but for as long as a test needs. Prints which modules the
-broker has loaded by then.
+broker has loaded by then. What stands in the file is the reason why the module can't load.
 """
 
 import json
@@ -12,6 +12,8 @@ import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Final
+
+from protos.process.addresses import ListenError
 
 HELD: Final = "broker.http_port"
 POLL_S: Final = 0.02
@@ -30,6 +32,8 @@ class Gatekeeper:
             sys.stdout.flush()
             while not self._released.exists():
                 time.sleep(POLL_S)
+            if reason := self._released.read_text():
+                raise ListenError(reason)
         return None
 
 

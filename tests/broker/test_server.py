@@ -157,10 +157,8 @@ def held_broker(
     request: pytest.FixtureRequest, simulator: RunningSimulator, tmp_path: Path
 ) -> Iterator[RunningBroker]:
     """A broker that grants; its HTTP port loads once the file `released` exists."""
-    (tmp_path / "scrapes").write_text("a-token-for-scrapes\n")
     broker = launch_broker(
         simulator.base_url, simulator.api_key, folder=tmp_path, name="held", log_format="json",
-        metrics_token_file=tmp_path / "scrapes",
         module=("tests.broker.held_pages", str(tmp_path / "released")),
     )  # fmt: skip
     yield broker
@@ -217,12 +215,13 @@ def test_a_port_that_fails_late_ends_the_broker(
 ) -> None:
     """In order, with one line: without metrics and health it would run unseen."""
     program = held_broker.program
-    (tmp_path / "scrapes").unlink()
-    (tmp_path / "released").touch()
+    # Whole at once: the broker looks for it all the time.
+    (tmp_path / "reason").write_text("BROKER_HTTP_LISTEN: no reply")
+    (tmp_path / "reason").rename(tmp_path / "released")
 
-    assert program.wait(DEADLINE_S) == 2
+    assert program.wait(DEADLINE_S) == 1
     assert "broker stopping" in program.output()
-    assert program.output().splitlines()[-1].startswith("tokenbroker: METRICS_TOKEN_FILE: ")
+    assert program.output().splitlines()[-1] == "tokenbroker: BROKER_HTTP_LISTEN: no reply"
 
 
 def test_it_is_small(broker: RunningBroker) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.server import FollowedFiles
+from broker.access.followed_files import FollowedFiles
 from broker.settings import ServeSettings
 from protos.channel.credential_files import CredentialError
 from protos.process.environment import SettingsError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import grpc
 import pytest
@@ -144,8 +144,10 @@ def by_role(company: Company) -> Path:
     )
 
 
-def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
-    """Starts a broker that asks for a token."""
+def launch_by_token(simulator: RunningSimulator, folder: Path, **more: Any) -> ByToken:
+    """Starts a broker that asks for a token; *more* is for `launch_broker`."""
+    # Its own test covers access to them: tests/protos/web/test_guard.py.
+    more.setdefault("metrics_open", True)
     company = Company(folder)
     server = company.issue("broker", "127.0.0.1")
     broker = launch_broker(
@@ -156,9 +158,8 @@ def launch_by_token(simulator: RunningSimulator, folder: Path) -> ByToken:
         access=company.access(token=company.token("viewer")),
         broker_tls_cert_file=server.cert,
         broker_tls_key_file=server.key,
-        # Its own test covers access to them: tests/protos/web/test_guard.py.
-        metrics_open=True,
         broker_identities_file=by_role(company),
+        **more,
     )
     return ByToken(broker, company, server, folder / "by-token.log")
 
@@ -336,6 +337,35 @@ def test_a_lease_is_touched_by_its_own_identity_only(
     assert codes == [Code.PERMISSION_DENIED] * 2
     assert [lease.holder for lease in held] == ["fetcher/a"]
     assert scraped(mutual, 'tokenbroker_refused_calls_total{reason="foreign_lease"}') == 2
+
+
+def test_files_that_break_before_the_http_port_has_loaded_stop_no_broker(
+    simulator: RunningSimulator, tmp_path: Path
+) -> None:
+    """The port loads late, and what was read at the start counts there, too."""
+    scrapes, released = tmp_path / "scrapes", tmp_path / "released"
+    scrapes.write_text("a-token-for-scrapes")
+    started = launch_by_token(
+        simulator,
+        tmp_path,
+        module=("tests.broker.held_pages", str(released)),
+        metrics_token_file=scrapes,
+        metrics_open=False,
+    )
+    tokens = ["a-token-for-scrapes", started.company.token("viewer").read_text().strip()]
+    started.company.identities(["[half of a table"])
+    scrapes.unlink()
+    released.touch()
+
+    try:
+        for token in tokens:
+            headers = {"Authorization": f"Bearer {token}"}
+            url = f"{started.broker.http_url}/metrics"
+            with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as reply:
+                assert b"tokenbroker_balance_tokens" in reply.read()
+        assert started.broker.program.running
+    finally:
+        started.broker.program.stop()
 
 
 def test_new_identities_are_taken_while_it_runs(changing: ByToken) -> None:

@@ -43,7 +43,7 @@ def console_over(
     """The console of a database; images stay away, so that a browser asks nothing outside."""
     followed = None
     if identities is not None:
-        followed = Followed([identities], lambda: IdentityFile.read("IDENTITIES", identities))
+        followed = Followed([identities], lambda: IdentityFile.read("IDENTITIES", identities)).now
     door = Door(
         "dealfetcher",
         identities=followed,

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from protos.process.addresses import Listen
 from protos.process.identities import IdentityFile, Role
+from protos.process.scrape_token import scrape_token
 from protos.process.settings import ScrapeSettings
 from protos.process.watched_files import Followed
 from protos.web.door import Door
@@ -47,11 +48,11 @@ async def statuses(stack: AsyncExitStack, guard: Guard, *tokens: str | None) -> 
     return found
 
 
-def settings(folder: Path, *, token: bool = False, is_open: bool = False) -> ScrapeSettings:
-    """Settings with or without a token."""
+def token(folder: Path) -> Followed[str] | None:
+    """The token as the settings name it."""
     path = folder / "token"
     path.write_text(f"{TOKEN}\n")
-    return ScrapeSettings(metrics_token_file=path if token else None, metrics_open=is_open)
+    return scrape_token(ScrapeSettings(metrics_token_file=path))
 
 
 def door(folder: Path | None = None, open_role: Role | None = None) -> Door:
@@ -61,13 +62,13 @@ def door(folder: Path | None = None, open_role: Role | None = None) -> Door:
         path = folder / "identities.toml"
         digest = sha256(VIEWERS.encode()).hexdigest()
         path.write_text(f'[anna]\nrole = "viewer"\ntoken_sha256 = ["{digest}"]\n')
-        identities = Followed([path], lambda: IdentityFile.read("X", path))
+        identities = Followed([path], lambda: IdentityFile.read("X", path)).now
     return Door("t", identities=identities, setting="X", open_role=open_role, secret=b"t")
 
 
 async def test_a_scraper_brings_its_token(stack: AsyncExitStack, tmp_path: Path) -> None:
     """No token, a wrong one, the right one, a huge one; on loopback too."""
-    guard = Guard(settings(tmp_path, token=True), LOOPBACK)
+    guard = Guard(token(tmp_path), LOOPBACK, is_open=False)
     tokens = (None, "wrong", TOKEN, "x" * 8_000, "ü", "")
 
     assert await statuses(stack, guard, *tokens) == [401, 401, 200, 401, 401, 401, 200]
@@ -75,7 +76,7 @@ async def test_a_scraper_brings_its_token(stack: AsyncExitStack, tmp_path: Path)
 
 async def test_a_replaced_token_counts_at_once(stack: AsyncExitStack, tmp_path: Path) -> None:
     """The file is followed; one that is emptied changes nothing."""
-    guard = Guard(settings(tmp_path, token=True), ELSEWHERE)
+    guard = Guard(token(tmp_path), ELSEWHERE, is_open=False)
     (tmp_path / "token").write_text("another-token")
 
     assert await statuses(stack, guard, TOKEN, "another-token") == [401, 200, 200]
@@ -85,8 +86,8 @@ async def test_a_replaced_token_counts_at_once(stack: AsyncExitStack, tmp_path: 
 
 async def test_viewers_read_what_the_page_shows(stack: AsyncExitStack, tmp_path: Path) -> None:
     """With identities their tokens count, and the scraper's beside them."""
-    guard = Guard(settings(tmp_path, token=True), ELSEWHERE, door(tmp_path))
-    only = Guard(settings(tmp_path), ELSEWHERE, door(tmp_path))
+    guard = Guard(token(tmp_path), ELSEWHERE, door(tmp_path), is_open=False)
+    only = Guard(None, ELSEWHERE, door(tmp_path), is_open=False)
 
     assert await statuses(stack, guard, None, VIEWERS, TOKEN) == [401, 200, 200, 200]
     assert await statuses(stack, only, None, VIEWERS, TOKEN) == [401, 200, 401, 200]
@@ -109,6 +110,6 @@ async def test_without_credentials_loopback_is_open(
     stack: AsyncExitStack, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Elsewhere an operator opens the port, or the page on it."""
-    guard = Guard(settings(tmp_path, is_open=is_open), listen, page)
+    guard = Guard(None, listen, page, is_open=is_open)
 
     assert await statuses(stack, guard, None) == [expected, 200]
