@@ -24,6 +24,7 @@ from fetcher.broker_client.duties import (
 from fetcher.broker_client.errors import (
     BrokerAwayError,
     BrokerRefusedError,
+    ClosedError,
     ForkedError,
     LeaseDeniedError,
     WaitCancelledError,
@@ -131,7 +132,7 @@ class AsyncBrokerClient:
             ForkedError: This is not the process that made the client.
         """
         self._check_process()
-        if self._keeper is None:
+        if self._keeper is None and not self._closing:
             self._keeper, self._watcher = _task(self._keep_up()), _task(self._watch())
         request = acquire_request(
             holder=behalf.holder if behalf else self.holder,
@@ -155,7 +156,7 @@ class AsyncBrokerClient:
         """Returns the identity that the broker finds for a caller's token.
 
         Raises:
-            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerAwayError: No answer within *timeout_s* seconds, or the client is closed.
             BrokerRefusedError: The broker has no identity for the token.
             ForkedError: This is not the process that made the client.
         """
@@ -170,7 +171,7 @@ class AsyncBrokerClient:
         """Returns the bucket as the broker counts it now, with *behalf* if it may see it.
 
         Raises:
-            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerAwayError: No answer within *timeout_s* seconds, or the client is closed.
             BrokerRefusedError: The broker does not serve this client.
             ForkedError: This is not the process that made the client.
         """
@@ -180,6 +181,8 @@ class AsyncBrokerClient:
             call = self._connection.stub.GetBucket
             try:
                 answer = await self._read(call, pb.GetBucketRequest(), behalf, timeout_s)
+            except ClosedError:
+                raise
             except BrokerAwayError as exc:
                 cause = exc.__cause__
                 assert isinstance(cause, grpc.RpcError)
@@ -195,9 +198,17 @@ class AsyncBrokerClient:
         self, method: Any, request: Any, behalf: OnBehalf | None, timeout_s: float
     ) -> Any:
         self._check_process()
+        if self._closing:
+            raise ClosedError
         metadata = behalf.metadata if behalf else ()
         try:
             return await method(request, timeout=timeout_s, metadata=metadata)
+        except asyncio.CancelledError:
+            # A channel that closes cancels its calls, but not the task that waits for one.
+            task = asyncio.current_task()
+            if self._closing and task is not None and not task.cancelling():
+                raise ClosedError from None
+            raise
         except grpc.RpcError as exc:
             if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
                 raise BrokerAwayError(self._silence.reason(exc)) from exc

@@ -15,6 +15,7 @@ from fetcher.broker_client.connection import Connection
 from fetcher.broker_client.errors import (
     BrokerAwayError,
     BrokerRefusedError,
+    ClosedError,
     ForkedError,
     LeaseDeniedError,
     WaitCancelledError,
@@ -79,6 +80,7 @@ class BrokerClient:
         self._lock = threading.Lock()
         self._waits: set[grpc.CallFuture[pb.AcquireLeaseResponse]] = set()
         self._stopping = threading.Event()
+        self._closed = False
         self._connection.on_loss(self._upkeep.renew_all_now)
 
     def __enter__(self) -> Self:
@@ -136,7 +138,7 @@ class BrokerClient:
         """Returns the bucket as the broker counts it now.
 
         Raises:
-            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerAwayError: No answer within *timeout_s* seconds, or the client is closed.
             BrokerRefusedError: The broker does not serve this client.
             ForkedError: This is not the process that made the client.
         """
@@ -163,7 +165,7 @@ class BrokerClient:
         """Returns what calls have cost lately: mean tokens per unit, by operation.
 
         Raises:
-            BrokerAwayError: No answer within *timeout_s* seconds.
+            BrokerAwayError: No answer within *timeout_s* seconds, or the client is closed.
             BrokerRefusedError: The broker does not serve this client.
             ForkedError: This is not the process that made the client.
         """
@@ -177,7 +179,14 @@ class BrokerClient:
         """Translates the errors of an RPC that only reads."""
         try:
             yield
+        except ValueError:
+            # gRPC's error for a channel that was closed, perhaps just now by another thread.
+            if self._closed:
+                raise ClosedError from None
+            raise
         except grpc.RpcError as exc:
+            if self._closed:
+                raise ClosedError from exc
             if verdict(exc) in {Verdict.AGAIN, Verdict.FEW_TIMES}:
                 raise BrokerAwayError(self._silence.reason(exc)) from exc
             raise BrokerRefusedError(
@@ -204,6 +213,7 @@ class BrokerClient:
         self.stop_waiting()
         if left := self._upkeep.close(timeout_s):
             log.warning("%d settles could not be delivered to the broker", left)
+        self._closed = True
         self._connection.close()
 
     def _check_process(self) -> None:

@@ -4,6 +4,7 @@
   - LeaseDeniedError     no tokens this time; come back after retry_delay_s
   - WaitCancelledError   the wait was cancelled on this side
   - BrokerAwayError      the broker can't be reached
+    + ClosedError        the client is closed
   - BrokerRefusedError   the broker won't serve this client: a person must act
     + KeyMismatchError   client and broker use different Keepa keys
   - ForkedError          the client belongs to another process: make one here
@@ -32,7 +33,14 @@ class WaitCancelledError(BrokerClientError):
 
 
 class BrokerAwayError(BrokerClientError):
-    """The broker did not answer in the time given."""
+    """The broker did not answer in the time given, or this client is closed."""
+
+
+class ClosedError(BrokerAwayError):
+    """`close` ended the call, or came before it."""
+
+    def __init__(self) -> None:
+        super().__init__("this broker client is closed: make a new one")
 
 
 class BrokerRefusedError(BrokerClientError):

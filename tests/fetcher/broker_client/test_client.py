@@ -1,5 +1,6 @@
 """The client keeps its side of the contract through faults and restarts."""
 
+import socket
 import threading
 from contextlib import suppress
 
@@ -8,16 +9,19 @@ import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from fetcher.broker_client import (
+    ClosedError,
     Lease,
     LeaseDeniedError,
     LeaseLostError,
     Priority,
+    WaitCancelledError,
 )
 from fetcher.broker_client.verdicts import BROKEN_TRIES_MAX
 from protos.channel.reasons import Reason
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fetcher.scripted_broker import ScriptedBroker, until
-from tests.fix_broker_client import ENVELOPE, Stage, abort, hold
+from tests.fix_broker_client import ENVELOPE, Stage, abort, hold, in_background
+from tests.waiting import DEADLINE_S
 
 
 def test_a_settled_lease_reports_keepas_envelope(stage: Stage) -> None:
@@ -212,6 +216,31 @@ def test_a_settle_is_repeated_until_it_is_taken(stage: Stage) -> None:
     until(lambda: len(broker.servicer.settles) > 0)
 
     assert broker.servicer.settles[0].outcome == pb.OUTCOME_NOT_SENT
+
+
+def test_a_closed_client_names_what_to_do(stage: Stage) -> None:
+    """Reads and waits end with an error of the client's own, however late they come."""
+    client = stage.client(stage.broker())
+    client.get_bucket()
+    client.close()
+
+    with pytest.raises(ClosedError, match="make a new one"):
+        client.get_bucket()
+    with pytest.raises(WaitCancelledError):
+        hold(client)
+
+
+def test_closing_ends_a_read_under_way(stage: Stage) -> None:
+    """Another thread, or task, may be in the midst of one."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = stage.client_at(f"127.0.0.1:{silent.getsockname()[1]}")
+        thread, errors = in_background(lambda: client.get_bucket(timeout_s=DEADLINE_S))
+        connection, _ = silent.accept()
+        with connection:
+            client.close()
+            thread.join(DEADLINE_S)
+
+    assert [type(error) for error in errors] == [ClosedError]
 
 
 def test_closing_delivers_what_is_still_to_be_settled(stage: Stage) -> None:
