@@ -1,4 +1,4 @@
-"""What the console shows of the work: queries, rejections over time, the fleet, readers."""
+"""What console and metrics show of the work: queries, rejections, the fleet, readers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

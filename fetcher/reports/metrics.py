@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -23,6 +23,7 @@ from fetcher.postgres.database import Connection
 from fetcher.postgres.errors import MIGRATE
 from fetcher.postgres.keepa_errors import count_errors
 from fetcher.postgres.measures import (
+    COUNTED_MAX,
     HourRead,
     PageCounts,
     QueryProgress,
@@ -35,7 +36,7 @@ from fetcher.postgres.measures import (
     measure_stored,
 )
 from fetcher.postgres.outbox import ChannelCounts, count_messages
-from fetcher.postgres.reports import count_rejections, count_states
+from fetcher.postgres.overview import Rejections, rejections
 from fetcher.postgres.schema import missing_migrations
 from fetcher.queries.query import DealQuery, QueryBook
 from fetcher.query_folder import QueryFolder
@@ -51,6 +52,7 @@ MEASURE_EVERY_S: Final = 10.0
 # A large database is measured less often: measuring takes at most 1/20 of the time.
 IDLE_SHARE: Final = 20.0
 JUDGED_WITHIN: Final = timedelta(days=1)
+ESTIMATED: Final = f"; estimated beyond {COUNTED_MAX:,}."
 VERDICT_STATES: Final = ("accepted", "pending", "rejected")
 
 families: Final = MetricFamilies("dealfetcher")
@@ -66,8 +68,7 @@ class Measurement:
     progress: Sequence[QueryProgress]
     reading: Sequence[HourRead]
     pages: PageCounts
-    states: Sequence[Mapping[str, Any]]
-    rejections: Sequence[Mapping[str, Any]]
+    verdicts: Rejections
     keepa_errors: Mapping[str, int]
     messages: Sequence[ChannelCounts]
     stored: Stored
@@ -160,8 +161,7 @@ def measure(
         progress=measure_progress(connection, queries),
         reading=measure_reading(connection, queries),
         pages=measure_pages(connection),
-        states=count_states(connection, query=None, since=JUDGED_WITHIN),
-        rejections=count_rejections(connection, query=None, since=JUDGED_WITHIN),
+        verdicts=rejections(connection, query=None, since=JUDGED_WITHIN, counted_max=COUNTED_MAX),
         keepa_errors=count_errors(connection),
         messages=count_messages(connection),
         stored=measure_stored(connection),
@@ -197,7 +197,7 @@ class CollectionCollector(Collector):
         yield gauge("database_latency_seconds", "Time to the database and back.", latest.latency_s)
         yield gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
         stored = latest.stored
-        yield gauge("deals", "Deals stored.", stored.deals)
+        yield gauge("deals", f"Deals stored{ESTIMATED}", stored.deals)
         yield gauge("oldest_deal_age_seconds", "Time since Keepa last served the deal that it"
                     " served longest ago.", stored.oldest_age_s or 0.0)  # fmt: skip
         retention_s = self._measuring.retention.total_seconds()
@@ -279,20 +279,29 @@ def _of_alerts(messages: Sequence[ChannelCounts]) -> Iterator[Metric]:
 
 def _of_verdicts(latest: Measurement) -> Iterator[Metric]:
     verdicts = GaugeMetricFamily(
-        "dealfetcher_day_verdicts", "Deals judged within a day.", labels=["query", "state"]
+        "dealfetcher_day_verdicts",
+        f"Deals judged within a day{ESTIMATED}",
+        labels=["query", "state"],
     )
-    for row in latest.states:
-        for state in VERDICT_STATES:
-            verdicts.add_metric([row["query"], state], row[state])
-    yield verdicts
-    rejections = GaugeMetricFamily(
+    rules = GaugeMetricFamily(
         "dealfetcher_day_rejections",
-        "Rules against deals rejected within a day; a deal counts for each.",
+        f"Rules against deals rejected within a day; a deal counts for each{ESTIMATED}",
         labels=["query", "rule"],
     )
-    for row in latest.rejections:
-        rejections.add_metric([row["query"], row["rule"]], row["failed"] + row["unknown"])
-    yield rejections
+    rows = latest.verdicts.rows
+    # Every state of a query that has judged: a series that comes and goes is no zero.
+    states = {
+        (query, state): 0 for query in {row["query"] for row in rows} for state in VERDICT_STATES
+    }
+    for row in rows:
+        if row["rule"] is None:
+            states[row["query"], row["state"]] = row["deals"]
+        else:
+            rules.add_metric([row["query"], row["rule"]], row["deals"])
+    for labels, deals in sorted(states.items()):
+        verdicts.add_metric(labels, deals)
+    yield verdicts
+    yield rules
 
 
 def _age(age_s: float | None) -> float:

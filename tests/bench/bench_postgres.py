@@ -26,6 +26,7 @@ from fetcher.postgres.dead_pages import list_dead
 from fetcher.postgres.deals import upsert_deals
 from fetcher.postgres.health import freshness, stuck
 from fetcher.postgres.measures import (
+    COUNTED_MAX,
     measure_pages,
     measure_progress,
     measure_reading,
@@ -125,8 +126,7 @@ def metrics(connection: Connection, queries: Sequence[DealQuery]) -> object:
         measure_reading(connection, queries),
         measure_pages(connection),
         measure_stored(connection),
-        count_states(connection, query=None, since=DAY),
-        count_rejections(connection, query=None, since=DAY),
+        rejections(connection, query=None, since=DAY, counted_max=COUNTED_MAX),
     )
 
 
@@ -164,10 +164,6 @@ COUNTS: Final[Mapping[str, Call]] = {
 }
 CLAIM_GOAL: Final = at_most(10)
 REPORT_GOAL: Final = at_most(500)
-WHY: Final[Mapping[str, str]] = {
-    "metrics of the collection": "it counts every deal, and every verdict of a day, exactly; the"
-    " more it takes, the more rarely a fetcher measures",
-}
 
 
 def times_ms(
@@ -263,7 +259,7 @@ def stage(
                 "ms",
                 goal,
                 "reads every verdict of the time" if goal is None else "",
-                WHY.get(name, ""),
+                "",
                 {"ms": taken_ms},
             )
     if present in WRITES:
