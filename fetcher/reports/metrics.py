@@ -198,8 +198,8 @@ class CollectionCollector(Collector):
         yield gauge("measure_seconds", "Time that measuring the database took.", latest.took_s)
         stored = latest.stored
         yield gauge("deals", f"Deals stored{ESTIMATED}", stored.deals)
-        yield gauge("oldest_deal_age_seconds", "Time since Keepa last served the deal that it"
-                    " served longest ago.", stored.oldest_age_s or 0.0)  # fmt: skip
+        text = "Age of the oldest reply stored; in a large database, of those in a sample."
+        yield gauge("oldest_deal_age_seconds", text, stored.oldest_age_s or 0.0)
         retention_s = self._measuring.retention.total_seconds()
         yield gauge("retention_seconds", "Age at which deals are pruned.", retention_s)
         yield gauge("database_size_bytes", "Size of the database.", stored.size_bytes)
