@@ -5,6 +5,7 @@ difference is split among causes, in an order that names the certain ones
 first; what no cause explains was spent by another program with the same key.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -125,7 +126,14 @@ class Drift:
         return stranded > ROUNDING_TOKENS or self._unshown_tokens > ROUNDING_TOKENS
 
     def split(
-        self, known: Envelope, new: Envelope, *, ticks: int, included: Included, in_flight: int
+        self,
+        known: Envelope,
+        new: Envelope,
+        *,
+        ticks: int,
+        included: Included,
+        in_flight: int,
+        held: Callable[[], Iterable[int]],
     ) -> Split:
         """Splits the difference between *new* and what *known* let expect; changes nothing.
 
@@ -135,13 +143,18 @@ class Drift:
             ticks: Refills between the two.
             included: Calls that only *new* includes.
             in_flight: Tokens held for calls that *new* may include or not.
+            held: Returns them call by call; asked for only where the plan has changed.
         """
         estimate = included.held - included.cost
         more = rest = new.tokens_left - known.refilled(ticks) + included.cost
         if not rest and same_plan(known, new):
             # As expected: there is nothing to explain.
             return Split(estimate, estimate)
-        changed, rest = self._changed_refill(rest, known, new, ticks, included.cost, in_flight)
+        changed = 0
+        if not same_plan(known, new):
+            changes = _changes(known, new, ticks, included.cost)
+            changed = self._likeliest(changes, rest, in_flight, held())
+            rest -= changed
         unshown = -min(max(0, -rest), self._unshown_tokens)
         rest -= unshown
         shown = self._in_flight(rest, in_flight)
@@ -218,35 +231,29 @@ class Drift:
         self.by_cause[IN_FLIGHT] -= cost
         self.by_cause[ESTIMATE] += cost
 
-    def _changed_refill(
-        self, rest: int, known: Envelope, new: Envelope, ticks: int, cost: int, in_flight: int
-    ) -> tuple[int, int]:
-        """The part that a new rate or a new token-flow reduction explains, and what is left.
+    def _likeliest(
+        self, changes: Sequence[int], rest: int, in_flight: int, held: Iterable[int]
+    ) -> int:
+        """The part of *rest* that a new rate or a new token-flow reduction explains.
 
-        Any number of the ticks may have been under the new plan, and have come before or after
-        the calls of *cost* tokens. What calls in flight then leave unexplained is least for
-        the true one. Among equals, whole ticks come first, then the least that calls in
-        flight move: a charge that has shown is seldom taken back.
+        What calls in flight then leave unexplained is least for the true one of *changes*. Among
+        equals, whole ticks come first, then what leaves a charge shown that some of the calls
+        add up to, then the least that they move: one that has shown is seldom taken back.
         """
-        if same_plan(known, new):
-            return 0, rest
-        before = known.refilled(ticks)
-        changes = [
-            _refilled(known, new, ticks, under, spent) - before
-            for spent in (0, max(0, cost))
-            for under in range(ticks, -1, -1)
-        ]
         # A refill of fractions may round.
-        part = max(rest, changes[0]) if changes[0] < 0 else min(rest, changes[0])
+        most = changes[0]
+        part = max(rest, most) if most < 0 else min(rest, most)
+        sums = _sums(held, in_flight)
 
-        def unlikely(change: int) -> tuple[int, bool, int]:
+        def unlikely(change: int) -> tuple[int, bool, bool, int]:
             left = rest - change
-            shown = self._in_flight(left, in_flight)
-            stranded = self.shown_in_flight - shown - in_flight
-            return abs(left - shown) + max(0, stranded), change not in changes, abs(shown)
+            moved = self._in_flight(left, in_flight)
+            shown = self.shown_in_flight - moved
+            unexplained = abs(left - moved) + max(0, shown - in_flight)
+            adds_up = shown >= 0 and bool(sums >> shown & 1)
+            return unexplained, change not in changes, not adds_up, abs(moved)
 
-        changed = min([*changes, part], key=unlikely)
-        return changed, rest - changed
+        return min([*changes, part], key=unlikely)
 
     def _in_flight(self, rest: int, in_flight: int) -> int:
         """The part that calls in flight explain, or give back."""
@@ -281,6 +288,28 @@ class Drift:
             self.by_cause[FOREIGN] -= stranded
             self.foreign_tokens += stranded
             self.last_unexplained_tokens -= stranded
+
+
+def _changes(known: Envelope, new: Envelope, ticks: int, cost: int) -> list[int]:
+    """What the plan of *new* may have changed of the refill: the most first.
+
+    Any number of the *ticks* may have been under it, and have come before or after the calls of
+    *cost* tokens.
+    """
+    before = known.refilled(ticks)
+    return [
+        _refilled(known, new, ticks, under, spent) - before
+        for spent in (0, max(0, cost))
+        for under in range(ticks, -1, -1)
+    ]
+
+
+def _sums(charges: Iterable[int], most: int) -> int:
+    """The sums of any of *charges*, up to *most*: bit n is set for a sum of n."""
+    sums, kept = 1, (1 << max(0, most) + 1) - 1
+    for charge in charges:
+        sums |= (sums << max(0, charge)) & kept
+    return sums
 
 
 def _refilled(known: Envelope, new: Envelope, ticks: int, under: int, spent: int) -> int:

@@ -15,8 +15,9 @@ Rule 5: what a client reports is evidence. It moves the count only where the mod
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
@@ -564,8 +565,15 @@ class Ledger:
             ticks=ticks,
             included=included,
             in_flight=in_flight,
+            held=partial(self._held_beside, released, missing),
         )
         return Comparison(ticks, released, missing, split)
+
+    def _held_beside(self, released: Sequence[Lease], missing: Sequence[Lease]) -> list[int]:
+        """Tokens of each call that a count may include or not; see `_compare`."""
+        gone = {lease.lease_id for lease in released}
+        held = [lease.held for lease in self.holds if lease.lease_id not in gone]
+        return held + [lease.cost for lease in missing]
 
     def _adopt_observation(self, observation: Observation, comparison: Comparison) -> None:
         """Makes *observation* the balance, and reserves what it may not include."""

@@ -1,5 +1,7 @@
 """Every difference between Keepa's count and ours gets a cause."""
 
+import pytest
+
 from broker.core.bucket import Observation, Source
 from broker.core.drift import Cause, Drift
 from broker.core.leases import Outcome
@@ -91,6 +93,28 @@ def test_a_plan_that_ends_takes_no_shown_charge_back() -> None:
     ledger.observe(probe(50, at=2_000, rate=5, refill_in=59_000))
 
     assert causes(ledger) == {"in_flight": -20}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        # A tick of 32 and two more calls; with one of 16, 6 of the 15 would have come back.
+        (85 + 32 - 10, {"in_flight": -25, "refill": 16}),
+        # A tick of 16, and one call has not been charged after all; with one of 32, 11 more had.
+        (85 + 16 + 5, {"in_flight": -10}),
+    ],
+)
+def test_what_a_changed_plan_leaves_shown_is_a_sum_of_calls(
+    tokens: int, expected: dict[str, int]
+) -> None:
+    """Calls are charged whole: of two explanations, the one with a part of a call is wrong."""
+    ledger = ledger_with(100, rate=16, refill_in=1_000)
+    for name in "abcdef":
+        ledger.reserve(request(name), 1, 5, 10)
+    ledger.observe(probe(85, at=100, rate=16, refill_in=900))
+    ledger.observe(probe(tokens, at=2_000, rate=32, refill_in=59_000))
+
+    assert causes(ledger) == expected
 
 
 def test_a_call_before_the_tick_of_a_smaller_plan_lapses_nothing() -> None:
