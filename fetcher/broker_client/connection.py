@@ -4,7 +4,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Listener = Callable[[], None]
 IDLE = grpc.ChannelConnectivity.IDLE
 FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+# A busy machine may take so long until a new thread runs.
+FIRST_LOOK_S: Final = 2.0
 
 
 class Reopening(ABC):
@@ -134,6 +136,8 @@ class Connection(Reopening):
 
     def close(self) -> None:
         """Disconnects."""
+        # gRPC's thread fails with a traceback if the channel closes before its first look.
+        self._is_watched.wait(FIRST_LOOK_S)
         self._leave()
         self._channel.close()
 
@@ -141,6 +145,7 @@ class Connection(Reopening):
         self._channel = self._access.channel(*self._target, self._certificates)
         self._stub = pb_grpc.TokenBrokerServiceStub(self._channel)
         self._state = None
+        self._is_watched = threading.Event()
         self._channel.subscribe(self._changed)
 
     def _leave(self) -> None:
@@ -149,6 +154,7 @@ class Connection(Reopening):
     def _changed(self, state: grpc.ChannelConnectivity) -> None:
         # The first report is of the new channel; gRPC leaves out states that pass quickly.
         before, self._state = self._state, state
+        self._is_watched.set()
         lost = state is FAILED or (state is IDLE and before is not None)
         if lost and self._on_loss is not None:
             self._on_loss()

@@ -1,12 +1,15 @@
 """The client on networks that are slow, silent or torn."""
 
 import logging
+import threading
 import time
+from typing import Any
 
 import grpc
 import pytest
+from grpc import _channel
 
-from fetcher.broker_client import BrokerAwayError
+from fetcher.broker_client import BrokerAwayError, BrokerClient
 from protos.tokenbroker.v1 import token_broker_pb2 as pb
 from tests.fetcher.scripted_broker import ScriptedBroker, until
 from tests.fix_broker_client import Stage, hold, in_background
@@ -92,3 +95,25 @@ def test_a_black_hole_is_noticed_within_half_a_minute(
     assert errors == []
     # Promised is half a minute; a busy machine may be late.
     assert tries[1] - silent_s < 45
+
+
+def test_a_client_closes_only_once_grpc_watches_its_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine gRPC's thread begins late; on a closed channel it would fail."""
+    watch, ended = _channel._poll_connectivity, threading.Event()
+    failures: list[threading.ExceptHookArgs] = []
+
+    def watch_late(*arguments: Any) -> None:
+        time.sleep(0.3)
+        try:
+            watch(*arguments)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(_channel, "_poll_connectivity", watch_late)
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    BrokerClient("127.0.0.1:1").close()
+
+    assert ended.wait(WAIT_S)
+    assert failures == []
