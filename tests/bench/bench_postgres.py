@@ -50,7 +50,7 @@ OPTIONS: Final = {"fsync": "off", "synchronous_commit": "off", "shared_buffers":
 STAGES: Final = (0, 1_000_000, 5_000_000, 10_000_000)
 QUICK_STAGES: Final = (20_000,)
 WRITES: Final = (0, 20_000, 1_000_000, 5_000_000)
-REPORTED: Final = (0, 20_000, 1_000_000, 10_000_000)
+REPORTED: Final = (0, 20_000, 1_000_000, 5_000_000, 10_000_000)
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 2
 DAY: Final = timedelta(days=1)
@@ -259,8 +259,7 @@ def stage(
                 "ms",
                 goal,
                 "reads every verdict of the time" if goal is None else "",
-                "",
-                {"ms": taken_ms},
+                samples={"ms": taken_ms},
             )
     if present in WRITES:
         yield from compared(database_url, present, quick=quick)
